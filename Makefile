@@ -1,0 +1,74 @@
+# `make demo` and `make test` need Python 3.11 or newer, git and make; with a C++ compiler the renderer is many times faster.
+# Everything is installed into .venv, at the versions of constraints.txt; pip's own settings (PIP_*, pip.conf) apply.
+
+PYTHON ?= python3
+PYTHONS := $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.11 python3.12 python3.13 python3.14)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -q --no-compile --no-build-isolation
+SUBMODULES := submodules/diff-gaussian-rasterization submodules/simple-knn
+
+# The name of a stamp is the checksum of what it stands for, so a change of any of it, and nothing else, installs again.
+KERNEL_SOURCES = $(shell find $(SUBMODULES) -type f -not -path '*/build/*' -not -path '*.egg-info/*' \
+	-not -path '*/__pycache__/*' -not -name '*.so' | LC_ALL=C sort)
+KEY := $(shell cat constraints.txt pyproject.toml $(KERNEL_SOURCES) | cksum | cut -d ' ' -f 1)
+READY := $(VENV)/ready-$(KEY)
+READY_DEV := $(VENV)/ready-dev-$(KEY)
+
+DEMO := output/quickstart
+
+.PHONY: demo test check format setup setup-dev clean
+
+demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
+	@if grep -qs '"finished": true' $(DEMO)/run.json && ls $(DEMO)/videos/*/*.mp4 >/dev/null 2>&1; then \
+		echo "$(DEMO) is finished; to start afresh: rm -r $(DEMO)"; \
+	elif ls -d $(DEMO)/checkpoints/iteration_* >/dev/null 2>&1; then \
+		$(BIN)/python train.py --opt configs/quickstart.yaml --resume; \
+	else \
+		$(BIN)/python train.py --opt configs/quickstart.yaml --force; \
+	fi
+	@echo "Gaussians:"; ls $(DEMO)/point_cloud/iteration_*/point_cloud.ply
+	@echo "video:"; ls $(DEMO)/videos/*/*.mp4
+	@echo "pictures:"; ls -d $(DEMO)/test_six_views/*
+
+test: check  ## all checks and all tests; pytest has the last word
+	@$(BIN)/python -m pytest
+
+check: $(READY_DEV)  ## style, layers and types, without the tests
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/pyright
+
+format: $(READY_DEV)
+	@$(BIN)/ruff check --fix-only --exit-zero .
+	@$(BIN)/ruff format .
+
+setup: $(READY)
+setup-dev: $(READY_DEV)
+
+$(READY):
+	@found=; for python in $(PYTHONS); do \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$python && break; \
+	done; \
+	if test -z "$$found"; then \
+		echo "Python 3.11 or newer is needed; $(PYTHON) is: $$($(PYTHON) --version 2>&1 | head -n 1). Install one, or name it: make PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi; \
+	if ! $(PIP) --version >/dev/null 2>&1; then rm -rf $(VENV) && $$found -m venv $(VENV); fi
+	@rm -rf build $(addsuffix /build,$(SUBMODULES))
+	$(INSTALL) -c constraints.txt setuptools torch
+	$(INSTALL) -c constraints.txt .
+	$(INSTALL) --no-deps --force-reinstall $(addprefix ./,$(SUBMODULES))
+	@rm -f $(VENV)/ready-*
+	@touch $@
+
+$(READY_DEV): $(READY)
+	$(INSTALL) -c constraints.txt .[dev]
+	@touch $@
+
+clean:  ## removes what `make` built; finished runs in output/ stay
+	rm -rf $(VENV) build dreammapping.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(foreach folder,$(SUBMODULES),$(folder)/build $(folder)/*.egg-info)

@@ -1,0 +1,64 @@
+"""All settings of a run in one object, and the YAML that gives it back."""
+
+import dataclasses
+from functools import cache
+
+import yaml
+
+from arguments import groups
+from arguments.option import option
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The run as a whole."""
+
+    ModelParams: groups.ModelParams = dataclasses.field(default_factory=groups.ModelParams)
+    OptimizationParams: groups.OptimizationParams = dataclasses.field(
+        default_factory=groups.OptimizationParams
+    )
+    PipelineParams: groups.PipelineParams = dataclasses.field(default_factory=groups.PipelineParams)
+    GenerateCamParams: groups.GenerateCamParams = dataclasses.field(default_factory=groups.GenerateCamParams)
+    GuidanceParams: groups.GuidanceParams = dataclasses.field(default_factory=groups.GuidanceParams)
+    seed: int = option(
+        0, "seed of everything random but the guidance's noise (noise_seed)", low=0, high=2**32 - 1
+    )
+    device: str = option("auto", "where to run: auto, cpu, mps, cuda or cuda:1")
+    offline: bool = option(False, "never ask a hub for weights")
+    port: int = option(2355, "port of the live viewer", low=1, high=65535)
+    test_ratio: int = option(5, "test pictures this many times per run", low=1)
+    save_ratio: int = option(2, "save the Gaussians this many times per run", low=1)
+    checkpoint_interval: int = option(500, "steps between checkpoints", unit="steps", low=1)
+    log_interval: int = option(10, "steps between lines of metrics.jsonl", unit="steps", low=1)
+    save_video: bool = option(True, "write a turntable video with each set of test pictures")
+    video_frames: int = option(120, "frames of one turn of that video", unit="frames", low=1, high=10_000)
+
+
+@cache
+def group_classes() -> dict[str, type]:
+    """The groups by name, in order."""
+    return {f.name: getattr(groups, f.name) for f in dataclasses.fields(Config) if "option" not in f.metadata}
+
+
+@cache
+def settings() -> dict[str, dataclasses.Field]:
+    """Every setting by its dotted name (``GuidanceParams.text``, ``seed``)."""
+    named = {f.name: f for f in dataclasses.fields(Config) if "option" in f.metadata}
+    for group, kind in group_classes().items():
+        named |= {f"{group}.{f.name}": f for f in dataclasses.fields(kind)}
+    return named
+
+
+def value_of(config: Config, name: str) -> object:
+    """The value of a setting by its dotted name."""
+    group, _, key = name.rpartition(".")
+    return getattr(getattr(config, group) if group else config, key)
+
+
+def to_yaml(config: Config) -> str:
+    """Every setting as YAML; ``load`` gives the same Config from it."""
+    tree = {name: dataclasses.asdict(getattr(config, name)) for name in group_classes()}
+    for group in tree.values():
+        group.update({key: list(value) for key, value in group.items() if isinstance(value, tuple)})
+    tree |= {name: getattr(config, name) for name in settings() if "." not in name}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)

@@ -1,0 +1,240 @@
+"""From the command line and a YAML file to a checked Config."""
+
+import argparse
+import copy
+import difflib
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from arguments.check import check_together, check_value, complaint, has_form, kind_of, shown
+from arguments.config import Config, group_classes, settings, value_of
+from arguments.names import WITHOUT_EFFECT, name_in_group, name_of
+from utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+COMMAND_LINE = "command line"
+
+FLAGS = {
+    "--opt": ("FILE", "settings as YAML (LucidDreamer's files work unchanged)"),
+    "--seed": ("N", "the same as seed=N"),
+    "--resume": ("", "go on with the run in the folder"),
+    "--force": ("", "replace the run in the folder"),
+    "--dry-run": ("", "check everything that a run needs, then stop"),
+    "--print-config": ("", "print all settings as YAML, then stop"),
+    "--offline": ("", "never ask a hub for weights"),
+    "--quiet": ("", "say nothing but warnings and errors"),
+    "--debug": ("", "show tracebacks"),
+    "--help": ("", "print this"),
+}
+"""Flags: what follows each (empty: nothing) and what it means."""
+
+_UPSTREAM_FLAGS = ("--port", "--test_ratio", "--save_ratio", "--save_video")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for beside the settings."""
+
+    opt: Path | None = None
+    print_config: bool = False
+    dry_run: bool = False
+    resume: bool = False
+    debug: bool = False
+    quiet: bool = False
+    offline: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    value: object
+    where: str
+
+
+def load(argv: list[str] | None = None) -> tuple[Config, Command]:
+    """Read ``--opt FILE.yaml``, apply ``Group.key=value`` and ``key=value`` on top, and check everything.
+
+    Args:
+        argv: the words after ``train.py``; those of the process if None.
+
+    Raises:
+        UserError: anything that a user can have got wrong, in one line.
+        SystemExit: after ``--help`` is printed.
+    """
+    flags, words = _parse(argv)
+    overrides = [_override(word) for word in words]
+    for flag in ("--seed", *_UPSTREAM_FLAGS):
+        value = getattr(flags, flag.removeprefix("--"))
+        if value is not None:
+            overrides.append(_override(f"{flag.removeprefix('--')}={value}"))
+    if flags.offline:
+        overrides.append(_Entry("offline", True, COMMAND_LINE))
+    path = Path(flags.opt) if flags.opt is not None else None
+    entries = (read_file(path) if path else []) + overrides
+    config = build(entries)
+    check_together(config, {entry.name: entry.where for entry in entries}, complete=not flags.print_config)
+    _remark(config, entries)
+    command = Command(
+        opt=path,
+        print_config=flags.print_config,
+        dry_run=flags.dry_run,
+        resume=flags.resume,
+        debug=flags.debug,
+        quiet=flags.quiet,
+        offline=config.offline,
+        force=flags.force,
+    )
+    return config, command
+
+
+def read_file(path: Path) -> list[_Entry]:
+    """The entries of a YAML file, read as YAML 1.1 (``100_000`` is a number), as LucidDreamer reads it."""
+    tree = _parse_yaml(path)
+    where = str(path)
+    if not isinstance(tree, dict) or not tree:
+        found = "nothing" if not tree else f"a {type(tree).__name__}"
+        raise UserError(f"{where}: expected groups such as GuidanceParams, got {found}; see configs/cat.yaml")
+    entries = []
+    for group, content in tree.items():
+        if group not in group_classes():
+            entries.append(_Entry(name_in_group("", group, where), content, where))
+        elif isinstance(content, dict):
+            for key, value in content.items():
+                entries.append(_Entry(name_in_group(group, key, where), value, where))
+        elif content is not None:
+            raise UserError(
+                f"{where}: {group}: expected 'key: value' lines, got {shown(content)}; indent its keys"
+            )
+    return entries
+
+
+def build(entries: list[_Entry]) -> Config:
+    """A Config from entries, later ones winning, each of the right type and within its range."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = copy.deepcopy(_defaults())
+    final = {entry.name: entry for entry in entries if entry.name not in WITHOUT_EFFECT}
+    for entry in final.values():
+        try:
+            if not has_form(settings()[entry.name], entry.value):
+                raise ValueError
+            OmegaConf.update(tree, entry.name, entry.value)
+        except (OmegaConfBaseException, ValueError, OverflowError) as error:
+            raise complaint(entry.name, entry.value, entry.where) from error
+    config: Any = OmegaConf.to_object(tree)
+    for entry in final.values():
+        check_value(entry.name, value_of(config, entry.name), entry.where)
+    return config
+
+
+@cache
+def _defaults() -> Any:
+    """The defaults as a typed OmegaConf tree that can be written to; kept, as making it takes most of a load."""
+    from omegaconf import OmegaConf
+
+    tree: Any = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(tree, False)
+    for group in group_classes():
+        OmegaConf.set_readonly(tree[group], False)
+    return tree
+
+
+def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = _Parser(prog="train.py", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", dest="help", action="store_true")
+    for flag, (value, _) in FLAGS.items():
+        if value:
+            parser.add_argument(flag)
+        else:
+            parser.add_argument(flag, action="store_true")
+    for flag in _UPSTREAM_FLAGS:
+        parser.add_argument(flag)
+    flags, words = parser.parse_known_args(argv)
+    if flags.help:
+        from arguments.describe import describe
+
+        print(describe())  # noqa: T201
+        raise SystemExit(0)
+    return flags, words
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{COMMAND_LINE}: {message}; python train.py --help lists all")
+
+
+def _override(word: str) -> _Entry:
+    key, equals, text = word.partition("=")
+    if word.startswith("-"):
+        near = difflib.get_close_matches(key, [*FLAGS, *_UPSTREAM_FLAGS], n=1)
+        known = key.lstrip("-") in {name.rpartition(".")[2] for name in settings()} | settings().keys()
+        advice = f"write {key.lstrip('-')}=VALUE" if known else "python train.py --help lists all"
+        advice = f"did you mean {near[0]}?" if near and not known else advice
+        raise UserError(f"{COMMAND_LINE}: expected key=value or a flag, got {word!r}; {advice}")
+    if not equals:
+        advice = f"--opt {word}" if word.endswith((".yaml", ".yml")) else "key='value' where it has spaces"
+        raise UserError(f"{COMMAND_LINE}: expected key=value or a flag, got {word!r}; write {advice}")
+    name = name_of(key, COMMAND_LINE)
+    return _Entry(name, _override_value(name, text), COMMAND_LINE)
+
+
+def _override_value(name: str, text: str) -> object:
+    """Text stays as it is; everything else is read as YAML, so that it means what it means in a file."""
+    if name in WITHOUT_EFFECT:
+        return text
+    kind, optional = kind_of(settings()[name])
+    if kind is str and not (optional and text == "null"):
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _parse_yaml(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError as error:
+        folders = {path.parent, Path("configs")}
+        beside = sorted(str(file) for folder in folders for file in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]}?" if near else "see the folder configs/"
+        raise UserError(f"{path}: expected a settings file, found none; {advice}") from error
+    except OSError as error:
+        raise UserError(f"{path}: expected a readable file, got: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(f"{path}: expected UTF-8 text, got byte {byte:#x}; save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: expected YAML, got {_yaml_problem(error)}; mend that line") from error
+    except (ValueError, RecursionError) as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{path}: expected YAML, got {problem}; mend that value") from error
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
+
+
+def _remark(config: Config, entries: list[_Entry]) -> None:
+    """Say once which keys have no effect, and that LucidDreamer's word for its loss now means ours."""
+    idle = [entry for entry in entries if entry.name in WITHOUT_EFFECT]
+    if idle:
+        names = ", ".join(dict.fromkeys(entry.name for entry in idle))
+        logger.warning("%s: these keys have no effect and are ignored: %s", idle[0].where, names)
+    if config.GuidanceParams.guidance == "SD" and not config.GuidanceParams.sds:
+        logger.warning(
+            "guidance: SD runs VDM with DCA (LucidDreamer's ISM was replaced); "
+            "set GuidanceParams.guidance to choose"
+        )

@@ -1,0 +1,1 @@
+"""Measurements to repeat; each prints a table and keeps the numbers in `benchmarks/results`."""

@@ -1,0 +1,221 @@
+"""What an iteration costs above what no method can avoid: `python -m benchmarks.iteration`.
+
+The floor is the U-Net's forward for classifier-free guidance on the batch, and the image encoder's forward
+and backward, at the run's own batch and sizes. Floor and whole iterations alternate in one process; medians
+are compared.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dreammapping
+from arguments import Config, load
+from benchmarks.cells import QUICKSTART, RESULTS
+from dreammapping import Training
+from utils.errors import UserError
+from utils.files import atomic
+
+WARM_UP = 3
+
+
+class Floor:
+    """The unavoidable part of an iteration, on random tensors of the run's shapes."""
+
+    def __init__(self, training: Training, batch: int) -> None:
+        self.score_model, self.batch = training.score_model, batch
+        self.rng = torch.Generator().manual_seed(0)
+        device, size = training.device, self.score_model.image_size
+        self.images = torch.rand((batch, 3, *size), generator=self.rng).to(device).requires_grad_()
+        self.timesteps = torch.full((2 * batch,), 500, device=device)
+        text = training.prompts(torch.zeros(batch, device=device))
+        self.text = torch.cat([text.positive, text.base])
+
+    def encode(self) -> torch.Tensor:
+        """The encoder, forward and backward; returns the latents."""
+        latents = self.score_model.encode_images(self.images, self.rng)
+        latents.backward(torch.ones_like(latents))
+        self.images.grad = None
+        return latents.detach()
+
+    @torch.no_grad()
+    def predict(self, latents: torch.Tensor) -> None:
+        """The U-Net, forward, for the text and for the base of every view."""
+        self.score_model.predict_noise(torch.cat([latents, latents]), self.timesteps, self.text)
+
+
+class Stopwatch:
+    """Seconds by name; waits for the device at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, list[float]] = {}
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = self.now()
+        yield
+        self.seconds.setdefault(name, []).append(self.now() - start)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+
+def measure(config: Config, iterations: int) -> dict[str, Any]:
+    """Medians in seconds over `iterations` alternations, their ratio, and where an iteration's time goes."""
+    training = Training(config)
+    for step in range(1, WARM_UP + 1):
+        training.iteration(step)
+    floor = Floor(training, config.GuidanceParams.C_batch_size)
+    watch = Stopwatch(training.device)
+    first = WARM_UP + 1
+    with _captured(training.score_model, "predict_noise") as calls:
+        for step in range(first, first + iterations):
+            with watch.timed("encoder, forward and backward"):
+                latents = floor.encode()
+            with watch.timed("U-Net for CFG, forward"):
+                floor.predict(latents)
+            with watch.timed("iteration"):
+                training.iteration(step)
+    evaluations = sum(len(latents) for latents, *_ in calls) / iterations - 2 * floor.batch
+    parts = _break_down(training, range(first + iterations, first + 2 * iterations))
+    unavoidable = {name: watch.median(name) for name in watch.seconds if name != "iteration"}
+    return {
+        "settings": config.ModelParams.workspace,
+        "device": str(training.device),
+        "threads": torch.get_num_threads(),
+        "batch": floor.batch,
+        "evaluations_per_iteration": evaluations,
+        "iterations": iterations,
+        "floor_parts": unavoidable,
+        "floor": sum(unavoidable.values()),
+        "iteration": watch.median("iteration"),
+        "ratio": watch.median("iteration") / sum(unavoidable.values()),
+        "iteration_parts": parts,
+    }
+
+
+def _break_down(training: Training, steps: range) -> dict[str, float]:
+    """Mean seconds of an iteration's parts (a pass of its own, because the stopwatch makes a GPU wait)."""
+    watch = Stopwatch(training.device)
+    places: list[tuple[Any, str, str]] = [
+        (dreammapping, "render", "render, forward"),
+        (training.score_model, "encode_images", "encoder, forward"),
+        (training.score_model, "predict_noise", "U-Net, forward"),
+        (training.density, "update", "density control"),
+        (torch.autograd, "backward", "backward, all of it"),
+    ]
+    degradation = getattr(training.guidance, "degradation", None)
+    if degradation is not None:
+        places.append((degradation, "forward", "operator, forward"))
+    with ExitStack() as stack:
+        for owner, name, title in places:
+            stack.enter_context(_replaced(owner, name, _clocked(getattr(owner, name), title, watch)))
+        for step in steps:
+            with watch.timed("iteration"):
+                training.iteration(step)
+    parts = {name: sum(seconds) / len(steps) for name, seconds in watch.seconds.items()}
+    total = parts.pop("iteration")
+    return parts | {"the rest": total - sum(parts.values())}
+
+
+def _clocked(function: Callable[..., Any], title: str, watch: Stopwatch) -> Callable[..., Any]:
+    def clocked(*arguments: Any, **options: Any) -> Any:
+        with watch.timed(title):
+            return function(*arguments, **options)
+
+    return clocked
+
+
+@contextmanager
+def _captured(owner: Any, name: str) -> Iterator[list[tuple[Any, ...]]]:
+    """The positional arguments of every call within the block."""
+    calls: list[tuple[Any, ...]] = []
+    function = getattr(owner, name)
+
+    def capture(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    with _replaced(owner, name, capture):
+        yield calls
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """`owner.name` is `value` within the block."""
+    own = name in vars(owner)
+    previous = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, previous)
+        else:
+            delattr(owner, name)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as aligned text."""
+    lines = [
+        f"{result['settings']}: batch {result['batch']}, {result['evaluations_per_iteration']:.1f} U-Net "
+        f"evaluations an iteration, {result['device']}, {result['threads']} threads, "
+        f"medians of {result['iterations']}",
+        "",
+        *(_line(name, seconds) for name, seconds in result["floor_parts"].items()),
+        _line("floor", result["floor"]),
+        _line("iteration", result["iteration"]),
+        f"{'iteration / floor':34}{result['ratio']:10.2f}",
+        "",
+        "where an iteration goes (means)",
+        *(_line(name, seconds) for name, seconds in result["iteration_parts"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def _line(name: str, seconds: float) -> str:
+    return f"{name:34}{1000.0 * seconds:10.1f} ms"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.iteration", description=__doc__)
+    parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings to measure")
+    parser.add_argument(
+        "--iterations", type=int, default=40, help="floors and iterations to time (default 40)"
+    )
+    parser.add_argument("--json", type=Path, default=RESULTS / "iteration.json", help="where the numbers go")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    options = parser.parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        if options.iterations < 1:
+            raise UserError(f"--iterations: expected at least 1, got {options.iterations}; 40 is usual")
+        config, _ = load(["--opt", str(options.opt), *options.overrides])
+        result = measure(config, options.iterations)
+        with atomic(options.json) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(table(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

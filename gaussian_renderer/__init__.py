@@ -1,0 +1,5 @@
+"""From Gaussians and cameras to images, with gradients; deterministic, nothing is sampled inside."""
+
+from gaussian_renderer.renderer import Views, disparity, render
+
+__all__ = ["Views", "disparity", "render"]

@@ -1,0 +1,59 @@
+"""The algebra that all score distillation losses share: pure functions of predictions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def classifier_free(
+    noise_base: Float[Tensor, "B C h w"],
+    direction: Float[Tensor, "B C h w"],
+    guidance_scale: float,
+    form: str = "standard",
+) -> Float[Tensor, "B C h w"]:
+    """Classifier-free guidance from the base prediction along `direction`, which is ε_y - ε_base without Perp-Neg.
+
+    Args:
+        form: "standard" is what diffusers and LucidDreamer compute, ε_base + s·Δ. "paper" is Eq. 4, ε_y + s·Δ, which
+            is the standard form at s + 1.
+    """
+    scale = guidance_scale + 1 if form == "paper" else guidance_scale
+    return noise_base + scale * direction
+
+
+def perpendicular_negatives(
+    direction: Float[Tensor, "B C h w"],
+    negatives: Float[Tensor, "B K C h w"],
+    weights: Float[Tensor, "B K"],
+) -> Float[Tensor, "B C h w"]:
+    """Perp-Neg: Δ + Σ_k w_k (Δ_k - proj_Δ Δ_k), so that a negative view can only push sideways, never against Δ.
+
+    Args:
+        direction: Δ of the positive prompt.
+        negatives: Δ_k of the negative view prompts, from the same base as `direction`.
+        weights: w_k, at most 0.
+    """
+    positive = direction[:, None]
+    inner = (negatives * positive).sum(dim=(2, 3, 4), keepdim=True)
+    norm = positive.square().sum(dim=(2, 3, 4), keepdim=True).clamp_min(1e-6)
+    sideways = negatives - inner / norm * positive
+    return direction + (weights[:, :, None, None, None] * sideways).sum(dim=1)
+
+
+def with_gradient(latents: Float[Tensor, "B C h w"], gradient: Float[Tensor, "B C h w"]) -> Float[Tensor, ""]:
+    """A loss whose gradient at `latents` is exactly `gradient`, summed over views as in LucidDreamer.
+
+    Its value is ½‖gradient‖² / B: a magnitude for logs. The squared norm of Algorithm 1 is not differentiated,
+    because its literal gradient is not Eq. 19.
+    """
+    gradient = gradient.detach()
+    magnitude = 0.5 * gradient.square().sum() / len(gradient)
+    injected = (latents * gradient).sum()
+    return magnitude + (injected - injected.detach())
+
+
+def correlation(first: Tensor, second: Tensor) -> Float[Tensor, ""]:
+    """Pooled linear correlation of two predictions, in [-1, 1]."""
+    return torch.cosine_similarity(
+        (first - first.mean()).flatten(), (second - second.mean()).flatten(), dim=0
+    )

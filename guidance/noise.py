@@ -1,0 +1,23 @@
+"""Normal noise from one seeded CPU generator, so that a run is the same on every device."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def standard_normal_like(reference: Tensor, rng: torch.Generator) -> Tensor:
+    """N(0, I) of the shape and on the device of `reference`, float32, drawn on the CPU from `rng`."""
+    return torch.randn(reference.shape, generator=rng).to(reference.device, non_blocking=True)
+
+
+def sample_noise(
+    latents: Float[Tensor, "B C h w"], rng: torch.Generator, *, offset: float = 0.0
+) -> Float[Tensor, "B C h w"]:
+    """ε of Eq. 6: standard normal, plus `offset` times one normal number a channel that all views and pixels share.
+
+    The paper's ε has no offset, and the operator regresses onto ε; LucidDreamer's has 0.1.
+    """
+    noise = standard_normal_like(latents, rng)
+    if offset:
+        noise = noise + offset * standard_normal_like(latents[:1, :, :1, :1], rng)
+    return noise

@@ -1,0 +1,170 @@
+"""Density control: clone, split and prune Gaussians (3D Gaussian Splatting, section 5)."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, Int32
+from torch import Tensor
+
+from arguments import OptimizationParams
+from scene.gaussian_model import GaussianModel
+from scene.gaussian_optimizer import edit
+from utils.rotations import quaternions_to_matrices
+
+log = logging.getLogger(__name__)
+
+CHILDREN = 2
+"""Gaussians that take the place of a split one."""
+SHRINK = 1.6
+"""Divides the scales of a split Gaussian's children."""
+MAX_RELATIVE_SCALE = 0.1
+"""Gaussians wider than this fraction of the extent are pruned, once opacity has been reset."""
+RESET_OPACITY = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Footprint:
+    """What B views saw of N Gaussians.
+
+    `means2d` are zeros whose `.grad`, after the backward pass, is the gradient of the loss in each screen
+    position, in normalised device units (pixel gradient times half the width or height); `radii` are pixels,
+    0 where unseen.
+    """
+
+    means2d: Float[Tensor, "B N 3"]
+    radii: Int32[Tensor, "B N"]
+
+
+class DensityControl:
+    """LucidDreamer's schedule and thresholds; `extent` in world units.
+
+    Statistics come from every view of the batch, or with `densify_stats: last_view` from the last one only.
+    The pruning by screen size of 3D Gaussian Splatting is left out: upstream, it never fires.
+    """
+
+    def __init__(self, params: OptimizationParams, extent: float, max_gaussians: int | None = None) -> None:
+        self.params = params
+        self.extent = extent
+        self.max_gaussians = max_gaussians
+        self.gradient_sums = torch.zeros(0)
+        self.view_counts = torch.zeros(0)
+
+    def update(
+        self,
+        model: GaussianModel,
+        optimizer: torch.optim.Adam,
+        footprint: Footprint,
+        step: int,
+        rng: torch.Generator,
+    ) -> None:
+        """Take in one iteration's statistics, and act when it is time; call it after the optimiser's step."""
+        params = self.params
+        if step >= params.densify_until_iter:
+            return
+        if len(self.gradient_sums) != len(model):
+            self._clear(model)
+        self._accumulate(footprint)
+        if step > params.densify_from_iter and step % params.densification_interval == 0:
+            before = len(model)
+            self._densify(model, optimizer, rng)
+            self._prune(model, optimizer, prune_large=step > params.opacity_reset_interval)
+            self._clear(model)
+            log.debug("step %d: %d Gaussians became %d", step, before, len(model))
+        if step % params.opacity_reset_interval == 0:
+            reset_opacity(model, optimizer)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"gradient_sums": self.gradient_sums, "view_counts": self.view_counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.gradient_sums = state["gradient_sums"].clone()
+        self.view_counts = state["view_counts"].clone()
+
+    @torch.no_grad()
+    def _accumulate(self, footprint: Footprint) -> None:
+        gradients = footprint.means2d.grad
+        if gradients is None:
+            return
+        radii = footprint.radii
+        if self.params.densify_stats == "last_view":
+            gradients, radii = gradients[-1:], radii[-1:]
+        norms = gradients[..., :2].norm(dim=-1)
+        counted = (radii > 0) & norms.isfinite()
+        self.gradient_sums = self.gradient_sums.to(norms.device) + norms.where(counted, 0.0).sum(dim=0)
+        self.view_counts = self.view_counts.to(norms.device) + counted.sum(dim=0)
+
+    def _clear(self, model: GaussianModel) -> None:
+        self.gradient_sums = model.means.new_zeros(len(model))
+        self.view_counts = model.means.new_zeros(len(model))
+
+    @torch.no_grad()
+    def _densify(self, model: GaussianModel, optimizer: torch.optim.Adam, rng: torch.Generator) -> None:
+        """Duplicate small Gaussians and split large ones where the mean screen gradient is high."""
+        gradients = self.gradient_sums / self.view_counts.clamp_min(1.0)
+        chosen = gradients >= self.params.densify_grad_threshold
+        if self.max_gaussians is not None:
+            chosen &= _strongest(gradients, max(self.max_gaussians - len(model), 0))
+        large = model.scales.amax(dim=1) > self.params.percent_dense * self.extent
+        cloned = (chosen & ~large).nonzero().squeeze(1)
+        split = (chosen & large).nonzero().squeeze(1)
+        kept = (~(chosen & large)).nonzero().squeeze(1)
+
+        parents = split.repeat(CHILDREN)
+        added = torch.cat([cloned, parents])
+        edit(
+            model,
+            optimizer,
+            source=torch.cat([kept, added]),
+            fresh=torch.arange(len(kept) + len(added), device=kept.device) >= len(kept),
+            values={
+                "means": torch.cat([model.means[cloned], sample_positions(model, parents, rng)]),
+                "log_scales": torch.cat(
+                    [model.log_scales[cloned], model.log_scales[parents] - math.log(SHRINK)]
+                ),
+            },
+        )
+
+    @torch.no_grad()
+    def _prune(self, model: GaussianModel, optimizer: torch.optim.Adam, *, prune_large: bool) -> None:
+        """Drop Gaussians that are faint, broken, or (`prune_large`) too wide."""
+        # Comparisons are written so that NaN fails them.
+        keep = (model.opacities >= self.params.prune_opacity).squeeze(1) & model.means.isfinite().all(dim=1)
+        if prune_large:
+            keep &= model.scales.amax(dim=1) <= MAX_RELATIVE_SCALE * self.extent
+        if not keep.any():
+            log.warning("every Gaussian is faint or too large; none was pruned")
+            return
+        edit(model, optimizer, source=keep.nonzero().squeeze(1))
+
+
+def sample_positions(
+    model: GaussianModel, index: Int[Tensor, "S"], rng: torch.Generator
+) -> Float[Tensor, "S 3"]:
+    """One random position from each of the Gaussians `index`."""
+    offsets = torch.randn((len(index), 3), generator=rng).to(model.means) * model.scales[index]
+    return model.means[index] + torch.einsum(
+        "sij,sj->si", quaternions_to_matrices(model.quats[index]), offsets
+    )
+
+
+@torch.no_grad()
+def reset_opacity(model: GaussianModel, optimizer: torch.optim.Adam) -> None:
+    """Lower every opacity to at most 0.01, so that what the images need must earn it again."""
+    logit = math.log(RESET_OPACITY / (1 - RESET_OPACITY))
+    everything = torch.arange(len(model), device=model.means.device)
+    edit(
+        model,
+        optimizer,
+        source=everything,
+        fresh=torch.ones_like(everything, dtype=torch.bool),
+        values={"opacity_logits": model.opacity_logits.clamp(max=logit)},
+        names=("opacity_logits",),
+    )
+
+
+def _strongest(gradients: Float[Tensor, "N"], count: int) -> Bool[Tensor, "N"]:
+    """Mark the `count` largest; of equals, the first."""
+    order = gradients.argsort(descending=True, stable=True)[:count]
+    return torch.zeros_like(gradients, dtype=torch.bool).index_fill_(0, order, True)

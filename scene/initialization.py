@@ -1,0 +1,216 @@
+"""The points that training starts from: a primitive, or a shape of the user's.
+
+Meshes and clouds are centred and scaled to a longest side of 1. Formats whose convention is y up, front +z
+(.glb, .gltf, .obj) are turned to our z up, front +y; .ply and .stl are taken as they are.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from arguments import GenerateCamParams
+from scene import ply
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import trimesh
+
+log = logging.getLogger(__name__)
+
+Points = tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None]
+"""Positions, and colours in [0, 1] or None for grey."""
+
+GREY = 127 / 255
+Y_UP_SUFFIXES = (".glb", ".gltf", ".obj")
+MESH_SUFFIXES = (*Y_UP_SUFFIXES, ".stl", ".ply")
+
+
+def initial_points(
+    params: GenerateCamParams, rng: torch.Generator, prompt: str = ""
+) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+    """Positions and colours in [0, 1] of `params.init_shape`, on the CPU; grey where it has no colour.
+
+    `prompt` is for shapes made from text.
+
+    Raises:
+        UserError: `init_path` is missing, or is no usable mesh or point cloud.
+    """
+    points, colors = SHAPES[params.init_shape](params, rng, prompt)
+    if colors is None:
+        colors = torch.full_like(points, GREY)
+    return points * params.init_scale, colors
+
+
+def _uniform(shape: tuple[int, ...], rng: torch.Generator, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=rng)
+
+
+def _on_rays(radius: Float[Tensor, "N"], rng: torch.Generator) -> Float[Tensor, "N 3"]:
+    """Points at distances `radius`, uniform in both angles: denser at the poles, as upstream."""
+    polar = _uniform(radius.shape, rng, 0.0, math.pi)
+    azimuth = _uniform(radius.shape, rng, 0.0, 2 * math.pi)
+    unit = torch.stack([polar.sin() * azimuth.sin(), polar.sin() * azimuth.cos(), polar.cos()], dim=-1)
+    return radius[:, None] * unit
+
+
+def _sphere(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Points:
+    return _on_rays(_uniform((params.init_num_pts,), rng, 0.0, 0.5), rng), None
+
+
+def _scene(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Points:
+    """A shell around the cameras."""
+    return _on_rays(_uniform((params.init_num_pts,), rng) + 3 * params.radius_range[1], rng), None
+
+
+def _cuboid(*half_sides: float) -> Callable[[GenerateCamParams, torch.Generator, str], Points]:
+    def fill(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Points:
+        return _uniform((params.init_num_pts, 3), rng, -1.0, 1.0) * torch.tensor(half_sides), None
+
+    return fill
+
+
+def _text_to_shape(params: GenerateCamParams, rng: torch.Generator, prompt: str) -> Points:
+    log.warning(
+        "GenerateCamParams.init_shape: %s is not available in this version; starting from a sphere",
+        params.init_shape,
+    )
+    return _sphere(params, rng, prompt)
+
+
+def _file(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Points:
+    if not params.init_path:
+        raise UserError(
+            "GenerateCamParams.init_path: expected a mesh or point cloud for init_shape: file, got nothing"
+        )
+    path = Path(params.init_path)
+    suffix = path.suffix.lower()
+    if suffix not in MESH_SUFFIXES:
+        raise UserError(
+            f"GenerateCamParams.init_path: expected one of {', '.join(MESH_SUFFIXES)}, got {path.name}"
+        )
+    if suffix == ".ply" and not ply.has_faces(path):
+        points, colors = ply.read_points(path)
+        chosen = torch.randperm(len(points), generator=rng)[: params.init_num_pts]
+        points, colors = points[chosen], None if colors is None else colors[chosen]
+    else:
+        points, colors = sample_surface(load_meshes(path), params.init_num_pts, rng)
+    if len(points) < 4:
+        raise UserError(f"{path}: expected at least 4 points, got {len(points)}")
+    if suffix in Y_UP_SUFFIXES:
+        points = torch.stack([-points[:, 0], points[:, 2], points[:, 1]], dim=-1)
+    return _centred(points, path), colors
+
+
+SHAPES: dict[str, Callable[[GenerateCamParams, torch.Generator, str], Points]] = {
+    "sphere": _sphere,
+    "box": _cuboid(0.5, 0.5, 0.5),
+    "rectangle_x": _cuboid(0.3, 0.6, 0.25),
+    "rectangle_z": _cuboid(0.4, 0.3, 0.6),
+    "scene": _scene,
+    "file": _file,
+    # Shapes made from text: a function that follows the prompt takes this place.
+    "shape": _text_to_shape,
+    "shap-e": _text_to_shape,
+    "shap_e": _text_to_shape,
+    "pointe": _text_to_shape,
+}
+
+
+def _centred(points: Float[Tensor, "N 3"], path: Path) -> Float[Tensor, "N 3"]:
+    low, high = points.amin(dim=0), points.amax(dim=0)
+    side = (high - low).max()
+    if not (side.isfinite() and side > 0):
+        raise UserError(f"{path}: expected a shape of finite size, got a longest side of {side:g}")
+    return (points - (low + high) / 2) / side
+
+
+def load_meshes(path: Path) -> list["trimesh.Trimesh"]:
+    """The triangle meshes of a file, placed where its scene puts them.
+
+    Raises:
+        UserError: the file is missing or broken, or has no triangle with finite corners and an area.
+    """
+    import trimesh
+
+    if not path.is_file():
+        raise UserError(f"{path}: expected a mesh file, got none there; check GenerateCamParams.init_path")
+    try:
+        parts = trimesh.load_scene(path, process=False).dump()
+    except Exception as error:  # each of trimesh's loaders fails on broken files in its own ways
+        raise UserError(
+            f"{path}: cannot be read as a mesh ({error or type(error).__name__}); check the file"
+        ) from error
+    meshes = [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces) > 0]
+    corners = [part.vertices[part.faces] for part in meshes]
+    if (
+        not meshes
+        or not all(np.isfinite(corner).all() for corner in corners)
+        or not any(m.area > 0 for m in meshes)
+    ):
+        raise UserError(
+            f"{path}: expected triangles with finite corners and an area, got none; check the file"
+        )
+    return meshes
+
+
+def sample_surface(meshes: list["trimesh.Trimesh"], count: int, rng: torch.Generator) -> Points:
+    """`count` points, uniform by area over all meshes, with the colours of vertices, faces or textures."""
+    areas = [torch.from_numpy(np.array(mesh.area_faces)).double() for mesh in meshes]
+    edges = torch.cat(areas).cumsum(0)
+    faces = torch.searchsorted(
+        edges, torch.rand(count, generator=rng, dtype=torch.float64) * edges[-1], right=True
+    )
+    faces = faces.clamp(max=len(edges) - 1)
+    # Folding the unit square along its diagonal makes two uniform numbers uniform in the triangle.
+    corner = torch.rand(count, 2, generator=rng, dtype=torch.float64)
+    corner = torch.where(corner.sum(dim=1, keepdim=True) > 1, 1 - corner, corner)
+    weights = torch.cat([1 - corner.sum(dim=1, keepdim=True), corner], dim=1)
+
+    points = torch.empty(count, 3)
+    colors = torch.full((count, 3), GREY)
+    first = 0
+    for mesh in meshes:
+        inside = ((faces >= first) & (faces < first + len(mesh.faces))).nonzero().squeeze(1)
+        points[inside] = _interpolate(mesh.vertices, mesh, faces[inside] - first, weights[inside]).float()
+        found = _surface_colors(mesh, faces[inside] - first, weights[inside])
+        if found is not None:
+            colors[inside] = found
+        first += len(mesh.faces)
+    return points, colors
+
+
+def _interpolate(
+    per_vertex: np.ndarray, mesh: "trimesh.Trimesh", faces: Int[Tensor, "S"], weights: Float[Tensor, "S 3"]
+) -> Float[Tensor, "S C"]:
+    corners = torch.from_numpy(np.asarray(per_vertex, dtype=np.float64)[mesh.faces[faces.numpy()]])
+    return torch.einsum("sv,svc->sc", weights, corners)
+
+
+def _surface_colors(
+    mesh: "trimesh.Trimesh", faces: Int[Tensor, "S"], weights: Float[Tensor, "S 3"]
+) -> Float[Tensor, "S 3"] | None:
+    """Colours in [0, 1] at points of the mesh; None if it has none."""
+    from trimesh.visual.color import uv_to_color
+
+    visual = mesh.visual
+    if visual.kind == "vertex":
+        colors = _interpolate(visual.vertex_colors[:, :3], mesh, faces, weights).numpy()
+    elif visual.kind == "face":
+        colors = visual.face_colors[faces.numpy(), :3]
+    elif visual.kind == "texture":
+        material = visual.material
+        image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
+        if image is None or visual.uv is None:
+            colors = np.broadcast_to(material.main_color[:3], (len(faces), 3))
+        else:
+            colors = uv_to_color(_interpolate(visual.uv, mesh, faces, weights).numpy(), image)[:, :3]
+    else:
+        return None
+    return torch.from_numpy(np.array(colors, dtype=np.float32) / 255)

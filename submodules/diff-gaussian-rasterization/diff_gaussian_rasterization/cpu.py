@@ -1,0 +1,247 @@
+"""The compiled CPU kernel, called through its plain C interface (`csrc/rasterizer.h`)."""
+
+import ctypes
+import functools
+import logging
+import sys
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from diff_gaussian_rasterization.inputs import Gaussians, Views, require_finite
+from diff_gaussian_rasterization.reference import Outputs
+
+logger = logging.getLogger(__name__)
+
+_threads: int | None = None
+
+
+class _Gaussians(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("count", "coefficients", "color_views", "shape_views")),
+        *((n, c_void_p) for n in ("means", "opacities", "shs", "colors", "scales", "rotations", "covariances")),
+    ]
+
+
+class _Views(Structure):
+    _fields_ = [
+        ("count", c_int64),
+        ("width", c_int32),
+        ("height", c_int32),
+        ("scale_modifier", c_float),
+        ("antialiasing", c_int32),
+        *((n, c_void_p) for n in ("viewmatrix", "projmatrix", "campos", "background", "tanfov", "degrees")),
+    ]
+
+
+class _Images(Structure):
+    _fields_ = [(name, c_void_p) for name in ("color", "depth", "alpha")]
+
+
+class _Gradients(Structure):
+    _fields_ = [
+        *((n, c_void_p) for n in ("means", "means2d", "absolute2d", "opacities", "shs", "colors")),
+        *((n, c_void_p) for n in ("scales", "rotations", "covariances")),
+        ("means2d_stride", c_int64),
+    ]
+
+
+_NOT_FINITE, _OUT_OF_MEMORY, _TOO_MANY_PAIRS = 1, 2, 3
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    path = Path(__file__).with_name("libgaussians" + (".dll" if sys.platform == "win32" else ".so"))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        logger.warning(
+            "the compiled CPU rasterizer is missing (%s): the PyTorch path is used, which is tens of times slower; "
+            "reinstall diff-gaussian-rasterization where a C++ compiler is found",
+            error,
+        )
+        return None
+    library.gs_forward.argtypes = [
+        *(POINTER(_Gaussians), POINTER(_Views), c_int, POINTER(_Images), c_void_p, POINTER(c_void_p)),
+    ]
+    library.gs_backward.argtypes = [
+        *(c_void_p, POINTER(_Gaussians), POINTER(_Views), c_int),
+        *(POINTER(_Images), POINTER(_Images), POINTER(_Gradients)),
+    ]
+    library.gs_release.argtypes, library.gs_release.restype = [c_void_p], None
+    library.gs_instruction_sets.restype = c_char_p
+    library.gs_use_instruction_set.argtypes = [c_char_p]
+    return library
+
+
+def available() -> bool:
+    """Whether the compiled CPU kernel was built; logs one warning if it was not."""
+    return _library() is not None
+
+
+def fits(means3D: Tensor) -> bool:
+    """Whether the kernel takes tensors like this one."""
+    return means3D.device.type == "cpu" and means3D.dtype == torch.float32
+
+
+def set_num_threads(threads: int | None) -> None:
+    """Threads of the CPU kernel; None: as many as torch has (`torch.get_num_threads()`). Results do not depend on it.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    global _threads
+    if threads is not None and not 1 <= threads <= 1024:
+        raise ValueError(f"set_num_threads: expected 1 to 1024 threads, or None, got {threads}")
+    _threads = threads
+
+
+def get_num_threads() -> int:
+    """Threads that the CPU kernel uses."""
+    return _threads if _threads is not None else torch.get_num_threads()
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Builds of the kernel that this machine can run, best first; empty if there is none."""
+    library = _library()
+    return tuple(library.gs_instruction_sets().decode().split()) if library else ()
+
+
+def use_instruction_set(name: str) -> None:
+    """Makes all later calls use one of `instruction_sets()`; the first is used unless told otherwise.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    library = _library()
+    if library is None or not library.gs_use_instruction_set(name.encode()):
+        raise ValueError(f"use_instruction_set: expected one of {instruction_sets()}, got {name!r}")
+
+
+def render(gaussians: Gaussians, views: Views, absgrad: bool = False) -> Outputs:
+    """Draws every view; as `reference.render`.
+
+    Raises:
+        TypeError, ValueError: tensors that are not float32 on the CPU, or with a NaN or an infinity.
+        RuntimeError: the kernel was not built, or there is more to draw than fits its indices or the memory.
+    """
+    if _library() is None:
+        raise RuntimeError(
+            'backend "cpu": the compiled rasterizer is missing; reinstall where a C++ compiler is found'
+        )
+    if gaussians.means3D.device.type != "cpu":
+        raise ValueError(f'backend "cpu": expected tensors on the CPU, got {gaussians.means3D.device}')
+    if gaussians.means3D.dtype != torch.float32:
+        raise TypeError(f'backend "cpu": expected float32, got {gaussians.means3D.dtype}')
+    if absgrad:
+        gaussians.means2D.absgrad = torch.zeros(*gaussians.means2D.shape[:2], 2)
+    return Outputs(*_Rasterize.apply(views, absgrad, *(getattr(gaussians, name) for name in _INPUTS)))
+
+
+_INPUTS = ("means3D", "means2D", "opacities", "shs", "colors", "scales", "rotations", "covariances")
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class _State:
+    """What the kernel keeps of a forward call; given back when the last reference goes."""
+
+    def __init__(self) -> None:
+        self.handle = c_void_p()
+
+    def __del__(self) -> None:
+        if self.handle:
+            _library().gs_release(self.handle)
+
+
+def _describe(inputs: dict[str, Tensor | None], views: Views) -> tuple[_Gaussians, _Views, list[Tensor]]:
+    """The C structures, and the tensors that must outlive them."""
+
+    def sets(*names: str) -> int:
+        return next((len(inputs[name]) for name in names if inputs[name] is not None), 1)
+
+    shs = inputs["shs"]
+    gaussians = _Gaussians(
+        inputs["means3D"].shape[0],
+        0 if shs is None else shs.shape[1],
+        sets("colors"),
+        sets("scales", "covariances"),
+        *(_pointer(inputs[n]) for n in _INPUTS if n != "means2D"),
+    )
+    kept = [
+        *(t.contiguous() for t in (views.viewmatrix, views.projmatrix, views.campos, views.bg, views.tanfov)),
+        torch.tensor(views.sh_degrees, dtype=torch.int32),
+    ]
+    described = _Views(
+        len(views), views.width, views.height, views.scale_modifier, views.antialiasing, *map(_pointer, kept)
+    )
+    return gaussians, described, kept
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, views: Views, absgrad: bool, *tensors: Tensor | None):
+        inputs = {
+            name: None if t is None else t.contiguous() for name, t in zip(_INPUTS, tensors, strict=True)
+        }
+        count, size = inputs["means3D"].shape[0], (views.height, views.width)
+        color, depth, alpha = (torch.empty(len(views), channels, *size) for channels in (3, 1, 1))
+        radii = torch.empty(len(views), count, dtype=torch.int32)
+        gaussians, described, kept = _describe(inputs, views)
+        state = _State()
+        status = _library().gs_forward(
+            gaussians,
+            described,
+            get_num_threads(),
+            _Images(*map(_pointer, (color, depth, alpha))),
+            radii.data_ptr(),
+            state.handle if any(ctx.needs_input_grad) else None,
+        )
+        del kept
+        if status == _NOT_FINITE:
+            require_finite({name: t for name, t in inputs.items() if t is not None})
+            raise ValueError("colours: expected numbers whose spherical-harmonic sum is finite, got an overflow")
+        if status == _OUT_OF_MEMORY:
+            raise RuntimeError("the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image")
+        if status == _TOO_MANY_PAIRS:
+            raise RuntimeError("more than 2^31 pairs of Gaussian and tile: draw fewer or smaller Gaussians")
+        ctx.views, ctx.absgrad, ctx.state = views, tensors[1] if absgrad else None, state
+        ctx.save_for_backward(*inputs.values(), color, depth, alpha)
+        ctx.mark_non_differentiable(radii)
+        ctx.set_materialize_grads(False)
+        return color, radii, depth, alpha
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_color, _radii, g_depth, g_alpha):
+        *tensors, color, depth, alpha = ctx.saved_tensors
+        inputs = dict(zip(_INPUTS, tensors, strict=True))
+        needed = dict(zip(_INPUTS, ctx.needs_input_grad[2:], strict=True))
+        out = {name: torch.empty_like(t) if needed[name] else None for name, t in inputs.items()}
+        absolute = None if ctx.absgrad is None else torch.empty(*inputs["means2D"].shape[:2], 2)
+        gradients = [None if g is None else g.contiguous() for g in (g_color, g_depth, g_alpha)]
+        gaussians, described, kept = _describe(inputs, ctx.views)
+        status = _library().gs_backward(
+            ctx.state.handle,
+            gaussians,
+            described,
+            get_num_threads(),
+            _Images(*map(_pointer, (color, depth, alpha))),
+            _Images(*map(_pointer, gradients)),
+            _Gradients(
+                *map(_pointer, (out["means3D"], out["means2D"], absolute)),
+                *(_pointer(out[name]) for name in _INPUTS[2:]),
+                inputs["means2D"].shape[-1],
+            ),
+        )
+        del kept
+        if status == _OUT_OF_MEMORY:
+            raise RuntimeError("the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image")
+        if ctx.absgrad is not None:
+            ctx.absgrad.absgrad.copy_(absolute)
+        return None, None, *out.values()

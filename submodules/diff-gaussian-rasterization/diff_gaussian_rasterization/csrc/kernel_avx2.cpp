@@ -1,0 +1,2 @@
+#define GS_BUILD avx2
+#include "kernel.inl"

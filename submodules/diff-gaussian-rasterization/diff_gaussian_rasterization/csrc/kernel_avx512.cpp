@@ -1,0 +1,2 @@
+#define GS_BUILD avx512
+#include "kernel.inl"

@@ -1,0 +1,2 @@
+#define GS_BUILD portable
+#include "kernel.inl"

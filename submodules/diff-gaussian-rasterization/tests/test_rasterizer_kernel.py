@@ -1,0 +1,103 @@
+"""The compiled kernel against the PyTorch reference in float64."""
+
+import functools
+
+import pytest
+import torch
+from gaussian_scenes import SCENES, cloud, draw, orbit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diff_gaussian_rasterization import cpu, rasterize, set_num_threads
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the compiled kernel was not built")
+
+
+@pytest.fixture(params=cpu.instruction_sets())
+def instruction_set(request):
+    cpu.use_instruction_set(request.param)
+    yield request.param
+    cpu.use_instruction_set(cpu.instruction_sets()[0])
+
+
+def assert_agrees(fast, slow, gradient_limit: float = 2e-3) -> None:
+    """A pair that crosses a threshold in one of them moves a pixel: few may, and not far."""
+    (images, gradients), (true_images, true_gradients) = fast, slow
+    if images.radii.numel():
+        assert (images.radii == true_images.radii).float().mean() > 0.995
+    for name in ("color", "depth", "alpha"):
+        error = (getattr(images, name) - getattr(true_images, name)).abs()
+        scale = max(1.0, float(getattr(true_images, name).abs().max()))
+        assert (error > 2e-5 * scale).float().mean() < 1e-3, name
+        assert error.max() < 8e-3 * scale, name
+    for name, truth in true_gradients.items():
+        difference = (gradients[name] - truth).norm()
+        assert difference <= gradient_limit * truth.norm() + 1e-6, (name, float(difference / truth.norm()))
+
+
+@functools.cache
+def truth(name: str):
+    scene, options = SCENES[name]
+    return draw(scene(), orbit(2, 203, 117), dtype=torch.float64, backend="torch", **options)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_kernel_agrees_with_the_reference(name, instruction_set):
+    scene, options = SCENES[name]
+    assert_agrees(draw(scene(), orbit(2, 203, 117), backend="cpu", **options), truth(name))
+
+
+def test_views_may_differ_in_scales_colours_and_degree(instruction_set):
+    cameras = orbit(3, 70, 50)
+    scene = cloud(200, degree=2)
+    scene["scales"] = scene["scales"] * torch.tensor([0.5, 1.0, 2.0]).view(3, 1, 1)
+    degrees = [0, 2, 1]
+    fast = draw(scene, cameras, backend="cpu", sh_degree=degrees)
+    assert_agrees(fast, draw(scene, cameras, dtype=torch.float64, backend="torch", sh_degree=degrees))
+
+    scene["colors_precomp"] = torch.rand(3, 200, 3)
+    del scene["shs"]
+    assert_agrees(draw(scene, cameras, backend="cpu"), draw(scene, cameras, torch.float64, backend="torch"))
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    cameras = orbit(3, 203, 117)
+    results = []
+    for threads in (1, 2, 3, 7):
+        set_num_threads(threads)
+        results.append(draw(cloud(3000, degree=1), cameras, backend="cpu", sh_degree=1))
+    set_num_threads(None)
+    first_images, first_gradients = results[0]
+    for images, gradients in results[1:]:
+        for one, other in zip(first_images, images, strict=True):
+            assert torch.equal(one, other)
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, first_gradients[name]), name
+
+
+def test_backward_twice_gives_the_same_gradient():
+    scene = {name: value.requires_grad_() for name, value in cloud(50).items()}
+    drawn = rasterize(means2D=torch.zeros(1, 50, 3), sh_degree=0, backend="cpu", **scene, **orbit(1, 40, 30))
+    loss = drawn.color.square().sum()
+    first = torch.autograd.grad(loss, list(scene.values()), retain_graph=True)
+    again = torch.autograd.grad(loss, list(scene.values()))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    count=st.integers(0, 40),
+    width=st.integers(1, 50),
+    height=st.integers(1, 50),
+    size=st.floats(1e-6, 1e4),
+    spread=st.floats(0.0, 1e3),
+    seed=st.integers(0, 1000),
+)
+def test_any_scene_is_drawn_like_the_reference(count, width, height, size, spread, seed):
+    scene = cloud(count, size=size, spread=spread, seed=seed)
+    (fast, gradients), (slow, _) = (draw(scene, orbit(1, width, height), backend=b) for b in ("cpu", "torch"))
+    for name in ("color", "alpha"):
+        a, b = getattr(fast, name), getattr(slow, name)
+        assert torch.isfinite(a).all()
+        assert ((a - b).abs() > 1e-3).float().mean() <= 0.02
+    assert all(torch.isfinite(g).all() for g in gradients.values())

@@ -1,0 +1,1 @@
+"""Distances to the nearest neighbours of a point cloud."""

@@ -1,0 +1,37 @@
+"""What every test stands on: no model hub, few threads, one seed, and a way to ask for a GPU."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import random
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(min(2, torch.get_num_threads()))  # small tensors are slower on many threads
+hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("reproducible")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same random state, in whatever order the tests run."""
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A seeded generator on the CPU, as every random function of the program takes one."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """The CUDA device; a test that asks for it is skipped where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device("cuda")

@@ -1,0 +1,356 @@
+"""Settings: what reaches the Config, what is refused and in which words, and that help costs nothing."""
+
+import dataclasses
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from arguments import Config, GuidanceParams, load, names, to_yaml
+from arguments.check import has_form
+from arguments.config import settings, value_of
+from arguments.names import WITHOUT_EFFECT
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+ENOUGH = ["model_key=toybox", "text=a red car"]
+
+
+def configured(*words: str) -> Config:
+    return load([*ENOUGH, *words])[0]
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    path = folder / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("GuidanceParams.guidance_scale=15", "GuidanceParams.guidance_scale", 15.0),
+        ("guidance_scale=15", "GuidanceParams.guidance_scale", 15.0),
+        ("text=a fox, sitting = resting: 3", "GuidanceParams.text", "a fox, sitting = resting: 3"),
+        ("text='a fox'", "GuidanceParams.text", "a fox"),
+        ("text=yes", "GuidanceParams.text", "yes"),
+        ("text=007", "GuidanceParams.text", "007"),
+        ("fp16=no", "GuidanceParams.fp16", False),
+        ("fp16=0", "GuidanceParams.fp16", False),
+        ("_white_background=false", "ModelParams.white_background", False),
+        ("ModelParams._white_background=false", "ModelParams.white_background", False),
+        ("init_num_pts=20_000", "GenerateCamParams.init_num_pts", 20_000),
+        ("feature_lr=1e-3", "OptimizationParams.feature_lr", 1e-3),
+        ("t_range=[0.1, 0.4]", "GuidanceParams.t_range", (0.1, 0.4)),
+        ("max_gaussians=null", "ModelParams.max_gaussians", None),
+        ("max_gaussians=5000", "ModelParams.max_gaussians", 5000),
+        ("LoRA_path=null", "GuidanceParams.LoRA_path", None),
+        ("negative=", "GuidanceParams.negative", ""),
+        ("device=cuda:1", "device", "cuda:1"),
+        ("seed=7", "seed", 7),
+    ],
+)
+def test_override_reaches_config(word: str, name: str, value: object) -> None:
+    assert value_of(configured(word), name) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--seed", "3"], "seed", 3),
+        (["--port", "8000"], "port", 8000),
+        (["--test_ratio", "3"], "test_ratio", 3),
+        (["--save_ratio", "4"], "save_ratio", 4),
+        (["--save_video", "False"], "save_video", False),
+        (["--offline"], "offline", True),
+    ],
+)
+def test_flags_set_top_level(words: list[str], name: str, value: object) -> None:
+    assert value_of(configured(*words), name) == value
+
+
+def test_override_wins_over_file_and_later_over_earlier(tmp_path: Path) -> None:
+    path = written(
+        tmp_path, "seed: 1\nGuidanceParams:\n  text: a fox\n  model_key: toybox\n  C_batch_size: 2\n"
+    )
+    config, command = load(["C_batch_size=3", "--opt", str(path), "seed=4", "seed=5"])
+    assert (config.seed, config.GuidanceParams.C_batch_size, config.GuidanceParams.text) == (5, 3, "a fox")
+    assert command.opt == path
+
+
+def test_command_holds_the_flags() -> None:
+    _, command = load([*ENOUGH, "--resume", "--dry-run", "--quiet", "--debug", "--offline", "--force"])
+    assert (command.resume, command.dry_run, command.quiet, command.debug) == (True, True, True, True)
+    assert (command.offline, command.force, command.print_config, command.opt) == (True, True, False, None)
+
+
+def test_print_config_needs_no_prompt() -> None:
+    config, command = load(["--print-config"])
+    assert command.print_config
+    assert config == Config()
+
+
+def test_groups_without_keys_are_empty(tmp_path: Path) -> None:
+    path = written(tmp_path, "ModelParams:\nGuidanceParams: {text: a fox, model_key: toybox}\n")
+    assert load(["--opt", str(path)])[0].ModelParams == Config().ModelParams
+
+
+BAD_FILES = {
+    "empty": ("", "expected groups such as GuidanceParams, got nothing"),
+    "only comments": ("# nothing\n", "got nothing"),
+    "list": ("- a\n- b\n", "got a list"),
+    "scalar": ("hello", "got a str"),
+    "broken": ("GuidanceParams: [1, 2\nseed: 3\n", "expected YAML, got expected ',' or ']'"),
+    "tab": ("GuidanceParams:\n\ttext: a\n", "at line 2"),
+    "python object": ("seed: !!python/object:os.system {}\n", "expected YAML"),
+    "two documents": ("seed: 1\n---\nseed: 2\n", "expected YAML"),
+    "impossible date": ("GuidanceParams:\n  text: 2024-13-45\n", "expected YAML"),
+    "bottomless": ("[" * 600, "expected YAML"),
+    "not UTF-8": (b"GuidanceParams:\n  text: caf\xe9\n", "expected UTF-8 text, got byte 0xe9"),
+    "group is a list": (
+        "GuidanceParams: [1, 2]\n",
+        "GuidanceParams: expected 'key: value' lines, got [1, 2]",
+    ),
+    "group is text": ("GuidanceParams: fox\n", "GuidanceParams: expected 'key: value' lines, got 'fox'"),
+    "unknown key": ("GuidanceParams:\n  guidance_scal: 3\n", "did you mean GuidanceParams.guidance_scale?"),
+    "unknown group": ("GuidanceParms:\n  text: a\n", "did you mean GuidanceParams?"),
+    "key of another group": ("ModelParams:\n  text: a\n", "did you mean GuidanceParams.text?"),
+    "key without its group": ("text: a\n", "did you mean GuidanceParams.text?"),
+    "key that is no text": ("GuidanceParams:\n  yes: a\n", "got 'True'"),
+    "nothing like it": ("GuidanceParams:\n  qqqqqq: 1\n", "--help lists all"),
+    "text as a date": ("GuidanceParams:\n  text: 2024-01-02\n", "expected text (in quotes)"),
+    "text as a number": (
+        "ModelParams:\n  workspace: 007\n",
+        "ModelParams.workspace: expected text (in quotes), got 7",
+    ),
+    "text as truth": ("GuidanceParams:\n  text: yes\n", "expected text (in quotes), got true"),
+    "no value": ("GuidanceParams:\n  text:\n", "GuidanceParams.text: expected text (in quotes), got null"),
+    "mapping for a number": ("seed: {a: 1}\n", "seed: expected a whole number 0 .. 4294967295, got {'a': 1}"),
+    "huge number": (f"seed: {'9' * 5000}\n", "expected"),
+    "infinite": ("GuidanceParams:\n  guidance_scale: .inf\n", "guidance_scale: expected a number, got inf"),
+    "not a number": (
+        "OptimizationParams:\n  feature_lr: .nan\n",
+        "feature_lr: expected a number > 0, got nan",
+    ),
+    "infinite in a pair": ("GuidanceParams:\n  t_range: [0.1, .nan]\n", "got [0.1, nan]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_file_is_one_clear_line(tmp_path: Path, case: str) -> None:
+    content, message = BAD_FILES[case]
+    path = written(tmp_path, content)
+    with pytest.raises(UserError) as caught:
+        load(["--opt", str(path)])
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+BAD_WORDS = {
+    "GuidanceParams.guidance_scael=3": "did you mean GuidanceParams.guidance_scale?",
+    "GuidenceParams.text=a": "did you mean GuidanceParams?",
+    "ModelParams.text=a": "did you mean GuidanceParams.text?",
+    "txet=a": "did you mean GuidanceParams.text?",
+    "=3": "expected the name of a setting",
+    "fox": "expected key=value or a flag, got 'fox'",
+    "configs/cat.yaml": "write --opt configs/cat.yaml",
+    "--sede": "did you mean --seed?",
+    "--guidance_scale=3": "write guidance_scale=VALUE",
+    "--opt": "expected one argument",
+    "iterations=0": "OptimizationParams.iterations: expected a whole number 1 .. 10000000 (steps), got 0",
+    "iterations=2.5": "expected a whole number",
+    "iterations=true": "got true",
+    "iterations=": "got null",
+    "iterations=[": "got '['",
+    "guidance_scale=high": "expected a number, got 'high'",
+    "guidance_scale=1" + "0" * 400: "expected a number",
+    "guidance_scale=${seed}": "'${' is not allowed",
+    "text=a ${seed}": "'${' is not allowed",
+    "text=\udcff": "expected text",
+    "text=???": "expected text",
+    "fp16=7": "expected true or false, got 7",
+    "fp16=maybe": "expected true or false, got 'maybe'",
+    "guidance=vdn": "expected one of SD, vdm, sds, got 'vdn'; did you mean vdm?",
+    "init_shape=": "expected one of sphere",
+    "t_range=0.1": "expected two numbers [low, high] 0 .. 1, got 0.1",
+    "t_range=[0.1]": "got [0.1]",
+    "t_range=[0.1, 0.2, 0.3]": "got [0.1, 0.2, 0.3]",
+    "t_range=[0.1, x]": "got [0.1, 'x']",
+    "t_range=[[0.1], 0.2]": "expected two numbers",
+    "t_range=[0.4, 0.1]": "expected low <= high, got [0.4, 0.1]; swap them",
+    "t_range=[0.4, 1.1]": "0 .. 1, got [0.4, 1.1]",
+    "theta_range=[105, 45]": "GenerateCamParams.theta_range: expected low <= high",
+    "radius_range=[0.1, 2]": "expected two numbers [low, high] > 0.2 (world units)",
+    "fovy_range=[0, 0.5]": "expected two numbers [low, high] > 0, <= 3 (rad)",
+    "dca_cutoff=1000": "0 .. 999",
+    "max_t_range=0.3": "expected at least t_range's upper end 0.5, got 0.3",
+    "negative_w=1": "expected a number <= 0, got 1.0",
+    "device=gpu": "device: expected auto, cpu, cuda or cuda:N, got 'gpu'",
+    "init_shape=file": "GenerateCamParams.init_path: expected a file, because init_shape is file, got null",
+    "init_path=fox.ply": "init_shape: expected file, because init_path is set, got 'sphere'",
+    "workspace=": "ModelParams.workspace: expected a name",
+    "text= ": "GuidanceParams.text: expected a prompt, got ' '",
+    "model_key=null": "GuidanceParams.model_key: expected a diffusion model, got null",
+    "max_gaussians=0": "expected a whole number >= 1 or null, got 0",
+}
+
+
+@pytest.mark.parametrize("word", BAD_WORDS)
+def test_bad_word_is_one_clear_line(word: str) -> None:
+    with pytest.raises(UserError) as caught:
+        configured(word)
+    assert BAD_WORDS[word] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_contradiction_of_both_sds_switches() -> None:
+    with pytest.raises(UserError, match=r"expected SD or sds, because .* is true, got 'vdm'"):
+        configured("sds=true", "guidance=vdm")
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    written(tmp_path, "seed: 1")
+    with pytest.raises(UserError, match=r"found none; did you mean .*run\.yaml"):
+        load(["--opt", str(tmp_path / "rum.yaml")])
+    with pytest.raises(UserError, match="directory"):
+        load(["--opt", str(tmp_path)])
+
+
+def test_ambiguous_key_names_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = {"ModelParams.batch": None, "GuidanceParams.batch": None}
+    monkeypatch.setattr(names, "settings", lambda: two)
+    with pytest.raises(UserError, match=r"write ModelParams\.batch or GuidanceParams\.batch"):
+        names.name_of("batch", "command line")
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ([], "vdm"),
+        (["sds=true"], "sds"),
+        (["guidance=vdm"], "vdm"),
+        (["guidance=sds"], "sds"),
+        (["guidance=sds", "sds=true"], "sds"),
+    ],
+)
+def test_guidance_method(words: list[str], method: str) -> None:
+    assert configured(*words).GuidanceParams.guidance_method == method
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], 1), (["sds=true"], 0), (["guidance=vdm"], 0), (["guidance=sds"], 0)]
+)
+def test_upstream_guidance_is_remarked_once(
+    caplog: pytest.LogCaptureFixture, words: list[str], said: int
+) -> None:
+    configured(*words)
+    assert sum("SD runs VDM with DCA" in message for message in caplog.messages) == said
+
+
+def test_keys_without_effect_share_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tree = {"port": 2355, "GuidanceParams": {"text": "a fox", "model_key": "toybox", "guidance": "vdm"}}
+    for name in WITHOUT_EFFECT:
+        group, key = name.split(".")
+        tree.setdefault(group, {})[key] = [{"any": "thing"}]
+    tree["ModelParams"]["_source_path"] = "data"
+    with caplog.at_level(logging.WARNING):
+        load(["--opt", str(written(tmp_path, yaml.safe_dump(tree)))])
+    assert len(caplog.records) == 1
+    assert all(name in caplog.messages[0] for name in WITHOUT_EFFECT)
+
+
+def test_no_setting_is_without_effect() -> None:
+    assert not WITHOUT_EFFECT & settings().keys()
+
+
+def test_run_folder() -> None:
+    assert configured("workspace=fox").ModelParams.run_folder == Path("output/fox")
+    assert configured("workspace=fox", "output_path=/runs").ModelParams.run_folder == Path("/runs/fox")
+    assert configured("model_path=here").ModelParams.run_folder == Path("here")
+
+
+def test_relax_cameras_reads_upstream_switch_the_other_way_round() -> None:
+    assert configured().OptimizationParams.relax_cameras
+    assert not configured("use_progressive=true").OptimizationParams.relax_cameras
+
+
+def test_config_is_frozen() -> None:
+    config = configured()
+    for holder, name in ((config, "seed"), (config.GuidanceParams, "text")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(holder, name, 1)
+    assert hash(config) == hash(configured())
+
+
+@pytest.mark.parametrize("name", settings())
+def test_every_default_is_valid_and_explained(name: str) -> None:
+    field = settings()[name]
+    option = field.metadata["option"]
+    assert option.help
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    assert has_form(field, default)
+    assert not option.choices or default in option.choices
+    for number in default if isinstance(default, list) else [default]:
+        if isinstance(number, float) or type(number) is int:
+            assert math.isfinite(number)
+            assert option.allows(number)
+
+
+prompts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
+    lambda text: text.strip() and "${" not in text and text != "???"
+)
+
+
+@examples(max_examples=25, deadline=None)
+@given(
+    text=prompts,
+    rate=st.floats(min_value=1e-300, max_value=1e300),
+    low=st.floats(min_value=0, max_value=0.5),
+    cap=st.none() | st.integers(1, 10**9),
+)
+def test_to_yaml_round_trips(tmp_path_factory, text: str, rate: float, low: float, cap: int | None) -> None:
+    config = dataclasses.replace(
+        Config(),
+        seed=11,
+        GuidanceParams=GuidanceParams(text=text, model_key="toybox", operator_lr=rate, t_range=(low, 0.5)),
+        ModelParams=dataclasses.replace(Config().ModelParams, max_gaussians=cap),
+    )
+    path = written(tmp_path_factory.mktemp("round"), to_yaml(config))
+    assert load(["--opt", str(path)])[0] == config
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_everything_and_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from arguments import load
+try:
+    load(["--help"])
+finally:
+    heavy = {"torch", "numpy", "omegaconf", "diffusers"} & sys.modules.keys()
+    assert not heavy, heavy
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    for name in settings():
+        assert f"  {name.rpartition('.')[2]} " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 140
+
+
+def test_loading_imports_no_torch() -> None:
+    done = run_python(
+        f"import sys; from arguments import load; load({ENOUGH!r}); assert 'torch' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,159 @@
+"""The shipped settings say what their headers say; LucidDreamer's nine files mean what they meant there."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from arguments import Config, load, to_yaml
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+PAPER = [path for path in SHIPPED if path.parent.name == "configs" and path.stem != "quickstart"]
+LUCIDDREAMER = {path.stem: path for path in sorted((ROOT / "tests" / "luciddreamer_configs").glob("*.yaml"))}
+
+
+def read(path: Path) -> Config:
+    return load(["--opt", str(path)])[0]
+
+
+@pytest.mark.parametrize(
+    "path", [*SHIPPED, *LUCIDDREAMER.values()], ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_round_trip(path: Path, tmp_path: Path) -> None:
+    config = read(path)
+    copy = tmp_path / "config.yaml"
+    copy.write_text(to_yaml(config), encoding="utf-8")
+    assert read(copy) == config
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_files_are_explained_and_quiet(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    read(path)
+    assert not caplog.records
+
+
+def test_shipped_runs_do_not_share_a_folder() -> None:
+    folders = [read(path).ModelParams.run_folder for path in SHIPPED]
+    assert len(set(folders)) == len(folders) >= 10
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_paper_setting(path: Path) -> None:
+    config = read(path)
+    guidance = config.GuidanceParams
+    assert guidance.guidance_method == "vdm"
+    assert guidance.model_key is not None
+    assert guidance.model_key.endswith("stable-diffusion-2-1-base")
+    assert (guidance.guidance_scale, guidance.C_batch_size, guidance.lambda_guidance) == (7.5, 4, 0.1)
+    assert (guidance.dca, guidance.dca_cutoff, guidance.operator, guidance.operator_lr) == (
+        True,
+        300,
+        "ulite",
+        0.01,
+    )
+    assert (guidance.t_range, guidance.max_t_range, guidance.noise_offset) == ((0.02, 0.5), 0.98, 0.0)
+    assert config.OptimizationParams.iterations == 5000
+    assert config.OptimizationParams.warmup_iter == 1500
+    assert (config.GenerateCamParams.init_shape, config.GenerateCamParams.init_num_pts) == ("shape", 50_000)
+    assert config.ModelParams.bg_aug_ratio == 0.66
+    assert config.ModelParams.workspace == path.stem
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("galleon", "A Spanish galleon sailing on the open sea"),
+        ("supercar", "A supercar made out of toy bricks"),
+        ("hamburger", "A delicious hamburger."),
+    ],
+)
+def test_prompts_are_verbatim(name: str, text: str) -> None:
+    assert read(ROOT / "configs" / f"{name}.yaml").GuidanceParams.text == text
+
+
+def test_quickstart_needs_no_download_and_sees_the_whole_object() -> None:
+    config = read(ROOT / "configs" / "quickstart.yaml")
+    assert config.GuidanceParams.model_key == "toybox"
+    assert config.GenerateCamParams.init_shape == "sphere"
+    assert not config.OptimizationParams.relax_cameras
+    cameras = config.GenerateCamParams
+    for radius, fov in zip(cameras.radius_range, cameras.fovy_range, strict=True):
+        assert 0.55 < radius * math.tan(fov / 2) < 1.15
+
+
+UPSTREAM = {
+    # name: workspace, perpneg, delta_t, theta, phi, gamma
+    "axe": ("viking_axe", False, 25, (45, 105), (-180, 180), 1.0),
+    "bagel": ("bagel", False, 80, (45, 105), (-180, 180), 1.0),
+    "cat_armor": ("cat_armor", True, 80, (60, 90), (-180, 180), 1.5),
+    "crown": ("crown", False, 80, (45, 105), (-180, 180), 1.0),
+    "football_helmet": ("football_helmet", False, 50, (45, 90), (-180, 180), 1.0),
+    "hamburger": ("hamburger", False, 50, (45, 105), (-180, 180), 1.0),
+    "ts_lora": ("TS_lora", True, 80, (60, 120), (-80, 80), 1.5),
+    "white_hair_ironman": ("white_hair_IRONMAN", True, 50, (45, 90), (-80, 80), 1.5),
+    "zombie_joker": ("zombie_joker", True, 50, (45, 90), (-80, 80), 1.5),
+}
+
+
+def test_all_nine_are_here() -> None:
+    assert LUCIDDREAMER.keys() == UPSTREAM.keys()
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_luciddreamer_file_means_what_it_meant(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    config = read(LUCIDDREAMER[name])
+    model, cameras, guidance = config.ModelParams, config.GenerateCamParams, config.GuidanceParams
+    workspace, perpneg, delta_t, theta, phi, gamma = UPSTREAM[name]
+    assert (model.workspace, guidance.perpneg, guidance.delta_t) == (workspace, perpneg, delta_t)
+    assert (cameras.theta_range, cameras.max_theta_range) == (theta, theta)
+    assert (cameras.phi_range, cameras.max_phi_range, cameras.rand_cam_gamma) == (phi, (-180, 180), gamma)
+    assert (cameras.init_num_pts, cameras.init_shape) == (
+        100_000,
+        "sphere" if name == "hamburger" else "pointe",
+    )
+    assert (guidance.model_key, guidance.C_batch_size) == ("stabilityai/stable-diffusion-2-1-base", 4)
+    assert (guidance.lambda_guidance, guidance.guidance_scale) == (0.1, 7.5)
+    assert (guidance.t_range, guidance.max_t_range) == ((0.02, 0.5), 0.98)
+    assert (guidance.denoise_guidance_scale, guidance.xs_delta_t, guidance.xs_inv_steps) == (1.0, 200, 5)
+    assert (model.bg_aug_ratio, model.batch, model.white_background, model.sh_degree) == (0.66, 10, True, 0)
+    assert (config.port, config.seed, config.save_video) == (2355, 0, True)
+    assert config.OptimizationParams == Config().OptimizationParams
+    assert config.OptimizationParams.save_process is True
+    assert guidance.guidance_method == "vdm"
+    ignored, remark = caplog.messages
+    assert "GuidanceParams.ddim_inv" in ignored
+    assert ("GuidanceParams.accum" in ignored) == (name in ("axe", "football_helmet"))
+    assert "SD runs VDM with DCA" in remark
+
+
+def test_luciddreamer_learned_embedding_is_kept() -> None:
+    guidance = read(LUCIDDREAMER["ts_lora"]).GuidanceParams
+    assert guidance.text == "A <Taylor_Swift> wearing sunglasses."
+    assert guidance.LoRA_path == "./custom_example/lora/Taylor_Swift/step_inv_1000.safetensors"
+
+
+SILENT = """
+ModelParams: {workspace: debug, model_path: '', pretrained_model_path: null, sh_degree: 0, batch: 10,
+  white_background: true, sh_deg_aug_ratio: 0.1, bg_aug_ratio: 0.5, shs_aug_ratio: 0.0, scale_aug_ratio: 1.0}
+PipelineParams: {convert_SHs_python: false, compute_cov3D_python: false, debug: false}
+GuidanceParams: {guidance: SD, is_safe_tensor: false, base_model_key: null, negative_w: -2.0, perpneg: true,
+  front_decay_factor: 2.0, side_decay_factor: 10.0, vram_O: false, fp16: true, num_train_timesteps: null, sds: false,
+  fix_noise: false, delta_t: 80, lambda_guidance: 1.0, C_batch_size: 1, vis_interval: 100, textual_inversion_path: null}
+OptimizationParams: {position_lr_init: 0.00016, position_lr_final: 0.0000016, feature_lr: 0.005,
+  feature_lr_final: 0.003, opacity_lr: 0.05, scaling_lr: 0.005, scaling_lr_final: 0.001, rotation_lr: 0.001,
+  rotation_lr_final: 0.0002, lambda_tv: 1.0, lambda_scale: 1.0, densification_interval: 100, use_progressive: false}
+GenerateCamParams: {init_shape: sphere, render_45: true, uniform_sphere_rate: 0.0, image_w: 512, image_h: 512, SSAA: 1,
+  default_polar: 90.0, default_azimuth: 0.0, rand_cam_gamma: 1.0, jitter_pose: true, jitter_center: 0.05,
+  jitter_target: 0.05, jitter_up: 0.01}
+"""
+"""LucidDreamer's defaults where its files say nothing, or say something else."""
+
+
+def test_luciddreamer_defaults() -> None:
+    for group, keys in yaml.safe_load(SILENT).items():
+        ours = dataclasses.asdict(getattr(Config(), group))
+        assert {key: ours[key] for key in keys} == keys

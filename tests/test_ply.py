@@ -1,0 +1,342 @@
+"""The PLY format: round trips, the frame, what other readers see, and files that are broken."""
+
+import struct
+
+import gsply
+import numpy as np
+import numpy.lib.recfunctions
+import pytest
+import torch
+import torch.nn.functional as F
+from plyfile import PlyData, PlyElement
+
+from arguments import GenerateCamParams
+from scene.cameras import orbit
+from scene.gaussian_model import GaussianModel
+from scene.ply import has_faces, read_gaussians, read_points, write_gaussians, write_points
+from tests.gaussians import random_gaussians, seeded
+from utils.errors import UserError
+from utils.rotations import quaternions_to_matrices
+from utils.spherical_harmonics import eval_sh, rgb_to_sh_dc
+
+DEGREES = [0, 1, 2, 3]
+FRONT = GenerateCamParams()
+GAUSSIAN_NAMES = [
+    "x",
+    "y",
+    "z",
+    "f_dc_0",
+    "f_dc_1",
+    "f_dc_2",
+    "opacity",
+    "scale_0",
+    "scale_1",
+    "scale_2",
+    "rot_0",
+    "rot_1",
+    "rot_2",
+    "rot_3",
+]
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "point_cloud.ply"
+
+
+def vertex_table(path) -> np.ndarray:
+    return PlyData.read(str(path), mmap=False)["vertex"].data
+
+
+def columns(table: np.ndarray, *names: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([table[name].astype(np.float32) for name in names], axis=1))
+
+
+def write_table(path, table: np.ndarray, **options) -> None:
+    PlyData([PlyElement.describe(table, "vertex")], **options).write(str(path))
+
+
+@pytest.mark.parametrize("degree", DEGREES)
+def test_round_trip(path, degree):
+    model = random_gaussians(20, degree)
+    write_gaussians(path, model)
+    back = read_gaussians(path)
+    assert back.sh_degree == back.active_sh_degree == degree
+    for name in ("means", "log_scales", "opacity_logits", "sh_dc"):
+        assert torch.equal(getattr(back, name), getattr(model, name)), name
+    torch.testing.assert_close(back.sh_rest, model.sh_rest, rtol=0, atol=1e-6)
+    torch.testing.assert_close(back.quats, model.rotations, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("degree", DEGREES)
+def test_layout_is_that_of_gaussian_splatting(path, degree):
+    write_gaussians(path, random_gaussians(3, degree), comments=["a café", "two\nlines"])
+    data = path.read_bytes()
+    header, body = data.split(b"end_header\n")
+    rest = 3 * ((degree + 1) ** 2 - 1)
+    names = [
+        "x",
+        "y",
+        "z",
+        "nx",
+        "ny",
+        "nz",
+        "f_dc_0",
+        "f_dc_1",
+        "f_dc_2",
+        *(f"f_rest_{i}" for i in range(rest)),
+    ]
+    names += ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+    lines = header.decode("ascii").splitlines()
+    assert lines[:2] == ["ply", "format binary_little_endian 1.0"]
+    assert lines[2:5] == ["comment dreammapping frame=rdf", r"comment a caf\xe9", "comment two lines"]
+    assert lines[5:] == ["element vertex 3", *(f"property float {name}" for name in names)]
+    assert len(body) == 3 * 4 * (17 + rest)
+
+
+def test_the_object_stands_upright_and_faces_the_viewer(path):
+    """Right, down and forward in the file are those of the camera in front."""
+    points = torch.tensor(
+        [[0.0, 0, 1], [0, 1, 0], [-1, 0, 0], [0.3, -0.2, 0.1]]
+    )  # up, front, the front view's right
+    model = GaussianModel.from_points(points, torch.rand(4, 3, generator=seeded()), sh_degree=0)
+    write_gaussians(path, model)
+    written = columns(vertex_table(path), "x", "y", "z")
+    assert torch.equal(written[:3], torch.tensor([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]]))
+    view = orbit(1, FRONT).world_to_camera[0]
+    torch.testing.assert_close(written, points @ view[:3, :3].T, atol=1e-6, rtol=0)
+
+
+def test_covariances_turn_with_the_positions(path):
+    model = random_gaussians(10)
+    write_gaussians(path, model)
+    table = vertex_table(path)
+
+    def covariances(quats, log_scales):
+        axes = quaternions_to_matrices(quats) * log_scales.exp()[:, None]
+        return axes @ axes.mT
+
+    turn = orbit(1, FRONT).world_to_camera[0, :3, :3]
+    written = covariances(columns(table, *GAUSSIAN_NAMES[10:]), columns(table, *GAUSSIAN_NAMES[7:10]))
+    expected = turn @ covariances(model.quats, model.log_scales).detach() @ turn.T
+    torch.testing.assert_close(written, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(columns(table, *GAUSSIAN_NAMES[10:]).norm(dim=1), torch.ones(10))
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_colours_turn_with_the_positions(path, degree):
+    """Whoever looks from a turned direction at the turned Gaussian sees the old colour; f_rest is channel-major."""
+    model = random_gaussians(10, degree)
+    write_gaussians(path, model)
+    table = vertex_table(path)
+    count = (degree + 1) ** 2 - 1
+    rest = columns(table, *(f"f_rest_{i}" for i in range(3 * count))).unflatten(1, (3, count)).mT
+    written = torch.cat([columns(table, "f_dc_0", "f_dc_1", "f_dc_2")[:, None], rest], dim=1)
+    directions = F.normalize(torch.randn(10, 3, generator=seeded()), dim=1)
+    turn = orbit(1, FRONT).world_to_camera[0, :3, :3]
+    seen = eval_sh(degree, written, directions @ turn.T)
+    torch.testing.assert_close(seen, eval_sh(degree, model.sh, directions).detach(), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+def test_an_independent_reader_reads_the_same(path, degree):
+    model = random_gaussians(50, degree)
+    write_gaussians(path, model)
+    data, table = gsply.plyread(str(path)), vertex_table(path)
+    assert len(data.means) == 50
+    for theirs, names in (
+        (data.means, GAUSSIAN_NAMES[:3]),
+        (data.sh0, GAUSSIAN_NAMES[3:6]),
+        (data.scales, GAUSSIAN_NAMES[7:10]),
+        (data.quats, GAUSSIAN_NAMES[10:]),
+    ):
+        torch.testing.assert_close(torch.as_tensor(theirs), columns(table, *names))
+    torch.testing.assert_close(torch.as_tensor(data.opacities).flatten(), columns(table, "opacity").flatten())
+
+
+def lucid_dreamer_table(count=5, rest=0, dtype="<f4", seed=0) -> np.ndarray:
+    names = [*GAUSSIAN_NAMES, *(f"f_rest_{i}" for i in range(rest))]
+    table = np.zeros(count, dtype=[(name, dtype) for name in names])
+    values = np.random.default_rng(seed)
+    for name in names:
+        table[name] = values.normal(size=count)
+    return table
+
+
+@pytest.mark.parametrize("options", [{}, {"byte_order": ">"}, {"text": True}])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_files_of_others_are_read_in_their_own_frame(path, options, dtype):
+    table = lucid_dreamer_table(rest=9, dtype=dtype)
+    write_table(path, table, **options)
+    model = read_gaussians(path)
+    assert model.sh_degree == 1
+    torch.testing.assert_close(model.means.detach(), columns(table, "x", "y", "z"))
+    torch.testing.assert_close(model.quats.detach(), columns(table, "rot_0", "rot_1", "rot_2", "rot_3"))
+    torch.testing.assert_close(
+        model.sh_rest[:, 1].detach(), columns(table, "f_rest_1", "f_rest_4", "f_rest_7")
+    )
+
+
+def error(read, path) -> str:
+    with pytest.raises(UserError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message
+
+
+def test_a_missing_file(path):
+    assert "cannot be read (No such file" in error(read_gaussians, path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"ply\n",
+        b"solid cube",
+        b"\x00" * 200,
+        b"ply\nformat ascii 1.0\nelement vertex 1\n",
+        b"ply" + b"x" * 200_000,
+    ],
+)
+def test_what_is_no_ply_is_named_so(path, content):
+    path.write_bytes(content)
+    assert "no PLY header" in error(read_gaussians, path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "element vertex many",
+        "element vertex -4",
+        "property quaternion x",
+        "property float",
+        "nonsense",
+        "format ascii 1.0",
+    ],
+)
+def test_a_broken_header_is_quoted(path, line):
+    path.write_text(f"ply\nformat ascii 1.0\nelement vertex 1\n{line}\nproperty float x\nend_header\n0\n")
+    assert "got a broken one" in error(read_gaussians, path)
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize("count", [10**9, 10**18, 10**30])
+def test_a_claim_of_a_billion_points_takes_no_memory(path, form, count):
+    properties = "".join(f"property float {name}\n" for name in GAUSSIAN_NAMES)
+    path.write_text(f"ply\nformat {form} 1.0\nelement vertex {count}\n{properties}end_header\n0 0 0\n")
+    assert "cut off" in error(read_gaussians, path)
+    assert "cut off" in error(read_points, path)
+
+
+def test_claims_of_other_elements_count_too(path):
+    path.write_text("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nelement face 1000000000\n"
+                    "property list uchar int vertex_indices\nend_header\n0\n")  # fmt: skip
+    assert "cut off" in error(read_points, path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_truncated_body(path, kept):
+    write_gaussians(path, random_gaussians(10))
+    data = path.read_bytes()
+    start = data.index(b"end_header\n") + 11
+    path.write_bytes(data[: start + int(kept * (len(data) - start))])
+    assert "cut off" in error(read_gaussians, path)
+
+
+def test_a_truncated_text_body(path):
+    write_table(path, lucid_dreamer_table(5), text=True)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-1]) + "\n")
+    assert "cannot be read as PLY" in error(read_gaussians, path)
+
+
+def test_words_where_numbers_belong(path):
+    write_table(path, lucid_dreamer_table(2), text=True)
+    path.write_text(path.read_text().rsplit("\n", 2)[0] + "\n" + " ".join(["word"] * 14) + "\n")
+    assert "cannot be read as PLY" in error(read_gaussians, path)
+
+
+@pytest.mark.parametrize("missing", ["opacity", "scale_2", "rot_0", "f_dc_1", "z"])
+def test_a_missing_property_is_named(path, missing):
+    table = lucid_dreamer_table()
+    write_table(path, np.lib.recfunctions.drop_fields(table, missing))
+    assert missing in error(read_gaussians, path)
+
+
+@pytest.mark.parametrize("count", [1, 8, 10, 44, 46, 72])
+def test_a_wrong_number_of_bands(path, count):
+    write_table(path, lucid_dreamer_table(rest=count))
+    assert f"got {count}" in error(read_gaussians, path)
+
+
+def test_a_list_is_no_number(path):
+    names = [f"property float {name}" for name in GAUSSIAN_NAMES if name != "opacity"]
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "element vertex 1",
+        *names,
+        "property list uchar float opacity",
+    ]
+    path.write_bytes(
+        ("\n".join(header) + "\nend_header\n").encode() + struct.pack("<13fBf", *range(13), 1, 0.5)
+    )
+    assert "opacity" in error(read_gaussians, path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_numbers_that_are_not_finite_are_located(path, value):
+    table = lucid_dreamer_table(dtype="f8")
+    table["scale_1"][3] = value
+    write_table(path, table)
+    assert "scale_1 of vertex 3" in error(read_gaussians, path)
+
+
+def test_no_vertices(path):
+    write_table(path, lucid_dreamer_table(0))
+    assert "expected vertices" in error(read_gaussians, path)
+    path.write_text("ply\nformat ascii 1.0\nelement edge 0\nproperty int a\nend_header\n")
+    assert "expected vertices" in error(read_gaussians, path)
+
+
+def test_broken_gaussians_are_not_written(path):
+    write_gaussians(path, random_gaussians(3))
+    before = path.read_bytes()
+    model = random_gaussians(3)
+    model.log_scales.data[1, 1] = torch.nan
+    with pytest.raises(UserError, match="log_scales"):
+        write_gaussians(path, model)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_point_clouds_round_trip_in_our_frame(path):
+    points, colors = torch.randn(7, 3, generator=seeded()), torch.rand(7, 3, generator=seeded(1))
+    write_points(path, points, colors)
+    assert [str(p) for p in PlyData.read(str(path))["vertex"].properties] == [
+        *(f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")),
+        *(f"property uchar {name}" for name in ("red", "green", "blue")),
+    ]
+    back, back_colors = read_points(path)
+    assert torch.equal(back, points)
+    torch.testing.assert_close(back_colors, colors, atol=0.5 / 255 + 1e-6, rtol=0)
+    assert not has_faces(path)
+
+
+def test_points_of_gaussians_are_their_centres_and_colours(path):
+    colors = torch.rand(6, 3, generator=seeded())
+    model = random_gaussians(6)
+    model.replace({"sh_dc": rgb_to_sh_dc(colors)[:, None]})
+    write_gaussians(path, model)
+    points, seen = read_points(path)
+    assert torch.equal(points, model.means)
+    torch.testing.assert_close(seen, colors)
+
+
+def test_points_need_positions(path):
+    write_table(path, np.zeros(3, dtype=[("x", "f4"), ("y", "f4")]))
+    assert "x, y and z" in error(read_points, path)

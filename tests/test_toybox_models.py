@@ -1,0 +1,256 @@
+"""The toybox prior: its tokenizer, architectures, losses, training loop and shipped folder."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+from transformers import CLIPModel, CLIPProcessor
+
+from toybox import models, train, train_clip, train_unet, train_vae, world
+from toybox.clip import PRIOR
+from toybox.report import frechet_distance, judge
+from toybox.samples import save_grid
+from toybox.train_loop import Average, Budget, Loop, learning_rate
+from toybox.train_views import COLOURS, Views, jitter, pair_captions
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return models.build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def clip(tokenizer):
+    torch.manual_seed(0)
+    return models.build_clip(tokenizer).eval()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Random renders of the data set's layout."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 12), ("held_out", 12)):
+        np.save(tmp_path / f"{split}_images.npy", rng.integers(0, 256, (count, 128, 128, 3), dtype=np.uint8))
+        np.savez(
+            tmp_path / f"{split}_labels.npz",
+            object_index=rng.integers(0, len(world.OBJECTS), count).astype(np.uint8),
+            colour_index=rng.integers(0, len(COLOURS), count).astype(np.uint8),
+            azimuth_deg=rng.uniform(-180, 180, count).astype(np.float32),
+            polar_deg=np.full(count, 80.0, np.float32),
+            radius=np.full(count, 3.5, np.float32),
+            fov=np.full(count, 0.5, np.float32),
+        )
+    return tmp_path
+
+
+def test_each_word_of_a_caption_is_one_token(tokenizer):
+    for view in (None, *world.VIEWS):
+        for caption in pair_captions(view):
+            words = caption.replace(",", " ,").split()
+            assert len(tokenizer(caption).input_ids) == len(words) + 2
+
+
+def test_any_text_tokenises_within_the_vocabulary(tokenizer):
+    ids = tokenizer("Ein naïve 3D-Wörtchen, 日本 🙂").input_ids
+    assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id not in ids[:-1] and max(ids) < len(tokenizer)
+    assert tokenizer("A RED car").input_ids == tokenizer("a red car").input_ids
+    assert models.tokenize(tokenizer, ["word " * 100]).shape == (1, models.TEXT_LENGTH)
+
+
+def test_cutting_the_padding_leaves_the_text_vector(clip, tokenizer):
+    tokens = models.tokenize(tokenizer, ["a red car, front view", "a blue cat"])
+    whole, cut = train_clip.text_vectors(clip, tokens), train_clip.text_vectors(clip, tokens[:, :10])
+    torch.testing.assert_close(whole, cut, atol=1e-5, rtol=0)
+
+
+def test_the_pipelines_text_encoder_is_the_clips_text_tower(clip, tokenizer):
+    tokens = models.tokenize(tokenizer, ["a red car, front view"])
+    states = models.text_encoder(clip)(tokens).last_hidden_state
+    torch.testing.assert_close(states, clip.text_model(tokens).last_hidden_state)
+    torch.testing.assert_close(
+        states, train_unet.caption_states(models.text_encoder(clip), tokenizer, ["a red car, front view"])
+    )
+
+
+def test_an_untrained_autoencoder_passes_colours_through():
+    vae = models.build_autoencoder()
+    colours = torch.rand(6, 3, 1, 1)
+    with torch.no_grad():
+        images = train_vae.decode(vae, train_vae.encode(vae, colours.expand(-1, -1, 64, 64)))
+    inner = images[:, :, 24:40, 24:40]
+    assert (inner - colours).abs().mean() < 0.06  # what the clamp of the latents and the random channels cost
+
+
+def test_latents_are_32_pixels_wide_and_cheap():
+    vae = models.build_autoencoder()
+    image = torch.zeros(1, 3, models.IMAGE_SIZE, models.IMAGE_SIZE)
+    assert train_vae.encode(vae, image).shape == (1, 4, 32, 32)
+    assert models.count_macs(lambda: vae.encode(image)) < 0.16
+    convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    counted = models.count_macs(lambda: convolution(torch.zeros(1, 3, 10, 10)))
+    assert counted == pytest.approx(3 * 8 * 9 * 100 / 1e9)
+
+
+def test_noise_loss_is_zero_for_the_noise_and_weighs_by_min_snr():
+    noise = torch.randn(3, 4, 8, 8)
+    schedule = models.build_scheduler().alphas_cumprod
+    steps = torch.tensor([20, 500, 980])
+    arguments = (torch.randn(3, 4, 8, 8), torch.zeros(3, 2, 8), steps, noise, schedule)
+    assert train_unet.noise_loss(lambda *_, **__: (noise,), *arguments) == 0.0
+    off = train_unet.noise_loss(lambda *_, **__: (noise + 1.0,), *arguments)
+    ratio = schedule[steps] / (1 - schedule[steps])
+    torch.testing.assert_close(off, torch.tensor([5.0 / ratio[0], 1.0, 1.0]).mean())
+
+
+def test_a_caption_of_two_images_is_true_of_both():
+    logits = torch.full((3, 6), -20.0)
+    logits[0, 4] = logits[1, 4] = logits[2, 1] = 20.0
+    loss = train_clip._caption_to_images(logits, torch.tensor([4, 4, 1]))
+    assert loss.item() == pytest.approx(math.log(2.0) / 2.0, abs=1e-5)  # caption 4 shared by two, caption 1 sure
+
+
+def test_clip_loss_falls_when_vectors_tell_captions_apart(clip, tokenizer):
+    captions = train_clip.Captions(tokenizer, "cpu")
+    images = torch.rand(4, 3, 128, 128)
+    classes = torch.tensor([0, 1, 1, 3])
+    model = models.build_clip(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(8):
+        loss = captions.loss(model, train_clip.image_vectors(model, images), classes, classes, classes % 3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_learning_rate_warms_up_and_ends_annealed():
+    rates = [learning_rate(progress, 1e-3) for progress in np.linspace(0, 1, 101)]
+    assert max(rates) == pytest.approx(1e-3) and rates.index(max(rates)) == 2
+    assert rates[-1] == pytest.approx(1e-5) and rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_budget_counts_minutes_or_steps():
+    assert Budget(2.0).progress(10, 30.0) == 0.25
+    assert Budget(2.0, steps=40).progress(10, 30.0) == 0.25
+    assert Budget(2.0).progress(10, 1e6) == 1.0
+
+
+def test_average_follows_the_weights():
+    module = nn.Linear(2, 1)
+    average = Average(module, 0.5)
+    start = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.add_(1.0)
+    average.update(module, 1000)
+    torch.testing.assert_close(average.values[0], start + 0.5)
+
+
+def _fit(path, steps, generator):
+    torch.manual_seed(0)
+    module = nn.Linear(3, 1)
+    loop = Loop("line", module, 1e-2, Budget(1.0, steps), path)
+    loop.run(lambda: (module(torch.randn(8, 3, generator=generator)) - 1.0).square().mean())
+    return loop
+
+
+def test_a_loop_goes_on_from_its_checkpoint(tmp_path):
+    path = tmp_path / "line.pt"
+    first = _fit(path, 5, torch.Generator().manual_seed(0))
+    again = _fit(path, 5, torch.Generator().manual_seed(0))
+    assert again.step == 5
+    torch.testing.assert_close(again.module.weight, first.module.weight)
+    torch.testing.assert_close(again.average.values, first.average.values)
+    assert _fit(path, 8, torch.Generator().manual_seed(0)).step == 8
+
+
+def test_a_checkpoint_of_another_architecture_is_a_users_error(tmp_path):
+    _fit(tmp_path / "line.pt", 1, torch.Generator())
+    with pytest.raises(UserError, match="another"):
+        Loop("line", nn.Linear(7, 2), 1e-2, Budget(1.0, 1), tmp_path / "line.pt")
+
+
+def test_jitter_keeps_the_range_and_differs_between_images():
+    images = torch.full((4, 3, 32, 32), 0.5)
+    moved = jitter(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape and moved.min() >= 0.0 and moved.max() <= 1.0
+    assert moved.flatten(1).mean(1).unique().numel() == 4
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.randn(20_000, 3, generator=generator, dtype=torch.float64)
+    assert frechet_distance(unit, unit) == pytest.approx(0.0, abs=1e-9)
+    assert frechet_distance(unit, 3.0 * unit) == pytest.approx(3 * 4.0, rel=0.05)
+    assert frechet_distance(unit, unit + 2.0) == pytest.approx(12.0, rel=1e-6)
+
+
+def test_judge_counts_pairs_objects_colours_and_views():
+    count = len(world.OBJECTS) * len(COLOURS)
+    texts = torch.eye(count)
+    views = torch.randn(count, 3, count, generator=torch.Generator().manual_seed(0))
+    pairs = torch.tensor([0, 1, len(COLOURS), 5])
+    shown = torch.tensor([0, 0, 0, 5])  # right; wrong colour; wrong object; right
+    vectors = texts[shown]
+    seen = torch.einsum("nd,nvd->nv", vectors, views[pairs]).argmax(1)
+    result = judge(vectors, pairs, seen, texts, views)
+    assert (result.pair, result.object, result.colour, result.view) == (0.5, 0.75, 0.75, 1.0)
+
+
+def test_save_grid_fills_the_last_row(tmp_path):
+    from PIL import Image
+
+    save_grid(torch.zeros(3, 3, 4, 4), tmp_path / "grid.png", columns=2)
+    picture = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    assert picture.shape == (8, 8, 3) and picture[:4].max() == 0 and picture[4:, 4:].min() == 255
+
+
+def test_views_holds_images_and_classes(cache):
+    views = Views("train", cache)
+    assert views.pixels(torch.arange(2)).shape == (2, 3, 128, 128)
+    assert world.caption(
+        world.OBJECTS[views.object[3]], COLOURS[views.colour[3]]
+    ) == pair_captions()[views.pair[3]]
+
+
+def test_every_stage_trains_and_the_folder_loads_without_our_code(cache, tmp_path):
+    budgets = {stage: Budget(1.0, steps=1) for stage in ("vae", "clip", "unet")}
+    prior = tmp_path / "prior"
+    training = train.Training(cache, prior, torch.device("cpu"), budgets)
+    with pytest.raises(UserError, match="earlier stages"):
+        training.unet()
+    training.vae()
+    training.clip()
+    training.unet()
+    assert {"vae", "clip", "unet"} <= set(training._notes())
+    latents = train_unet.Material(training.views, *_parts(prior)).latents.float()
+    assert latents.std().item() == pytest.approx(1.0, abs=0.05)
+    _check_pipeline(prior)
+
+
+def test_the_shipped_prior_loads_without_our_code():
+    _check_pipeline(PRIOR)
+    weights = sum(path.stat().st_size for path in PRIOR.rglob("*.safetensors"))
+    assert weights <= 40e6
+
+
+def _parts(prior):
+    pipeline = StableDiffusionPipeline.from_pretrained(prior, local_files_only=True)
+    return pipeline.vae, pipeline.text_encoder, pipeline.tokenizer
+
+
+def _check_pipeline(prior):
+    pipeline = StableDiffusionPipeline.from_pretrained(prior, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a red car, front view", num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 128, 128, 3) and np.isfinite(image).all()
+    clip = CLIPModel.from_pretrained(prior / "clip", local_files_only=True)
+    processor = CLIPProcessor.from_pretrained(prior / "clip", local_files_only=True)
+    inputs = processor(text=["a red car", "a cat"], images=[image[0]], return_tensors="pt", padding=True, do_rescale=False)
+    assert clip(**inputs).logits_per_image.shape == (1, 2)

@@ -1,0 +1,198 @@
+"""The whole program on a tiny random prior: what a run leaves, and that a restart changes no bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreammapping import Training, optimize
+from scene.ply import read_gaussians
+from tests.tiny_models import save_pipeline
+from train import main
+from utils.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
+
+
+@pytest.fixture
+def words(prior, tmp_path):
+    """Overrides that make a run of 8 iterations with everything in it: densification, opacity reset, outputs."""
+    return [
+        f"model_key={prior}", f"output_path={tmp_path}", "workspace=run", "device=cpu", 'text="a red car"',
+        "fp16=false", "iterations=8", "checkpoint_interval=4", "log_interval=2", "video_frames=2", "pro_frames_num=4",
+        "vis_interval=4",
+        "init_num_pts=120", "image_w=32", "image_h=32", "C_batch_size=2", "warmup_iter=4", "densify_from_iter=1",
+        "densification_interval=3", "densify_grad_threshold=0.00001", "opacity_reset_interval=5", "sh_degree=1",
+        "shs_aug_ratio=0.5", "progressive_view_iter=3", "scale_up_cameras_iter=2",
+    ]  # fmt: skip
+
+
+def final_ply(folder: Path) -> bytes:
+    return (folder / "point_cloud" / "iteration_8" / "point_cloud.ply").read_bytes()
+
+
+def configured(words):
+    from arguments import load
+
+    return load([*words])[0]
+
+
+def test_a_run_leaves_what_upstreams_users_expect(words, tmp_path):
+    assert main(["--quiet", *words]) == 0
+    run = tmp_path / "run"
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert names >= {
+        "config.yaml", "cfg_args", "cameras.json", "init_points3d.ply", "metrics.jsonl", "run.json",
+        "train_process/iter_4.jpg", "train_process/iter_8.jpg", "process_videos/video_rgb.mp4",
+        "test_six_views/1_iteration/render_view_0.png", "test_six_views/8_iteration/render_depth_15.png",
+        "videos/8_iteration/video_rgb_8.mp4", "videos/8_iteration/video_depth_8.mp4",
+        "point_cloud/iteration_4/point_cloud.ply", "point_cloud/iteration_8/point_cloud.ply",
+        "point_cloud/iteration_8/point_cloud_rgb.txt",
+        "checkpoints/iteration_000008/tensors.safetensors", "checkpoints/iteration_000008/state.json",
+    }  # fmt: skip
+    assert not [name for name in names if "partial" in name or "frames/" in name]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    manifest = json.loads((run / "run.json").read_text())
+    assert manifest["finished"] and manifest["score_model_evaluations"] == {
+        "forward": 8 * 2 * 2,
+        "backward": 0,
+    }
+    gaussians = read_gaussians(run / "point_cloud" / "iteration_8" / "point_cloud.ply")
+    assert len(gaussians) == manifest["gaussians"] != 120
+
+
+def test_the_written_settings_run_the_same_run_again(words, tmp_path):
+    main(["--quiet", *words])
+    main(["--quiet", "--opt", str(tmp_path / "run" / "config.yaml"), "workspace=again"])
+    assert final_ply(tmp_path / "again") == final_ply(tmp_path / "run")
+
+
+@pytest.mark.parametrize("guidance", ["vdm", "sds"])
+def test_a_killed_run_ends_with_the_same_bits(words, tmp_path, guidance):
+    words = [*words, f"guidance={guidance}"]
+    main(["--quiet", *words])
+    killed = [*words, "workspace=killed"]
+
+    def kill(step, _training):
+        if step == 6:  # two iterations after the checkpoint, which the resumed run repeats
+            raise SystemExit("killed")
+
+    with pytest.raises(SystemExit):
+        optimize(configured(killed), quiet=True, callback=kill)
+    assert main(["--quiet", "--resume", *killed]) == 0
+    assert final_ply(tmp_path / "killed") == final_ply(tmp_path / "run")
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [2, 4, 6, 8]
+
+
+def start(words):
+    return subprocess.Popen(
+        [sys.executable, "train.py", "--quiet", *words],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 240.0) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def test_kill_9_loses_nothing_that_a_checkpoint_holds(words, tmp_path):
+    words = [*words, "iterations=100000", "save_video=false", "test_ratio=1", "save_process=false"]
+    process = start(words)
+    wait_for(tmp_path / "run" / "checkpoints" / "iteration_000008", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    training = Training(configured(words))
+    from utils import checkpoint
+
+    newest = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    training.load_state_dict(checkpoint.load(newest))
+    assert training.step >= 8 and all(p.isfinite().all() for p in training.gaussians.parameters())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(words, tmp_path, number, code):
+    process = start([*words, "iterations=100000", "save_video=false", "test_ratio=1", "save_process=false"])
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == code
+    assert "--resume" in errors and "Traceback" not in errors
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] >= 2
+
+
+def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(words):
+    training = Training(configured(words))
+    before = training.gaussians.means.detach().clone()
+
+    def broken(images, *args):
+        from guidance import GuidanceOutput
+
+        return GuidanceOutput({"vdm": images.sum() * float("nan")}, {}, None)
+
+    training.guidance.forward = broken
+    for step in range(1, 10):
+        training.iteration(step)
+    assert training.skipped == 9 and torch.equal(training.gaussians.means, before)
+    with pytest.raises(UserError, match=r"not finite in 10 steps in a row.*--resume"):
+        training.iteration(10)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(words, tmp_path):
+    main(["--quiet", *words])
+    with pytest.raises(UserError, match="does not fit these settings"):
+        optimize(configured([*words, "guidance=sds"]), resume=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["model_key=nobody/nothing", "--offline"], "nobody/nothing"),
+        (["text="], "text"),
+        (["iteratoins=3"], "iterations"),
+        (["device=cuda:7"], "device"),
+        (["init_shape=file", "init_path=/nowhere/a.ply"], "/nowhere/a.ply"),
+        (["pretrained_model_path=/nowhere/b.ply"], "/nowhere/b.ply"),
+        (["output_path=/proc/nowhere"], "/proc/nowhere"),
+    ],
+)
+def test_what_a_user_can_cause_is_one_line_and_exit_2(words, extra, message, capsys):
+    if torch.cuda.is_available() and "device=cuda:7" in extra:
+        return
+    assert main(["--quiet", *words, *extra]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
+
+
+def test_a_dry_run_trains_nothing_and_says_what_a_run_would_take(words, tmp_path, capsys):
+    assert main(["--quiet", "--dry-run", *words]) == 0
+    report = capsys.readouterr().out
+    assert "120 Gaussians" in report and "memory" in report and not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten(words, tmp_path, capsys):
+    main(["--quiet", *words])
+    before = final_ply(tmp_path / "run")
+    assert main(["--quiet", *words]) == 2
+    assert "--resume" in capsys.readouterr().err and final_ply(tmp_path / "run") == before

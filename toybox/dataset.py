@@ -1,0 +1,241 @@
+"""Captioned renders of the toybox: ``python -m toybox.dataset`` writes them, ``load`` opens them.
+
+A split is two files in the cache folder, ``{split}_images.npy`` (N, S, S, 3) uint8 and
+``{split}_labels.npz``. View i depends on the seed, the split and i alone, so the number of processes and an
+interruption change nothing.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toybox.objects import solids
+from toybox.raycast import render
+from toybox.world import (
+    COLOURS,
+    HELD_OUT,
+    OBJECTS,
+    caption,
+    sample_background,
+    train_pairs,
+    view_word,
+)
+from utils.errors import UserError
+from utils.files import atomic
+
+CACHE = Path(__file__).parent / "cache"
+SHARD = 250
+SPLITS: dict[str, int | None] = {"train": None, "test": 2000, "held_out": 1000}
+"""Number of views of each split; that of ``train`` is a setting."""
+
+_LABELS = ("object_index", "colour_index", "azimuth_deg", "polar_deg", "radius", "fov")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Views:
+    """One split.
+
+    ``images`` (N, S, S, 3) uint8 is memory-mapped; ``object`` and ``colour`` (N,) uint8 are indices into
+    OBJECTS and COLOURS; the camera's angles (N,) are float32 degrees, its distance and full field of view
+    (radians) float32.
+    """
+
+    images: np.ndarray
+    object: np.ndarray
+    colour: np.ndarray
+    azimuth_deg: np.ndarray
+    polar_deg: np.ndarray
+    radius: np.ndarray
+    fov: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.object)
+
+    def caption(self, index: int, with_view: bool) -> str:
+        """The caption of one view."""
+        colour = tuple(COLOURS)[self.colour[index]]
+        view = view_word(self.azimuth_deg[index]) if with_view else None
+        return caption(OBJECTS[self.object[index]], colour, view)
+
+    def captions(
+        self, rng: np.random.Generator, indices: np.ndarray | None = None, view_probability: float = 0.7
+    ) -> list[str]:
+        """Captions of ``indices`` (all by default), each naming its view with ``view_probability``."""
+        chosen = np.arange(len(self)) if indices is None else np.asarray(indices)
+        named = rng.random(len(chosen)) < view_probability
+        return [
+            self.caption(int(index), bool(with_view)) for index, with_view in zip(chosen, named, strict=True)
+        ]
+
+
+def load(split: str, cache: str | os.PathLike[str] = CACHE) -> Views:
+    """Open a split; raises ``UserError`` if it is unknown or has not been generated."""
+    if split not in SPLITS:
+        raise UserError(f"toybox split: expected one of {', '.join(SPLITS)}, got {split!r}; use one of them")
+    images, labels = _paths(Path(cache), split)
+    if not (images.exists() and labels.exists()):
+        raise UserError(
+            f"{images}: expected the toybox's {split} views, found none; run python -m toybox.dataset"
+        )
+    with np.load(labels) as stored:
+        columns = [stored[name] for name in _LABELS]
+    return Views(np.load(images, mmap_mode="r"), *columns)
+
+
+def sample_camera(rng: np.random.Generator) -> dict[str, Any]:
+    """Keyword arguments of ``render`` for a random camera, whose half width at the origin is U(0.70, 1.0)."""
+    polar = rng.uniform(60.0, 100.0) if rng.random() < 0.85 else rng.uniform(30.0, 60.0)
+    radius = rng.uniform(3.2, 4.2)
+    x, y, z = rng.normal(0.0, 0.03, 3)
+    return {
+        "azimuth_deg": rng.uniform(-180.0, 180.0),
+        "polar_deg": polar,
+        "radius": radius,
+        "fov": 2.0 * float(np.arctan(rng.uniform(0.70, 1.0) / radius)),
+        "target": (x, y, z),
+        "roll_deg": rng.normal(0.0, 2.0),
+    }
+
+
+def sample_view(split: str, index: int, seed: int, size: int) -> tuple[np.ndarray, tuple[float, ...]]:
+    """View ``index`` of a split: image (size, size, 3) uint8 and its labels in the order of the file.
+
+    Pairs take turns, so any prefix of a split is balanced.
+    """
+    rng = np.random.default_rng([seed, tuple(SPLITS).index(split), index])
+    pairs = sorted(HELD_OUT) if split == "held_out" else train_pairs()
+    name, colour = pairs[index % len(pairs)]
+    camera = sample_camera(rng)
+    image, _ = render(name, colour, size=size, background=sample_background(rng, colour, size), **camera)
+    labels = (OBJECTS.index(name), tuple(COLOURS).index(colour), *(camera[key] for key in _LABELS[2:]))
+    return np.round(255.0 * image.clip(0.0, 1.0)).astype(np.uint8), labels
+
+
+def generate(views: int, size: int, seed: int, cache: Path, processes: int | None = None) -> None:
+    """Write every split that is not there yet; finished shards of an interrupted run are kept and used.
+
+    ``views`` counts the training views. Raises ``UserError`` for a number that is too small.
+    """
+    for name, value, least in (("views", views, 1), ("size", size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"toybox.dataset --{name}: expected {least} or more, got {value}; choose another")
+    cache.mkdir(parents=True, exist_ok=True)
+    for split, fixed in SPLITS.items():
+        count = fixed or views
+        identity = _identity(split, count, size, seed)
+        if _is_complete(cache, split, identity):
+            _log.info("%s: %d views are there", split, count)
+            continue
+        began = time.monotonic()
+        shards = cache / f"{split}-{identity}"
+        shards.mkdir(parents=True, exist_ok=True)
+        work = partial(_write_shard, split=split, count=count, size=size, seed=seed, folder=shards)
+        starts = [start for start in range(0, count, SHARD) if not _shard(shards, start).exists()]
+        with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
+            for done, _ in enumerate(pool.imap_unordered(work, starts), 1):
+                _log.info("%s: shard %d of %d, %.0f s", split, done, len(starts), time.monotonic() - began)
+        _join(cache, split, shards, count, size, identity)
+        _log.info("%s: %d views in %.0f s", split, count, time.monotonic() - began)
+
+
+def _write_shard(start: int, split: str, count: int, size: int, seed: int, folder: Path) -> None:
+    stop = min(start + SHARD, count)
+    images, labels = zip(
+        *(sample_view(split, index, seed, size) for index in range(start, stop)), strict=True
+    )
+    with atomic(_shard(folder, start)) as path, open(path, "wb") as file:
+        np.savez(file, images=np.stack(images), labels=np.array(labels, np.float64))
+
+
+def _join(cache: Path, split: str, shards: Path, count: int, size: int, identity: str) -> None:
+    """Make the two files of a split from its shards, and remove these."""
+    images_path, labels_path = _paths(cache, split)
+    labels = np.empty((count, len(_LABELS)))
+    with atomic(images_path) as path:
+        images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+        for start, shard in _read_shards(shards, count):
+            images[start : start + len(shard["images"])] = shard["images"]
+            labels[start : start + len(shard["labels"])] = shard["labels"]
+        images.flush()
+    columns = {
+        name: labels[:, column].astype(np.uint8 if name.endswith("_index") else np.float32)
+        for column, name in enumerate(_LABELS)
+    }
+    with atomic(labels_path) as path, open(path, "wb") as file:
+        np.savez(file, **columns, identity=np.array(identity))
+    for start in range(0, count, SHARD):
+        _shard(shards, start).unlink()
+    shards.rmdir()
+
+
+def _read_shards(folder: Path, count: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    for start in range(0, count, SHARD):
+        with np.load(_shard(folder, start)) as stored:
+            yield start, dict(stored)
+
+
+def _identity(split: str, count: int, size: int, seed: int) -> str:
+    """A digest of the settings and the world, so that views of another world are never taken for these."""
+    digest = hashlib.sha256(
+        json.dumps([split, count, size, seed, OBJECTS, COLOURS, sorted(HELD_OUT)]).encode()
+    )
+    for name in OBJECTS:
+        for part in solids(name):
+            shape = [*part.matrix.ravel(), *part.centre, *(part.profile or ()), *part.top, *part.span]
+            # Rounded: the last bits of sines differ between machines.
+            digest.update(
+                json.dumps([part.colour, [round(float(value), 4) + 0.0 for value in shape]]).encode()
+            )
+    return digest.hexdigest()[:12]
+
+
+def _is_complete(cache: Path, split: str, identity: str) -> bool:
+    images, labels = _paths(cache, split)
+    if not (images.exists() and labels.exists()):
+        return False
+    with np.load(labels) as stored:
+        return "identity" in stored and str(stored["identity"]) == identity
+
+
+def _paths(cache: Path, split: str) -> tuple[Path, Path]:
+    return cache / f"{split}_images.npy", cache / f"{split}_labels.npz"
+
+
+def _shard(folder: Path, start: int) -> Path:
+    return folder / f"{start:07d}.npz"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m toybox.dataset", description="Render the toybox's data set."
+    )
+    parser.add_argument("--views", type=int, default=20000, help="training views (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="pixels on a side (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of every random choice (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="folder for the files (default: toybox/cache)"
+    )
+    settings = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        generate(settings.views, settings.size, settings.seed, settings.cache)
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The toybox prior's architectures: tokenizer, CLIP, autoencoder, U-Net, noise schedule, and their folder.
+
+Everything is an ordinary `transformers` or `diffusers` class, so that `StableDiffusionPipeline.from_pretrained` and
+`CLIPModel.from_pretrained` read the folder without code of ours.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+
+from toybox import world
+from toybox.starts import convolve, pass_colour_through
+from utils.files import atomic
+
+IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 128, 32, 4
+TEXT_LENGTH, WIDTH = 24, 128
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+PIXEL_MEAN, PIXEL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+"""The CLIP's pixel normalisation, of images in [0, 1]."""
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A byte-pair tokenizer of CLIP's form in which each word of the captions is one token.
+
+    Any other text falls apart into bytes. Lower-case; 24 tokens with begin and end.
+    """
+    words = " ".join((*world.OBJECTS, *world.COLOURS, *world.VIEWS, "a an view object ,"))
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer = normalizers.Lowercase()
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
+    )
+    trained.train_from_iterator([words] * 8, trainer)
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols += [symbol + "</w>" for symbol in symbols]
+    symbols += [first + second for first, second in merges]
+    vocabulary = {symbol: index for index, symbol in enumerate(dict.fromkeys((*symbols, BEGIN, END)))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> Tensor:
+    """Token ids (B, 24) int64, padded and cut as the pipeline does it."""
+    options = {"padding": "max_length", "max_length": TEXT_LENGTH, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(list(texts), **options).input_ids
+
+
+def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A CLIP before training: a 6-layer image tower of 16-pixel patches, a 3-layer text tower, 128 shared dimensions."""
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        hidden_act="gelu",
+        projection_dim=WIDTH,
+        **special,
+    )
+    vision = CLIPVisionConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=16,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        hidden_act="gelu",
+        projection_dim=WIDTH,
+    )
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    config.text_config._attn_implementation = config.vision_config._attn_implementation = "sdpa"
+    clip = CLIPModel(config)
+    convolve(clip)
+    return clip
+
+
+def text_encoder(clip: CLIPModel) -> CLIPTextModel:
+    """The CLIP's text tower as the pipeline's class, sharing no memory with it."""
+    encoder = CLIPTextModel(clip.config.text_config)
+    state = {key.removeprefix("text_model."): value for key, value in clip.text_model.state_dict().items()}
+    encoder.load_state_dict(state)
+    return encoder.eval()
+
+
+def build_autoencoder() -> AutoencoderTiny:
+    """A deterministic autoencoder, 128 px to 4x32x32, that starts by passing block colours through.
+
+    """
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(24, 24, 24),
+        decoder_block_out_channels=(32, 32, 32),
+        num_encoder_blocks=(0, 1, 3),
+        num_decoder_blocks=(3, 2, 0),
+        latent_channels=LATENT_CHANNELS,
+    )
+    pass_colour_through(vae)
+    return vae
+
+
+def build_unet() -> UNet2DConditionModel:
+    """A noise predictor with random weights for latents (B, 4, 32, 32) and text states (B, L, 128)."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(32, 64, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,  # the number of heads, by diffusers' old naming
+        cross_attention_dim=WIDTH,
+        norm_num_groups=8,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's scaled-linear schedule of 1000 steps."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a folder for `CLIPModel` and `CLIPProcessor`, whole or not at all."""
+    pixels = {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": IMAGE_SIZE},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": PIXEL_MEAN,
+        "image_std": PIXEL_STD,
+        "do_convert_rgb": True,
+    }
+    with atomic(folder) as partial:
+        clip.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n")
+
+
+def save_pipeline(
+    folder: Path,
+    vae: AutoencoderTiny,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    unet: UNet2DConditionModel,
+) -> None:
+    """Write the folders of a `StableDiffusionPipeline` into `folder`, each whole or not at all; others stay."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline") as whole:
+        pipeline.save_pretrained(whole)
+        for part in sorted(Path(whole).iterdir()):
+            with atomic(folder / part.name) as target:
+                part.rename(target)
+
+
+def count_macs(forward: Callable[[], object]) -> float:
+    """Giga multiply-accumulates of one call without gradients."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward()
+    return counter.get_total_flops() / 2e9

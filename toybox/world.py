@@ -1,0 +1,147 @@
+"""What exists in the toybox: kinds of object, colours, held-out pairs, view words, captions, backgrounds.
+
+World frame: right-handed, +z up, the front of every object looks along +y, and every object is mirror
+symmetric about the plane x = 0. Azimuth 0 is seen from the front, 90 from +x, 180 from the back.
+"""
+
+import numpy as np
+
+from utils.errors import UserError
+
+OBJECTS: tuple[str, ...] = (
+    "cat",
+    "snowman",
+    "car",
+    "house",
+    "robot",
+    "mushroom",
+    "duck",
+    "chair",
+    "airplane",
+    "teapot",
+    "rocket",
+    "train",
+    "boat",
+    "rabbit",
+    "penguin",
+    "fish",
+    "bus",
+    "turtle",
+    "elephant",
+    "pig",
+    "bear",
+    "castle",
+    "helicopter",
+    "dinosaur",
+    "television",
+    "bee",
+)
+"""The kinds of object; their order is the class index in every label and in the shipped weights."""
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.86, 0.09, 0.09),
+    "orange": (0.98, 0.50, 0.04),
+    "yellow": (0.99, 0.88, 0.10),
+    "green": (0.13, 0.62, 0.18),
+    "cyan": (0.12, 0.82, 0.86),
+    "blue": (0.12, 0.24, 0.88),
+    "purple": (0.49, 0.14, 0.70),
+    "pink": (1.00, 0.52, 0.74),
+    "brown": (0.46, 0.26, 0.12),
+    "white": (0.97, 0.97, 0.97),
+    "black": (0.12, 0.12, 0.12),
+    "grey": (0.50, 0.50, 0.50),
+}
+"""Name to sRGB in [0, 1]; the order is the class index."""
+
+VIEWS: tuple[str, ...] = ("front", "side", "back")
+
+_COLOUR_NAMES = tuple(COLOURS)
+
+HELD_OUT: frozenset[tuple[str, str]] = frozenset(
+    (name, _COLOUR_NAMES[(5 * index + 2) % len(COLOURS)]) for index, name in enumerate(OBJECTS)
+)
+"""(object, colour) pairs never seen in training: object i lacks colour (5 i + 2) mod 12. Since 5 and 12 are
+coprime, every object and every colour occurs."""
+
+_LIGHT = (0.65, 0.80, 1.0)  # the shades of one paint: underside, wall, top
+_BACKGROUND_DISTANCE = 0.28
+_VOWELS = "aeiou"
+
+
+def train_pairs() -> list[tuple[str, str]]:
+    """All (object, colour) pairs that are not held out, objects varying slowest."""
+    return [(name, colour) for name in OBJECTS for colour in COLOURS if (name, colour) not in HELD_OUT]
+
+
+def view_word(azimuth_deg: float) -> str:
+    """The word for an azimuth in degrees: front within 45 of 0, back within 45 of 180, else side."""
+    turned = abs((float(azimuth_deg) + 180.0) % 360.0 - 180.0)
+    if turned <= 45.0:
+        return "front"
+    return "back" if turned >= 135.0 else "side"
+
+
+def caption(name: str, colour: str, view: str | None = None) -> str:
+    """``a red car`` or ``a red car, front view``; the article follows the colour (``an orange car``)."""
+    check_pair(name, colour)
+    if view is not None and view not in VIEWS:
+        raise UserError(
+            f"toybox caption: expected a view of {', '.join(VIEWS)}, got {view!r}; use one of them"
+        )
+    article = "an" if colour[0] in _VOWELS else "a"
+    words = f"{article} {colour} {name}"
+    return words if view is None else f"{words}, {view} view"
+
+
+def check_pair(name: str, colour: str) -> None:
+    """Raise ``UserError`` unless the object and the colour exist."""
+    if name not in OBJECTS:
+        raise UserError(f"toybox object: expected one of {', '.join(OBJECTS)}, got {name!r}; use one of them")
+    if colour not in COLOURS:
+        raise UserError(
+            f"toybox colour: expected one of {', '.join(COLOURS)}, got {colour!r}; use one of them"
+        )
+
+
+def is_distinct(background: np.ndarray, colour: str) -> bool:
+    """Whether a flat background (3,) can be told from every shade of the paint ``colour``."""
+    shades = np.outer(_LIGHT, COLOURS[colour])
+    return bool(np.linalg.norm(shades - background, axis=1).min() >= _BACKGROUND_DISTANCE)
+
+
+def sample_background(rng: np.random.Generator, colour: str, size: int) -> np.ndarray:
+    """A background that no shade of ``colour`` vanishes into.
+
+    35 % white, 15 % black, 35 % one flat colour, 15 % a soft vertical or radial gradient of two. White or
+    black that would swallow the object becomes a flat colour. Returns float32 (3,) or (size, size, 3) in [0,
+    1].
+    """
+    kind = rng.choice(4, p=(0.35, 0.15, 0.35, 0.15))
+    if kind < 2:
+        plain = np.full(3, 1.0 - kind, np.float32)
+        return plain if is_distinct(plain, colour) else _sample_flat(rng, colour)
+    first = _sample_flat(rng, colour)
+    if kind == 2:
+        return first
+    return _sample_gradient(rng, first, colour, size)
+
+
+def _sample_flat(rng: np.random.Generator, colour: str) -> np.ndarray:
+    while True:
+        flat = rng.uniform(0.0, 1.0, 3).astype(np.float32)
+        if is_distinct(flat, colour):
+            return flat
+
+
+def _sample_gradient(rng: np.random.Generator, first: np.ndarray, colour: str, size: int) -> np.ndarray:
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
+    if rng.random() < 0.5:
+        ramp = np.broadcast_to(axis[:, None], (size, size))
+    else:
+        ramp = np.hypot(axis[:, None] - 0.5, axis[None, :] - 0.5) / np.float32(np.sqrt(0.5))
+    mix = np.linspace(0.0, 1.0, 5, dtype=np.float32)[:, None]
+    while True:
+        second = _sample_flat(rng, colour)
+        if all(is_distinct(between, colour) for between in first + mix * (second - first)):
+            return first + ramp[..., None] * (second - first)

@@ -1,0 +1,1 @@
+"""Small tools, one noun a file; imports nothing from the other packages."""

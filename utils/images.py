@@ -1,0 +1,70 @@
+"""Images: smoothness, pictures, videos. Tensors are `(B, C, H, W)` with values in [0, 1]."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from utils.files import atomic
+
+
+def total_variation(images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
+    """Mean squared difference of neighbouring pixels, vertical plus horizontal, times two (upstream `lambda_tv`)."""
+    vertical = (images[:, :, 1:] - images[:, :, :-1]).square().mean()
+    horizontal = (images[:, :, :, 1:] - images[:, :, :, :-1]).square().mean()
+    return 2.0 * (vertical + horizontal)
+
+
+def to_uint8(images: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W 3"]:
+    """Round to 8 bits, channels last; a single channel becomes grey."""
+    images = images.detach().clamp(0.0, 1.0)
+    if images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    return (images * 255.0 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def grid(rows: list[Float[Tensor, "_ _ H W"]]) -> Float[Tensor, "1 3 H2 W2"]:
+    """Lay batches of equal height and width out as the rows of one picture; missing cells are white."""
+    columns = max(len(row) for row in rows)
+    lines = []
+    for row in rows:
+        row = row.detach().expand(-1, 3, -1, -1)
+        blank = row.new_ones(columns - len(row), *row.shape[1:])
+        lines.append(torch.cat([*row, *blank], dim=-1))
+    return torch.cat(lines, dim=-2).unsqueeze(0)
+
+
+def write_picture(path: Path, image: Float[Tensor, "1 C H W"]) -> None:
+    """Write one image as PNG or JPEG, chosen by the suffix."""
+    from PIL import Image
+
+    with atomic(path) as temporary:
+        Image.fromarray(to_uint8(image)[0]).save(temporary, quality=92)
+
+
+def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """Read an image as 8-bit RGB."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int = 30) -> None:
+    """Write an H.264 MP4 that browsers play; odd sizes lose their last row or column, as the format demands."""
+    import imageio.v2 as imageio
+
+    with atomic(path) as temporary:
+        options = {
+            "fps": fps,
+            "codec": "libx264",
+            "quality": 8,
+            "pixelformat": "yuv420p",
+            "macro_block_size": 2,
+        }
+        with imageio.get_writer(temporary, **options) as writer:
+            for frame in frames:
+                writer.append_data(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])

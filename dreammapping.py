@@ -160,7 +160,7 @@ class Training:
         if self.skipped >= NON_FINITE_LIMIT:
             raise UserError(
                 f"iteration {self.step + 1}: losses or gradients were not finite in {NON_FINITE_LIMIT} steps in a row; "
-                "the last checkpoint stays: lower guidance_scale or the learning rates, or set fp16=false, then --resume"
+                "the last checkpoint stays; lower guidance_scale or learning rates, or set fp16=false, then --resume"
             )
 
     def pictures(self) -> list[Tensor]:

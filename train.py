@@ -41,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted before the first iteration; nothing to go on with yet\n")
+        return 130
 
 
 if __name__ == "__main__":

@@ -86,6 +86,53 @@ def test_an_untrained_autoencoder_passes_colours_through():
     assert (inner - colours).abs().mean() < 0.06  # what the clamp of the latents and the random channels cost
 
 
+def test_an_untrained_image_tower_attends_to_neighbours(clip):
+    images = torch.rand(1, 3, 16, 16).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    tower = clip.vision_model
+    tokens = tower.pre_layrnorm(tower.embeddings(images))
+    layer = tower.encoder.layers[0]
+    normed = layer.layer_norm1(tokens)
+    heads = (1, tokens.shape[1], layer.self_attn.num_heads, layer.self_attn.head_dim)
+    queries = layer.self_attn.q_proj(normed).view(heads).transpose(1, 2)
+    keys = layer.self_attn.k_proj(normed).view(heads).transpose(1, 2)
+    found = (queries @ keys.transpose(2, 3))[0, :, 1 + 3 * 8 + 4].argmax(-1) - 1
+    assert found.tolist() == [
+        (3 + row) * 8 + 4 + column for row in (-1, 0, 1) for column in (-1, 0, 1) if row or column
+    ]
+
+
+def test_training_around_a_text_tower_leaves_it(clip, tokenizer, cache, tmp_path):
+    model = models.build_clip(tokenizer)
+    text_tower = {key: value.clone() for key, value in clip.text_model.state_dict().items()}
+    views = Views("train", cache)
+    before = model.text_projection.weight.detach().clone()
+    train_clip.train(model, tokenizer, views, Budget(1.0, steps=2), tmp_path / "clip.pt", text_tower)
+    torch.testing.assert_close(model.text_model.state_dict(), text_tower, atol=0, rtol=0)
+    assert not torch.equal(model.text_projection.weight, before)
+
+
+def test_training_around_a_unet_leaves_the_latents(cache, tmp_path):
+    views, kept = Views("train", cache), models.build_autoencoder()
+    kept.register_to_config(scaling_factor=0.7)
+    torch.manual_seed(3)
+    vae = models.build_autoencoder()
+    train_vae.train(vae, views, Budget(1.0, steps=2), tmp_path / "vae.pt", kept)
+    images = views.pixels(torch.arange(2))
+    torch.testing.assert_close(train_vae.encode(vae, images), train_vae.encode(kept, images))
+    assert not torch.equal(vae.decoder.layers[0].weight, kept.decoder.layers[0].weight)
+
+
+def test_captions_start_apart_and_composed(tokenizer):
+    model = models.build_clip(tokenizer)
+    captions = train_clip.Captions(tokenizer, "cpu")
+    captions.spread(model)
+    with torch.no_grad():
+        vectors = train_clip.text_vectors(model, captions.pairs)
+    likeness = vectors @ vectors.T - torch.eye(len(vectors))
+    assert likeness.max() < 0.9
+    assert likeness[0, 1] > likeness[0, len(COLOURS) + 1] + 0.2  # a shared object, against nothing shared
+
+
 def test_latents_are_32_pixels_wide_and_cheap():
     vae = models.build_autoencoder()
     image = torch.zeros(1, 3, models.IMAGE_SIZE, models.IMAGE_SIZE)
@@ -111,7 +158,9 @@ def test_a_caption_of_two_images_is_true_of_both():
     logits = torch.full((3, 6), -20.0)
     logits[0, 4] = logits[1, 4] = logits[2, 1] = 20.0
     loss = train_clip._caption_to_images(logits, torch.tensor([4, 4, 1]))
-    assert loss.item() == pytest.approx(math.log(2.0) / 2.0, abs=1e-5)  # caption 4 shared by two, caption 1 sure
+    assert loss.item() == pytest.approx(
+        math.log(2.0) / 2.0, abs=1e-5
+    )  # caption 4 shared by two, caption 1 sure
 
 
 def test_clip_loss_falls_when_vectors_tell_captions_apart(clip, tokenizer):
@@ -214,9 +263,10 @@ def test_save_grid_fills_the_last_row(tmp_path):
 def test_views_holds_images_and_classes(cache):
     views = Views("train", cache)
     assert views.pixels(torch.arange(2)).shape == (2, 3, 128, 128)
-    assert world.caption(
-        world.OBJECTS[views.object[3]], COLOURS[views.colour[3]]
-    ) == pair_captions()[views.pair[3]]
+    assert (
+        world.caption(world.OBJECTS[views.object[3]], COLOURS[views.colour[3]])
+        == pair_captions()[views.pair[3]]
+    )
 
 
 def test_every_stage_trains_and_the_folder_loads_without_our_code(cache, tmp_path):
@@ -252,5 +302,7 @@ def _check_pipeline(prior):
     assert image.shape == (1, 128, 128, 3) and np.isfinite(image).all()
     clip = CLIPModel.from_pretrained(prior / "clip", local_files_only=True)
     processor = CLIPProcessor.from_pretrained(prior / "clip", local_files_only=True)
-    inputs = processor(text=["a red car", "a cat"], images=[image[0]], return_tensors="pt", padding=True, do_rescale=False)
+    inputs = processor(
+        text=["a red car", "a cat"], images=[image[0]], return_tensors="pt", padding=True, do_rescale=False
+    )
     assert clip(**inputs).logits_per_image.shape == (1, 2)

@@ -57,7 +57,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> Tensor:
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIP before training: a 6-layer image tower of 16-pixel patches, a 3-layer text tower, 128 shared dimensions."""
+    """A CLIP before training: 6 layers over 16-pixel patches, 3 layers of text, 128 shared dimensions."""
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -100,9 +100,7 @@ def text_encoder(clip: CLIPModel) -> CLIPTextModel:
 
 
 def build_autoencoder() -> AutoencoderTiny:
-    """A deterministic autoencoder, 128 px to 4x32x32, that starts by passing block colours through.
-
-    """
+    """A deterministic autoencoder, 128 px to 4x32x32, that starts by passing block colours through."""
     vae = AutoencoderTiny(
         encoder_block_out_channels=(24, 24, 24),
         decoder_block_out_channels=(32, 32, 32),

@@ -183,7 +183,7 @@ def _hit_round(
     steep = square < 0.0
     if steep.any():
         early, late = np.minimum(first, second), np.maximum(first, second)
-        outer = np.where(~crossing | (enter <= early), enter, np.maximum(late, enter))
+        outer = np.where(enter <= early, enter, np.maximum(late, enter))
         distance = np.where(steep & (outer <= leave), outer, distance)
     return np.where(distance > 0.0, distance, _FAR)
 

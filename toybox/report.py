@@ -20,7 +20,7 @@ from toybox.train_views import COLOURS, Views, jitter, pair_captions
 from utils.files import atomic
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
-_PROBES, _SAMPLES = 1000, 156
+_PROBES, _SAMPLES = 1000, 104
 _GRID_COLUMNS = 8
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,9 @@ def frechet_distance(first: Float[Tensor, "N D"], second: Float[Tensor, "M D"]) 
     return (shift + here.trace() + there.trace() - 2.0 * cross).item()
 
 
-def write(prior: Path, cache: Path, device: torch.device, stages: dict[str, dict], pictures: Path = PICTURES) -> None:
+def write(
+    prior: Path, cache: Path, device: torch.device, stages: dict[str, dict], pictures: Path = PICTURES
+) -> None:
     """Measure the prior and write `report.json` and `README.md` into it, and two pictures into `pictures`."""
     report = {"stages": stages}
     splits = {name: Views(name, cache, device, most=_PROBES) for name in ("test", "held_out")}
@@ -98,7 +100,9 @@ def write(prior: Path, cache: Path, device: torch.device, stages: dict[str, dict
         captions, pairs, views = _prompts(split, _SAMPLES)
         images = sample(pipeline, captions)
         vectors = clip.embed_images(images)
-        report[f"samples_{name}"] = judge(vectors, pairs.to(device), views.to(device), pair_texts, view_texts).rounded()
+        report[f"samples_{name}"] = judge(
+            vectors, pairs.to(device), views.to(device), pair_texts, view_texts
+        ).rounded()
         if name == "train_pairs":
             save_grid(_shrink(images[:48]), pictures / "toybox_samples.png", _GRID_COLUMNS)
             some, others = renders["test"][:_SAMPLES], renders["test"][_SAMPLES:]
@@ -180,13 +184,19 @@ def _card(report: dict) -> str:
     for key, title in titles.items():
         score = report[key]
         rows.append(
-            (title, f"caption {score['pair']:.3f}, object {score['object']:.3f}, colour {score['colour']:.3f}, "
-             f"view word {score['view']:.3f}")
+            (
+                title,
+                f"caption {score['pair']:.3f}, object {score['object']:.3f}, colour {score['colour']:.3f}, "
+                f"view word {score['view']:.3f}",
+            )
         )
     distance = report["frechet_clip"]
     rows.append(
-        ("Fréchet distance of CLIP features", f"{distance['samples_to_renders']:.3f} samples to renders, "
-         f"{distance['renders_to_renders']:.3f} renders to renders")
+        (
+            "Fréchet distance of CLIP features",
+            f"{distance['samples_to_renders']:.3f} samples to renders, "
+            f"{distance['renders_to_renders']:.3f} renders to renders",
+        )
     )
     stages = [
         (name, f"{stage['steps']} steps of {stage['batch']}, {stage['seconds']} s on {stage['hardware']}")

@@ -47,7 +47,11 @@ def save_grid(images: Float[Tensor, "N 3 H W"], path: Path, columns: int) -> Non
     rows = -(-count // columns)
     padded = torch.ones(rows * columns, channels, height, width)
     padded[:count] = images.clamp(0.0, 1.0)
-    table = padded.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    table = (
+        padded.unflatten(0, (rows, columns))
+        .permute(0, 3, 1, 4, 2)
+        .reshape(rows * height, columns * width, channels)
+    )
     pixels = np.round(255.0 * table.numpy()).astype(np.uint8)
     with atomic(path) as partial:
         Image.fromarray(pixels).quantize(256, dither=Image.Dither.NONE).save(partial, optimize=True)

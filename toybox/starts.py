@@ -7,7 +7,7 @@ from transformers import CLIPModel
 
 _PIXEL_GAIN = 2.0  # latents of colours in [0, 1] spread over about [-1, 1]
 _WAVES = 4  # per axis of the image tower's position code
-_SHARPNESS = 2.8  # of queries and keys: a head attends to one neighbour nearly alone
+_SHARPNESS = 0.8  # of queries and keys: a head attends to one neighbour nearly alone
 _STRIDES = (1, 1, 2)  # in patches, of the layers in turn
 
 _OPPONENT = torch.tensor([[0.57735] * 3, [0.70711, 0.0, -0.70711], [0.40825, -0.8165, 0.40825]])
@@ -60,7 +60,7 @@ def convolve(clip: CLIPModel) -> None:
         _see_cosines(tower.embeddings.patch_embedding.weight, width - place)
         grid = tower.embeddings.image_size // tower.embeddings.patch_size
         tower.embeddings.position_embedding.weight.zero_()
-        tower.embeddings.position_embedding.weight[1:, -place:] = 0.8 * _places(grid)
+        tower.embeddings.position_embedding.weight[1:, -place:] = 3.0 * _places(grid)
         tower.embeddings.class_embedding[-place:] = 0.0
         for index, layer in enumerate(tower.encoder.layers):
             stride = _STRIDES[index % len(_STRIDES)]
@@ -93,7 +93,9 @@ def _places(grid: int) -> Tensor:
     """Codes (grid * grid, 16): cosines and sines of the row, then of the column."""
     angles = torch.arange(grid)[:, None] * (8.0 / grid) * _waves()
     along = torch.cat((angles.cos(), angles.sin()), dim=1)
-    return torch.cat((along[:, None].expand(-1, grid, -1), along[None].expand(grid, -1, -1)), dim=-1).flatten(0, 1)
+    return torch.cat((along[:, None].expand(-1, grid, -1), along[None].expand(grid, -1, -1)), dim=-1).flatten(
+        0, 1
+    )
 
 
 def _attend_to_neighbours(attention: nn.Module, stride: int, place: int) -> None:

@@ -1,8 +1,10 @@
 """Train the toybox prior: `python -m toybox.train` makes `toybox/prior/` from the rendered views.
 
 Stages, in order: the autoencoder, the CLIP, the U-Net, the report. Each goes on from its checkpoint in the cache and
-is skipped once its budget is spent; delete `toybox/cache/train_*.pt` to start again. The CLIP may get more minutes once
-the U-Net has begun: its text tower, which the U-Net reads, then stays as it is.
+is skipped once its budget is spent; delete `toybox/cache/train_*.pt` to start again. With `--around-unet`
+the autoencoder's encoder and the CLIP's text tower, which a trained U-Net reads, stay as they are in the prior folder,
+and the rest of them is trained further. Many cores are used best by
+`torchrun --nproc-per-node 4 -m toybox.train --stage unet --threads 1`.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny
 from transformers import CLIPModel
 
 from toybox import models, train_clip, train_unet, train_vae
@@ -25,6 +27,7 @@ from utils.errors import UserError
 from utils.files import atomic
 
 STAGES = ("vae", "clip", "unet", "report")
+_NOTED = ("vae", "clip", "unet", "vae_around_unet", "clip_around_unet")
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +35,16 @@ _log = logging.getLogger(__name__)
 class Training:
     """The stages over one data set, cache and prior folder."""
 
-    def __init__(self, cache: Path, prior: Path, device: torch.device, budgets: dict[str, Budget]) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        prior: Path,
+        device: torch.device,
+        budgets: dict[str, Budget],
+        around_unet: bool = False,
+    ) -> None:
         self.cache, self.prior, self.device, self.budgets = cache, prior, device, budgets
+        self.around_unet = around_unet
         self.tokenizer = models.build_tokenizer()
         self._views: Views | None = None
 
@@ -46,22 +57,23 @@ class Training:
     def vae(self) -> None:
         torch.manual_seed(0)
         vae = models.build_autoencoder().to(self.device)
-        loop = train_vae.train(vae, self.views, self.budgets["vae"], self._checkpoint("vae"))
+        kept = _read(AutoencoderTiny, self.prior / "vae").to(self.device) if self.around_unet else None
+        loop = train_vae.train(vae, self.views, self.budgets["vae"], self._checkpoint("vae"), kept)
         with atomic(self.prior / "vae") as folder:
             vae.save_pretrained(folder)
-        self._note(loop, train_vae.BATCH)
+        self._note(loop, train_vae.BATCH, self._title("vae"))
 
     def clip(self) -> None:
         torch.manual_seed(1)
         clip = models.build_clip(self.tokenizer).to(self.device)
         learnt = None
-        if self._checkpoint("unet").exists():
+        if self.around_unet:
             learnt = _read(CLIPModel, self.prior / "clip").text_model.state_dict()
         loop = train_clip.train(
             clip, self.tokenizer, self.views, self.budgets["clip"], self._checkpoint("clip"), learnt
         )
         models.save_clip(clip, self.tokenizer, self.prior / "clip")
-        self._note(loop, train_clip.BATCH)
+        self._note(loop, train_clip.BATCH, self._title("clip"))
 
     def unet(self) -> None:
         torch.manual_seed(2)
@@ -77,8 +89,9 @@ class Training:
 
         material = train_unet.Material(self.views, vae, encoder, self.tokenizer)
         loop = train_unet.train(unet, material, self.budgets["unet"], self._checkpoint("unet"), publish)
-        publish(loop)
-        self._note(loop, train_unet.BATCH)
+        if loop.rank == 0:
+            publish(loop)
+            self._note(loop, train_unet.BATCH, "unet")
 
     def report(self) -> None:
         from toybox.report import write
@@ -88,13 +101,16 @@ class Training:
     def _checkpoint(self, stage: str) -> Path:
         return self.cache / f"train_{stage}.pt"
 
+    def _title(self, stage: str) -> str:
+        return f"{stage}_around_unet" if self.around_unet else stage
+
     def _notes(self) -> dict[str, dict]:
-        files = {stage: self.cache / f"train_{stage}.json" for stage in STAGES}
+        files = {stage: self.cache / f"train_{stage}.json" for stage in _NOTED}
         return {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
 
-    def _note(self, loop: Loop, batch: int) -> None:
+    def _note(self, loop: Loop, batch: int, title: str) -> None:
         """Keep what the report says of a stage."""
-        hardware = f"{torch.get_num_threads()} CPU cores"
+        hardware = f"{torch.get_num_threads() * loop.processes} CPU threads"
         if self.device.type == "cuda":
             hardware = torch.cuda.get_device_name(self.device)
         settings = {
@@ -105,7 +121,7 @@ class Training:
             "seconds": round(loop.seconds),
             "hardware": hardware,
         }
-        with atomic(self.cache / f"train_{loop.name}.json") as path:
+        with atomic(self.cache / f"train_{title}.json") as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -125,6 +141,9 @@ def main() -> int:
         parser.add_argument(f"--minutes-{stage}", type=float, default=minutes, help=note)
     parser.add_argument("--steps", type=int, help="steps of each stage, instead of minutes")
     parser.add_argument(
+        "--around-unet", action="store_true", help="keep what the U-Net reads: encoder and text tower"
+    )
+    parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)"
     )
     parser.add_argument(
@@ -139,11 +158,15 @@ def main() -> int:
     settings = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(settings.threads)
+    if "WORLD_SIZE" in os.environ:
+        torch.distributed.init_process_group("gloo")
     budgets = {
         stage: Budget(getattr(settings, f"minutes_{stage}"), settings.steps)
         for stage in ("vae", "clip", "unet")
     }
-    training = Training(settings.cache, settings.prior, torch.device(settings.device), budgets)
+    training = Training(
+        settings.cache, settings.prior, torch.device(settings.device), budgets, settings.around_unet
+    )
     try:
         for stage in STAGES if settings.stage == "all" else (settings.stage,):
             getattr(training, stage)()

@@ -14,9 +14,10 @@ from toybox.train_loop import Average, Budget, Loop
 from toybox.train_views import COLOURS, Views, jitter, pair_captions
 
 BATCH, RATE = 64, 1e-3
-_KEPT_PATCHES, _ALL_PATCHES_FROM = 32, 0.75
+_JITTER_FROM = 0.4
+_KEPT_PATCHES, _ALL_PATCHES_FROM = 40, 0.8
 _VIEWED_PAIRS = 16
-_MOST_SCALE = 4.6  # logarithm of the largest logit scale, 100
+_FIRST_SCALE, _MOST_SCALE = 3.0, 4.6  # logarithms of the logit scale, 20 at first and 100 at most
 
 
 def train(
@@ -37,11 +38,15 @@ def train(
     if text_tower is not None:
         clip.text_model.load_state_dict(text_tower)
         clip.text_model.requires_grad_(False)
+    if loop.step == 0:
+        captions.spread(clip)
         loop.average = Average(clip, loop.average.decay)
 
     def loss() -> Tensor:
         chosen = torch.randint(len(views), (BATCH,), generator=generator)
-        images = jitter(views.pixels(chosen), generator)
+        images = views.pixels(chosen)
+        if loop.progress > _JITTER_FROM:
+            images = jitter(images, generator)
         kept = _KEPT_PATCHES if loop.progress < _ALL_PATCHES_FROM else None
         classes = (views.object[chosen], views.colour[chosen], views.view[chosen])
         return captions.loss(clip, image_vectors(clip, images, kept), *classes)
@@ -59,8 +64,29 @@ class Captions:
         colours = [f"a {colour} object" for colour in COLOURS]
         views = [f"{view} view" for view in world.VIEWS]
         self.pairs = _trimmed(tokenizer, pair_captions()).to(device)
-        self.views = torch.stack([_trimmed(tokenizer, pair_captions(view)) for view in world.VIEWS], 1).to(device)
+        self.views = torch.stack([_trimmed(tokenizer, pair_captions(view)) for view in world.VIEWS], 1).to(
+            device
+        )
         self.properties = _trimmed(tokenizer, objects + colours + views).to(device)
+
+    @torch.no_grad()
+    def spread(self, clip: CLIPModel) -> None:
+        """Start the text projection with orthogonal directions for the objects, the colours, and the view words.
+
+        A caption becomes the sum of its words' directions, by least squares. A text tower alone keeps captions that
+        differ in one word close together for long, and the image tower learns no more than they can tell.
+        """
+        kinds, paints, words = len(world.OBJECTS), len(COLOURS), len(world.VIEWS)
+        code = torch.eye(kinds + paints + words, clip.config.projection_dim, device=self.pairs.device)
+        objects, colours, views = code.split((kinds, paints, words))
+        pairs = (objects[:, None] + colours).flatten(0, 1)
+        texts = (self.properties, self.pairs, self.views.flatten(0, 1))
+        pooled = torch.cat([clip.text_model(tokens).pooler_output for tokens in texts])
+        target = torch.cat((code, pairs, (pairs[:, None] + views).flatten(0, 1)))
+        ridge = 1e-3 * torch.eye(pooled.shape[1], device=pooled.device)
+        solution = torch.linalg.solve(pooled.T @ pooled + ridge, pooled.T @ target)
+        clip.text_projection.weight.copy_(solution.T)
+        clip.logit_scale.fill_(_FIRST_SCALE)
 
     def loss(
         self,
@@ -115,7 +141,9 @@ def _trimmed(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "N L"
     return tokenize(tokenizer, captions)[:, :longest]
 
 
-def image_vectors(clip: CLIPModel, images: Float[Tensor, "B 3 S S"], kept: int | None = None) -> Float[Tensor, "B D"]:
+def image_vectors(
+    clip: CLIPModel, images: Float[Tensor, "B 3 S S"], kept: int | None = None
+) -> Float[Tensor, "B D"]:
     """Unit vectors of images in [0, 1], from all patches or from the `kept` patches of most contrast."""
     mean = torch.tensor(PIXEL_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(PIXEL_STD, device=images.device).view(1, 3, 1, 1)

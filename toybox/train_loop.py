@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from utils.errors import UserError
 from utils.files import atomic
@@ -60,12 +60,16 @@ class Average:
             parameter.copy_(value)
 
 
+def share() -> tuple[int, int]:
+    """This process's number and the count of processes that train together: (0, 1) unless `torchrun` started them."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
 class Loop:
     """Trains `module` until the budget is spent; goes on from the checkpoint at `path` where there is one.
 
     Draw from `generator`, on the CPU: seeded by the first step, so that a resumed run repeats no draws.
     """
-
 
     def __init__(
         self, name: str, module: nn.Module, rate: float, budget: Budget, path: Path, decay: float = 0.998
@@ -76,7 +80,9 @@ class Loop:
         self.average = Average(module, decay)
         if path.exists():
             self._restore()
-        self.generator = torch.Generator().manual_seed(self.step)
+        self.rank, self.processes = share()
+        self.generator = torch.Generator().manual_seed(self.step + 1_000_003 * self.rank)
+        self._clock = time.monotonic()
 
     @property
     def progress(self) -> float:
@@ -92,10 +98,11 @@ class Loop:
         """
         self.module.train()
         published = logged = saved = self.seconds
+        self._clock = time.monotonic()
         while self.progress < 1.0:
-            began = time.monotonic()
             value = self._advance(loss)
-            self.seconds += time.monotonic() - began
+            if self.rank > 0:
+                continue
             if self.seconds - logged >= _LOG_SECONDS:
                 logged = self.seconds
                 _log.info("%s: step %d, %.0f s, %.0f %%, loss %.4f", *self._state(), value.item())
@@ -109,7 +116,8 @@ class Loop:
             if publish is not None and self.seconds - published >= every:
                 published = self.seconds
                 publish()
-        self.save()
+        if self.rank == 0:
+            self.save()
         self.module.eval()
 
     def save(self) -> None:
@@ -129,12 +137,29 @@ class Loop:
             group["lr"] = learning_rate(self.progress, self.rate)
         value = loss()
         value.backward()
+        self._agree()
         nn.utils.clip_grad_norm_(self.module.parameters(), _MOST_GRADIENT)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.module, self.step)
         self.step += 1
         return value.detach()
+
+    def _agree(self) -> None:
+        """Average the gradients and the clock over the processes."""
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        if self.processes == 1:
+            return
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        clock = gradients[0].new_tensor([self.seconds])
+        flat = torch.cat([gradient.flatten() for gradient in gradients] + [clock])
+        distributed.all_reduce(flat)
+        flat /= self.processes
+        parts = flat[:-1].split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        self.seconds = flat[-1].item()
 
     def _state(self) -> tuple[str, int, float, float]:
         return self.name, self.step, self.seconds, 100.0 * self.progress

@@ -12,7 +12,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from toybox import world
 from toybox.models import build_scheduler, tokenize
-from toybox.train_loop import Budget, Loop
+from toybox.train_loop import Budget, Loop, share
 from toybox.train_vae import encode
 from toybox.train_views import Views, pair_captions
 
@@ -24,14 +24,19 @@ _log = logging.getLogger(__name__)
 
 
 class Material:
-    """Latents (2 N, 4, h, w) of every view and of its mirror image, and the text states of every caption."""
+    """Latents (2 N, 4, h, w) of views and of their mirror images, and the text states of every caption.
+
+    Of several processes that train together, each holds and draws its own share of the views.
+    """
 
     def __init__(
         self, views: Views, vae: AutoencoderTiny, encoder: CLIPTextModel, tokenizer: CLIPTokenizer
     ) -> None:
         self.views = views
+        rank, processes = share()
+        self.mine = torch.arange(rank, len(views), processes)
         straight, mirrored = [], []
-        for chunk in torch.arange(len(views)).split(256):
+        for chunk in self.mine.split(256):
             images = views.pixels(chunk)
             straight.append(encode(vae, images).half())
             mirrored.append(encode(vae, images.flip(-1)).half())
@@ -41,6 +46,7 @@ class Material:
         )
         variants = [caption_states(encoder, tokenizer, pair_captions(view)) for view in (None, *world.VIEWS)]
         self.states = torch.stack(variants, 1)
+        self.mine = self.mine.to(self.states.device)
         self.empty = caption_states(encoder, tokenizer, [""])[0]
 
     def sample(
@@ -49,7 +55,7 @@ class Material:
         """Random latents with the states of their captions: with the view word, without it, or none at all."""
         chosen = torch.randint(len(self.latents), (count,), generator=generator).to(self.latents.device)
         draw = torch.rand(2, count, generator=generator).to(self.latents.device)
-        source = chosen % len(self.views)
+        source = self.mine[chosen % len(self.mine)]
         variant = torch.where(draw[0] < _VIEW_SHARE, 1 + self.views.view[source], 0)
         states = self.states[self.views.pair[source], variant]
         states = torch.where((draw[1] < _EMPTY_SHARE)[:, None, None], self.empty, states)
@@ -79,11 +85,12 @@ def train(
     unet.to(memory_format=torch.channels_last)
     loop = Loop("unet", unet, RATE, budget, checkpoint, decay=0.999)
     generator = loop.generator
+    count = BATCH // loop.processes
     schedule = build_scheduler().alphas_cumprod.to(unet.device)
 
     def loss() -> Tensor:
-        latents, states = material.sample(BATCH, generator)
-        steps = torch.randint(len(schedule), (BATCH,), generator=generator).to(unet.device)
+        latents, states = material.sample(count, generator)
+        steps = torch.randint(len(schedule), (count,), generator=generator).to(unet.device)
         noise = torch.randn(latents.shape, generator=generator).to(unet.device)
         return noise_loss(unet, latents, states, steps, noise, schedule)
 

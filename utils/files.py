@@ -32,7 +32,5 @@ def atomic(path: Path | str) -> Iterator[Path]:
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
         ) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or never made
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()

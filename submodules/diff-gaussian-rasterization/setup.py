@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 SOURCES = Path("diff_gaussian_rasterization/csrc")
-COMMON = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+COMMON = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
 INSTRUCTION_SETS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
@@ -44,7 +44,9 @@ class BuildKernel(build_ext):
         target = self.get_ext_fullpath(ext.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=threads, target_lang="c++")
 
-    def _compile(self, sources: list[Path], flags: list[str], macros: list[tuple[str, str | None]]) -> list[str]:
+    def _compile(
+        self, sources: list[Path], flags: list[str], macros: list[tuple[str, str | None]]
+    ) -> list[str]:
         return self.compiler.compile(
             [str(s) for s in sources],
             output_dir=self.build_temp,
@@ -55,7 +57,9 @@ class BuildKernel(build_ext):
 
     def _accepts(self, flags: list[str]) -> bool:
         """Whether this compiler makes code for an x86 machine with these flags, and for no other machine as well."""
-        if platform.machine().lower() not in ("x86_64", "amd64") or "arm64" in os.environ.get("ARCHFLAGS", ""):
+        if platform.machine().lower() not in ("x86_64", "amd64") or "arm64" in os.environ.get(
+            "ARCHFLAGS", ""
+        ):
             return False
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.cpp")

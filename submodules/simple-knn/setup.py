@@ -1,2 +1,35 @@
-from setuptools import setup
-setup()
+"""Builds the neighbour search: one shared library with a plain C interface, no Python or torch headers.
+
+Without a working compiler the package installs all the same and uses scipy.
+"""
+
+import os
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+class BuildLibrary(build_ext):
+    """Names the library without the Python version, which it does not depend on."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + (".dll" if sys.platform == "win32" else ".so")
+
+    def get_export_symbols(self, _ext: Extension) -> list[str]:
+        return []
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "simple_knn.libneighbors",
+            sources=["simple_knn/csrc/neighbors.cpp"],
+            extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"],
+            extra_link_args=[] if sys.platform in ("win32", "darwin") else ["-pthread"],
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary},
+)

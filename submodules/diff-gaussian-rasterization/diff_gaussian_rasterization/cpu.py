@@ -22,7 +22,10 @@ _threads: int | None = None
 class _Gaussians(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("count", "coefficients", "color_views", "shape_views")),
-        *((n, c_void_p) for n in ("means", "opacities", "shs", "colors", "scales", "rotations", "covariances")),
+        *(
+            (n, c_void_p)
+            for n in ("means", "opacities", "shs", "colors", "scales", "rotations", "covariances")
+        ),
     ]
 
 
@@ -205,9 +208,13 @@ class _Rasterize(torch.autograd.Function):
         del kept
         if status == _NOT_FINITE:
             require_finite({name: t for name, t in inputs.items() if t is not None})
-            raise ValueError("colours: expected numbers whose spherical-harmonic sum is finite, got an overflow")
+            raise ValueError(
+                "colours: expected numbers whose spherical-harmonic sum is finite, got an overflow"
+            )
         if status == _OUT_OF_MEMORY:
-            raise RuntimeError("the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image")
+            raise RuntimeError(
+                "the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image"
+            )
         if status == _TOO_MANY_PAIRS:
             raise RuntimeError("more than 2^31 pairs of Gaussian and tile: draw fewer or smaller Gaussians")
         ctx.views, ctx.absgrad, ctx.state = views, tensors[1] if absgrad else None, state
@@ -241,7 +248,9 @@ class _Rasterize(torch.autograd.Function):
         )
         del kept
         if status == _OUT_OF_MEMORY:
-            raise RuntimeError("the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image")
+            raise RuntimeError(
+                "the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image"
+            )
         if ctx.absgrad is not None:
             ctx.absgrad.absgrad.copy_(absolute)
         return None, None, *out.values()

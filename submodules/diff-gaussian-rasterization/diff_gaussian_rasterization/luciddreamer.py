@@ -16,6 +16,6 @@ class GaussianRasterizer(classic.GaussianRasterizer):
     def forward(
         self, *args: Tensor | None, **kwargs: Tensor | None
     ) -> tuple[Float[Tensor, "3 H W"], Int[Tensor, "P"], Float[Tensor, "2 H W"]]:
-        """color (3, H, W), radii (P,), depth_alpha (2, H, W): channel 0 depth, channel 1 the transmittance 1 - alpha."""
+        """color (3, H, W), radii (P,), depth_alpha (2, H, W): depth, then the transmittance 1 - alpha."""
         color, radii, depth, alpha = super().forward(*args, **kwargs)
         return color, radii, torch.cat([depth, 1.0 - alpha])

@@ -57,7 +57,7 @@ class Splats:
 
 
 class _Spread(torch.autograd.Function):
-    """Repeats 2-D means (n, L, 2) for every pixel; on the way back adds |gradient| up, per Gaussian, in `absolute`."""
+    """Repeats 2-D means (n, L, 2) for every pixel; adds |gradient| up on the way back."""
 
     @staticmethod
     def forward(ctx, xy: Tensor, pixels: int, index: Tensor, absolute: Tensor, scale: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def _colors(gaussians: Gaussians, views: Views, c: int, index: Tensor) -> Tensor
 
 
 def spherical_harmonics(degree: int, directions: Tensor) -> Tensor:
-    """(n, (degree + 1)^2): the real basis at unit directions, with the field's signs (-y, +z, -x in band 1)."""
+    """(n, (degree + 1)^2): the real basis at unit directions, signs -y, +z, -x in band 1."""
     x, y, z = directions.unbind(1)
     xx, yy, zz = x * x, y * y, z * z
     basis = [torch.full_like(x, 0.28209479177387814)]
@@ -228,7 +228,7 @@ def spherical_harmonics(degree: int, directions: Tensor) -> Tensor:
 
 
 def blend(splats: Splats) -> tuple[Tensor, Tensor]:
-    """Front to back: (5, H, W) colour, depth and alpha over black, and the transmittance (1, H, W) that is left."""
+    """Front to back: (5, H, W) colour, depth, alpha over black; and (1, H, W) the transmittance left."""
     width, height = splats.size
     columns, rows = -(-width // TILE), -(-height // TILE)
     lists, counts = _tile_lists(splats.tiles, columns, rows)
@@ -273,9 +273,6 @@ def _tile_lists(tiles: Tensor, columns: int, rows: int) -> tuple[Tensor, Tensor]
 
 def _blend_group(splats: Splats, members: Tensor, filled: Tensor, centers: Tensor) -> Tensor:
     """(n, 256, 6) of n tiles: features blended by lists `members` (n, L), then the transmittance."""
-    if members.shape[1] == 0:
-        features = centers.new_zeros(*centers.shape[:2], 5)
-        return torch.cat([features, torch.ones_like(features[..., :1])], dim=-1)
     xy = splats.xy[members]
     if splats.absolute is None:
         xy = xy[:, :, None]
@@ -289,7 +286,7 @@ def _blend_group(splats: Splats, members: Tensor, filled: Tensor, centers: Tenso
     alpha = torch.where(filled[:, :, None] & (alpha >= MIN_ALPHA), alpha, 0.0)
     # A pixel ends before the first Gaussian that would take its transmittance below the minimum.
     alpha = torch.where((1 - alpha.detach()).cumprod(1) >= MIN_TRANSMITTANCE, alpha, 0.0)
-    passed = (1 - alpha).cumprod(1)
-    before = torch.cat([torch.ones_like(passed[:, :1]), passed[:, :-1]], dim=1)
-    features = torch.einsum("nlp,nlf->npf", alpha * before, splats.features[members])
+    untouched = torch.ones_like(centers[:, None, :, 0])
+    passed = torch.cat([untouched, (1 - alpha).cumprod(1)], dim=1)
+    features = torch.einsum("nlp,nlf->npf", alpha * passed[:, :-1], splats.features[members])
     return torch.cat([features, passed[:, -1, :, None]], dim=-1)

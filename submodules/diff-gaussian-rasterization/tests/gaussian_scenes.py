@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
 from diff_gaussian_rasterization import rasterize
+from torch import Tensor
 
 Scene = dict[str, Tensor]
 
@@ -18,7 +17,9 @@ def orbit(count: int, width: int, height: int, radius: float = 3.0, fov: float =
     views, clips, centers = [], [], []
     for i in range(count):
         angle = 0.5 + 1.3 * i
-        center = torch.tensor([radius * math.cos(angle), radius * math.sin(angle), 0.25 * radius], dtype=torch.float64)
+        center = torch.tensor(
+            [radius * math.cos(angle), radius * math.sin(angle), 0.25 * radius], dtype=torch.float64
+        )
         forward = -center / center.norm()
         right = torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64))
         right = right / right.norm()
@@ -26,7 +27,13 @@ def orbit(count: int, width: int, height: int, radius: float = 3.0, fov: float =
         view = torch.eye(4, dtype=torch.float64)
         view[:3, :3], view[:3, 3] = rotation, -rotation @ center
         clip = torch.zeros(4, 4, dtype=torch.float64)
-        clip[0, 0], clip[1, 1], clip[2, 2], clip[2, 3], clip[3, 2] = 1 / tanx, 1 / tany, 1.0001, -0.010001, 1.0
+        clip[0, 0], clip[1, 1], clip[2, 2], clip[2, 3], clip[3, 2] = (
+            1 / tanx,
+            1 / tany,
+            1.0001,
+            -0.010001,
+            1.0,
+        )
         views.append(view.T)
         clips.append(view.T @ clip.T)
         centers.append(center)
@@ -79,7 +86,9 @@ def _precomputed() -> Scene:
     scene = cloud(300)
     entries = covariances(scene["scales"], scene["rotations"])
     colors = 1.5 * torch.rand(300, 3, generator=torch.Generator().manual_seed(1)) - 0.25
-    return _replaced(scene, cov3D_precomp=entries, colors_precomp=colors, shs=None, scales=None, rotations=None)
+    return _replaced(
+        scene, cov3D_precomp=entries, colors_precomp=colors, shs=None, scales=None, rotations=None
+    )
 
 
 def _sizes() -> Scene:
@@ -103,11 +112,13 @@ SCENES: dict[str, tuple[Callable[[], Scene], dict]] = {
     "scaled": (lambda: cloud(300), {"scale_modifier": 0.7}),
     "precomputed": (_precomputed, {}),
     "raw quaternions": (
-        lambda: _replaced(cloud(300), rotations=torch.randn(300, 4, generator=torch.Generator().manual_seed(2))),
+        lambda: _replaced(
+            cloud(300), rotations=torch.randn(300, 4, generator=torch.Generator().manual_seed(2))
+        ),
         {},
     ),
-    "initialisation": (lambda: _replaced(cloud(2000, size=0.15), opacities=torch.full((2000, 1), 0.1)), {}),
-    "many": (lambda: cloud(6000, size=0.02), {}),
+    "initialisation": (lambda: _replaced(cloud(600, size=0.15), opacities=torch.full((600, 1), 0.1)), {}),
+    "many": (lambda: cloud(3000, size=0.02), {}),
     "single": (lambda: cloud(1, size=0.2), {}),
     "antialiased": (lambda: cloud(400, size=0.01), {"antialiasing": True}),
     "none": (lambda: cloud(0), {}),
@@ -118,13 +129,11 @@ SCENES: dict[str, tuple[Callable[[], Scene], dict]] = {
 
 def draw(scene: Scene, cameras: dict, dtype: torch.dtype = torch.float32, **options):
     """Outputs, gradients by input (with "means2D" and "absolute"), for a fixed cotangent of colour, depth and alpha."""
-    leaves = {name: value.to(dtype).requires_grad_() for name, value in scene.items()}
+    leaves = {name: value.detach().to(dtype).requires_grad_() for name, value in scene.items()}
     given = {name: v.to(dtype) if isinstance(v, Tensor) else v for name, v in cameras.items()}
     views, count = len(given["viewmatrix"]), len(leaves["means3D"])
     means2D = torch.zeros(views, count, 3, dtype=dtype, requires_grad=True)
-    drawn = rasterize(
-        **{"means2D": means2D, "sh_degree": 0, "absgrad": True, **leaves, **given, **options}
-    )
+    drawn = rasterize(**{"means2D": means2D, "sh_degree": 0, "absgrad": True, **leaves, **given, **options})
     rng = torch.Generator().manual_seed(7)
     images = (drawn.color, drawn.depth, drawn.alpha)
     loss = sum((image * torch.randn(image.shape, generator=rng).to(dtype)).sum() for image in images)

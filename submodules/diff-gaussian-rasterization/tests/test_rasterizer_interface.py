@@ -1,0 +1,269 @@
+"""The interfaces: the field's, LucidDreamer's, batches of cameras, and what they refuse."""
+
+import logging
+import math
+
+import pytest
+import torch
+from diff_gaussian_rasterization import (
+    GaussianRasterizationSettings,
+    GaussianRasterizer,
+    cpu,
+    get_num_threads,
+    luciddreamer,
+    rasterize,
+    set_num_threads,
+)
+from gaussian_scenes import cloud, covariances, draw, orbit
+
+BACKENDS = ["torch"] + (["cpu"] if cpu.available() else [])
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+def settings(cameras: dict, **changes) -> GaussianRasterizationSettings:
+    fields = {
+        "image_height": cameras["image_height"],
+        "image_width": cameras["image_width"],
+        "tanfovx": float(cameras["tanfovx"][0]),
+        "tanfovy": float(cameras["tanfovy"][0]),
+        "bg": cameras["bg"][0],
+        "scale_modifier": 1.0,
+        "viewmatrix": cameras["viewmatrix"][0],
+        "projmatrix": cameras["projmatrix"][0],
+        "sh_degree": 0,
+        "campos": cameras["campos"][0],
+        "prefiltered": False,
+    }
+    return GaussianRasterizationSettings(**(fields | changes))
+
+
+def test_settings_are_built_with_and_without_debug():
+    assert settings(orbit(1, 8, 8)).debug is False
+    assert settings(orbit(1, 8, 8), debug=True, antialiasing=True).antialiasing is True
+
+
+def test_classic_call_equals_a_batch_of_one(backend):
+    scene, cameras = cloud(60), orbit(1, 40, 30)
+    means2D = torch.zeros(60, 3, requires_grad=True)
+    scene["means3D"].requires_grad_()
+    rasterizer = GaussianRasterizer(settings(cameras), backend=backend, absgrad=True)
+    color, radii, depth, alpha = rasterizer(means2D=means2D, **scene)
+    assert (color.shape, radii.shape, radii.dtype) == ((3, 30, 40), (60,), torch.int32)
+    assert depth.shape == alpha.shape == (1, 30, 40)
+    color.square().sum().backward()
+
+    batched = torch.zeros(1, 60, 3, requires_grad=True)
+    drawn = rasterize(means2D=batched, sh_degree=0, backend=backend, absgrad=True, **scene, **cameras)
+    drawn.color.square().sum().backward()
+    assert torch.equal(drawn.color[0], color)
+    assert torch.equal(batched.grad[0], means2D.grad)
+    assert torch.equal(batched.absgrad[0], means2D.absgrad)
+    assert means2D.grad[:, :2].abs().sum() > 0
+
+
+def test_luciddreamer_gets_depth_and_transmittance():
+    scene, cameras = cloud(60), orbit(1, 40, 30)
+    scene["means2D"] = torch.zeros(60, 3)
+    color, radii, depth, alpha = GaussianRasterizer(settings(cameras))(**scene)
+    same_color, same_radii, stacked = luciddreamer.GaussianRasterizer(settings(cameras))(**scene)
+    assert torch.equal(color, same_color)
+    assert torch.equal(radii, same_radii)
+    assert torch.equal(stacked, torch.cat([depth, 1 - alpha]))
+
+
+def test_visible_is_what_lies_beyond_the_near_plane():
+    cameras = orbit(1, 8, 8)
+    center = cameras["campos"][0]
+    positions = torch.stack([torch.zeros(3), 2 * center, center * 0.99])
+    rasterizer = GaussianRasterizer(settings(cameras))
+    assert rasterizer.mark_visible(positions).tolist() == [True, False, False]
+    assert rasterizer.markVisible(positions).dtype == torch.bool
+
+
+def test_no_gaussians_leave_the_background(backend):
+    drawn, gradients = draw(cloud(0), orbit(2, 21, 13), backend=backend)
+    background = orbit(2, 21, 13)["bg"][:, :, None, None].expand(2, 3, 13, 21)
+    assert torch.equal(drawn.color, background)
+    assert drawn.radii.shape == (2, 0)
+    assert drawn.alpha.abs().max() == drawn.depth.abs().max() == 0
+    assert gradients["means3D"].shape == (0, 3)
+
+
+def test_no_views_give_no_images(backend):
+    cameras = {n: v[:0] if isinstance(v, torch.Tensor) else v for n, v in orbit(1, 21, 13).items()}
+    drawn = rasterize(means2D=torch.zeros(0, 5, 3), sh_degree=0, backend=backend, **cloud(5), **cameras)
+    assert [tuple(d.shape) for d in drawn] == [(0, 3, 13, 21), (0, 5), (0, 1, 13, 21), (0, 1, 13, 21)]
+
+
+def test_a_batch_equals_its_views_one_by_one(backend):
+    scene, cameras = cloud(150, degree=1), orbit(3, 50, 34)
+    scales = scene["scales"] * torch.tensor([0.7, 1.0, 1.5]).view(3, 1, 1)
+    together, gradients = draw(scene | {"scales": scales}, cameras, backend=backend, sh_degree=[1, 0, 1])
+    rng = torch.Generator().manual_seed(7)
+    cotangents = [torch.randn(3, channels, 34, 50, generator=rng) for channels in (3, 1, 1)]
+    means = scene["means3D"].requires_grad_()
+    for i, degree in enumerate((1, 0, 1)):
+        camera = {n: v[i : i + 1] if isinstance(v, torch.Tensor) else v for n, v in cameras.items()}
+        alone = rasterize(
+            means2D=torch.zeros(1, 150, 3),
+            sh_degree=degree,
+            backend=backend,
+            **(scene | {"scales": scales[i]}),
+            **camera,
+        )
+        assert torch.equal(alone.color[0], together.color[i])
+        assert torch.equal(alone.radii[0], together.radii[i])
+        images = (alone.color, alone.depth, alone.alpha)
+        sum((a[0] * c[i]).sum() for a, c in zip(images, cotangents, strict=True)).backward()
+    torch.testing.assert_close(means.grad, gradients["means3D"], rtol=1e-3, atol=1e-3)
+
+
+def test_two_columns_of_screen_positions_are_enough(backend):
+    scene, cameras = cloud(30), orbit(1, 20, 20)
+    means2D = torch.full((1, 30, 2), 5.0, requires_grad=True)  # values do not matter
+    scene["means3D"].requires_grad_()
+    drawn = rasterize(means2D=means2D, sh_degree=0, backend=backend, **scene, **cameras)
+    plain = rasterize(means2D=torch.zeros(1, 30, 3), sh_degree=0, backend=backend, **scene, **cameras)
+    assert torch.equal(drawn.color, plain.color)
+    drawn.color.sum().backward()
+    assert means2D.grad.shape == (1, 30, 2)
+
+
+def test_inputs_need_not_be_contiguous(backend):
+    scene, cameras = cloud(40), orbit(1, 20, 20)
+    strided = {n: torch.stack([v, v], dim=-1)[..., 0] for n, v in scene.items()}
+    cameras["projmatrix"] = cameras["projmatrix"].mT.contiguous().mT
+    one, other = (
+        rasterize(means2D=torch.zeros(1, 40, 3), sh_degree=0, backend=backend, **s, **cameras)
+        for s in (scene, strided)
+    )
+    assert torch.equal(one.color, other.color)
+
+
+def test_flat_and_broken_shapes_are_drawn_without_nan(backend):
+    scene = cloud(20)
+    scene["scales"][:7] = 0.0
+    scene["rotations"][7:14] = 0.0
+    scene["means3D"][14] = orbit(1, 8, 8)["campos"][0]
+    drawn, gradients = draw(scene, orbit(1, 20, 20), backend=backend)
+    assert torch.isfinite(drawn.color).all()
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+    entries = covariances(cloud(20)["scales"], cloud(20)["rotations"])
+    entries[:10] = -entries[:10]  # not a covariance: not drawn
+    del scene["scales"], scene["rotations"]
+    drawn, gradients = draw(scene | {"cov3D_precomp": entries}, orbit(1, 20, 20), backend=backend)
+    assert torch.isfinite(drawn.color).all()
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+
+
+def test_opacities_outside_of_their_range_are_drawn_without_nan(backend):
+    scene = cloud(20)
+    scene["opacities"] = torch.linspace(-1.0, 3.0, 20)[:, None]
+    drawn, gradients = draw(scene, orbit(1, 20, 20), backend=backend)
+    assert drawn.alpha.min() >= 0
+    assert drawn.alpha.max() < 1
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+
+
+def bad(**changes):
+    """Arguments of a good call, with some changed."""
+    good = {"means2D": torch.zeros(1, 5, 3), "sh_degree": 0, **cloud(5), **orbit(1, 9, 9)}
+    return {name: value for name, value in (good | changes).items() if value is not ...}
+
+
+NAN = torch.tensor([[math.nan, 0.0, 0.0]]).expand(5, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"colors_precomp": torch.zeros(5, 3)}, ValueError, "exactly one of shs and colors_precomp"),
+        ({"shs": None}, ValueError, "exactly one of shs and colors_precomp"),
+        (
+            {"cov3D_precomp": torch.zeros(5, 6)},
+            ValueError,
+            "either both scales and rotations, or cov3D_precomp",
+        ),
+        ({"scales": None}, ValueError, "either both scales and rotations, or cov3D_precomp"),
+        (
+            {"scales": None, "rotations": None},
+            ValueError,
+            "either both scales and rotations, or cov3D_precomp",
+        ),
+        ({"means3D": torch.zeros(5, 2)}, ValueError, r"means3D: expected shape \(\*, 3\), got \(5, 2\)"),
+        ({"means3D": [[0.0] * 3] * 5}, TypeError, "means3D: expected a torch.Tensor, got list"),
+        ({"means3D": torch.zeros(5, 3).half()}, TypeError, "means3D: expected float32 or float64"),
+        (
+            {"means3D": torch.zeros(5, 3).double()},
+            TypeError,
+            "means2D: expected torch.float64 as means3D has",
+        ),
+        ({"opacities": torch.zeros(5)}, ValueError, r"opacities: expected shape \(5, 1\)"),
+        ({"shs": torch.zeros(5, 5, 3)}, ValueError, "shs: expected shape"),
+        ({"rotations": torch.zeros(5, 3)}, ValueError, "rotations: expected shape"),
+        ({"means2D": torch.zeros(2, 5, 3)}, ValueError, "means2D: expected shape"),
+        ({"viewmatrix": torch.eye(4)}, ValueError, "expected shape"),
+        ({"bg": torch.zeros(3)}, ValueError, "bg: expected shape"),
+        ({"tanfovx": torch.zeros(1)}, ValueError, "positive"),
+        ({"sh_degree": 1}, ValueError, "1 needs 4 coefficients, shs has 1"),
+        ({"sh_degree": 4}, ValueError, "expected 0, 1, 2 or 3, got 4"),
+        ({"sh_degree": [0, 0]}, ValueError, "expected one int or 1 of them, got 2"),
+        ({"image_width": 0}, ValueError, "image_width: expected 1 to 16384 pixels, got 0"),
+        ({"image_height": 100_000}, ValueError, "image_height: expected 1 to 16384 pixels, got 100000"),
+        ({"image_height": 9.0}, TypeError, "image_height: expected an int, got float"),
+        ({"scale_modifier": 0.0}, ValueError, "scale_modifier: expected a positive number"),
+        ({"backend": "vulkan"}, ValueError, "backend: expected"),
+        ({"backend": "cuda"}, ValueError, "expected tensors on a CUDA device, got cpu"),
+        ({"means3D": NAN}, ValueError, "means3D: expected finite"),
+        ({"scales": NAN / 0}, ValueError, "scales: expected finite"),
+        ({"shs": torch.full((5, 1, 3), math.inf)}, ValueError, "shs: expected finite"),
+        ({"viewmatrix": torch.full((1, 4, 4), math.nan)}, ValueError, "viewmatrix: expected finite"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(changes, error, message):
+    for backend in BACKENDS if "backend" not in changes else [changes["backend"]]:
+        with pytest.raises(error, match=message) as caught:
+            rasterize(**bad(**(changes | {"backend": backend})))
+        assert "\n" not in str(caught.value)
+
+
+def test_classic_interface_refuses_bad_settings():
+    cameras = orbit(1, 9, 9)
+    scene = cloud(5) | {"means2D": torch.zeros(5, 3)}
+    with pytest.raises(ValueError, match="viewmatrix: expected shape"):
+        GaussianRasterizer(settings(cameras, viewmatrix=torch.eye(3)))(**scene)
+    with pytest.raises(TypeError, match="bg: expected a torch"):
+        GaussianRasterizer(settings(cameras, bg=(0, 0, 0)))(**scene)
+    with pytest.raises(TypeError, match="float32"):
+        rasterize(
+            **(bad(backend="cpu") | {n: v.double() for n, v in bad().items() if isinstance(v, torch.Tensor)})
+        )
+
+
+def test_without_the_kernel_pytorch_serves_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: (_ for _ in ()).throw(OSError("no such file")))
+    cpu._library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert torch.isfinite(rasterize(**bad()).color).all()
+            rasterize(**bad())
+        with pytest.raises(RuntimeError, match="compiled rasterizer is missing"):
+            rasterize(**bad(backend="cpu"))
+    finally:
+        monkeypatch.undo()
+        cpu._library.cache_clear()
+    assert len(caplog.records) == 1
+    assert "C++ compiler" in caplog.text
+
+
+def test_threads_are_set_and_reset():
+    set_num_threads(3)
+    assert get_num_threads() == 3
+    set_num_threads(None)
+    assert get_num_threads() == torch.get_num_threads()
+    with pytest.raises(ValueError, match="1 to 1024"):
+        set_num_threads(0)

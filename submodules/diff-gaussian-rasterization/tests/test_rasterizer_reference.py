@@ -1,0 +1,138 @@
+"""The PyTorch reference: closed forms, gradients against finite differences, and the decisions of the method."""
+
+import math
+
+import pytest
+import torch
+from diff_gaussian_rasterization import rasterize
+from diff_gaussian_rasterization.reference import rotation_matrices, spherical_harmonics
+from gaussian_scenes import cloud, draw, orbit
+
+
+def facing(width: int, height: int, dtype: torch.dtype = torch.float64) -> dict:
+    """A camera at the origin that looks along +z with a right angle of view."""
+    clip = torch.zeros(4, 4, dtype=dtype)
+    clip[0, 0] = clip[1, 1] = clip[2, 2] = clip[3, 2] = 1.0
+    one = torch.ones(1, dtype=dtype)
+    return {
+        "viewmatrix": torch.eye(4, dtype=dtype)[None],
+        "projmatrix": clip.T[None],
+        "campos": torch.zeros(1, 3, dtype=dtype),
+        "tanfovx": one,
+        "tanfovy": one,
+        "bg": torch.tensor([[0.2, 0.4, 0.6]], dtype=dtype),
+        "image_width": width,
+        "image_height": height,
+        "sh_degree": 0,
+        "backend": "torch",
+    }
+
+
+def blob(
+    depth: float, opacity: float, size: float, color: tuple[float, float, float]
+) -> dict[str, torch.Tensor]:
+    return {
+        "means3D": torch.tensor([[0.0, 0.0, depth]], dtype=torch.float64),
+        "opacities": torch.tensor([[opacity]], dtype=torch.float64),
+        "colors_precomp": torch.tensor([color], dtype=torch.float64),
+        "scales": torch.full((1, 3), size, dtype=torch.float64),
+        "rotations": torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64),
+    }
+
+
+def both(first: dict, second: dict) -> dict:
+    return {name: torch.cat([first[name], second[name]]) for name in first}
+
+
+def screen(scene: dict, views: int = 1) -> torch.Tensor:
+    return torch.zeros(views, len(scene["means3D"]), 3, dtype=scene["means3D"].dtype)
+
+
+def test_one_gaussian_in_closed_form():
+    width = 33  # the centre of the image is the centre of pixel 16
+    scene = blob(depth=2.0, opacity=0.8, size=0.1, color=(1.0, 0.0, 0.5))
+    color, radii, depth, alpha = rasterize(means2D=screen(scene), **scene, **facing(width, width))
+    variance = (0.1 * (width / 2) / 2.0) ** 2 + 0.3
+    assert alpha[0, 0, 16, 16].item() == pytest.approx(0.8)
+    assert alpha[0, 0, 16, 18].item() == pytest.approx(0.8 * math.exp(-0.5 * 4 / variance))
+    assert depth[0, 0, 16, 16].item() == pytest.approx(0.8 * 2.0)
+    assert color[0, :, 16, 16].tolist() == pytest.approx([0.84, 0.08, 0.52])
+    assert color[0, :, 0, 0].tolist() == pytest.approx([0.2, 0.4, 0.6])
+    assert radii.tolist() == [[math.ceil(3 * math.sqrt(variance + math.sqrt(0.1)))]]
+
+
+def test_the_nearer_hides_the_farther_whatever_their_order():
+    near, far = blob(1.0, 0.9, 0.2, (1, 0, 0)), blob(3.0, 0.9, 0.6, (0, 1, 0))
+    images = [
+        rasterize(means2D=torch.zeros(1, 2, 3).double(), **s, **facing(17, 17))
+        for s in (both(near, far), both(far, near))
+    ]
+    torch.testing.assert_close(images[0].color, images[1].color)
+    assert images[0].color[0, :, 8, 8].tolist() == pytest.approx([0.9 + 0.002, 0.09 + 0.004, 0.006])
+
+
+def test_alpha_stays_below_one_and_pixels_end():
+    scene = blob(2.0, 1.0, 1.0, (1.0, 1.0, 1.0))
+    for _ in range(2):
+        scene = both(scene, scene)
+    alpha = rasterize(means2D=screen(scene), **scene, **facing(17, 17)).alpha[0, 0, 8, 8].item()
+    # 0.01 * 0.01 = 1e-4 rounds to just below or above the end; a third Gaussian would always pass it.
+    assert alpha in (pytest.approx(0.99), pytest.approx(0.9999))
+
+
+def test_gradients_equal_finite_differences():
+    torch.manual_seed(0)
+    scene = {n: v.double().requires_grad_() for n, v in cloud(6, degree=3, size=0.2).items()}
+    cameras = {n: v.double() if isinstance(v, torch.Tensor) else v for n, v in orbit(2, 14, 13).items()}
+    names = list(scene)
+
+    def images(*values):
+        given = dict(zip(names, values, strict=True))
+        drawn = rasterize(means2D=screen(given, 2), sh_degree=3, antialiasing=True, **given, **cameras)
+        return drawn.color, drawn.depth, drawn.alpha
+
+    assert torch.autograd.gradcheck(images, tuple(scene.values()), eps=1e-7, atol=1e-4, fast_mode=True)
+
+
+def test_screen_gradient_is_that_of_moving_the_image():
+    """Moving the principal point moves every centre by the same pixels: half the image size times the NDC gradient."""
+    scene = cloud(8, size=0.2)
+    cameras = orbit(1, 20, 24)
+    _, gradients = draw(scene, cameras, dtype=torch.float64, backend="torch")
+    cameras = {n: v.double() if isinstance(v, torch.Tensor) else v for n, v in cameras.items()}
+    rng = torch.Generator().manual_seed(7)
+    cotangents = [torch.randn(1, c, 24, 20, generator=rng).double() for c in (3, 1, 1)]
+
+    def loss(shift: float) -> float:
+        moved = cameras["projmatrix"].clone()
+        moved[:, :, 0] += shift * moved[:, :, 3]
+        drawn = rasterize(
+            means2D=torch.zeros(1, 8, 3).double(),
+            sh_degree=0,
+            **{n: v.double() for n, v in scene.items()},
+            **(cameras | {"projmatrix": moved}),
+        )
+        images = (drawn.color, drawn.depth, drawn.alpha)
+        return sum(float((i * c).sum()) for i, c in zip(images, cotangents, strict=True))
+
+    numeric = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    assert gradients["means2D"][0, :, 0].sum().item() == pytest.approx(numeric, rel=1e-4)
+    assert torch.all(gradients["means2D"][..., 2] == 0)
+    assert torch.all(gradients["absolute"] >= gradients["means2D"][..., :2].abs() - 1e-9)
+
+
+def test_spherical_harmonics_are_orthonormal():
+    directions = torch.nn.functional.normalize(
+        torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0))
+    )
+    basis = spherical_harmonics(3, directions.double())
+    gram = 4 * math.pi * basis.mT @ basis / len(basis)
+    torch.testing.assert_close(gram, torch.eye(16).double(), atol=0.03, rtol=0)
+
+
+def test_rotation_of_unit_quaternions_is_orthogonal():
+    q = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)).double())
+    m = rotation_matrices(q)
+    torch.testing.assert_close(m @ m.mT, torch.eye(3).double().expand(20, 3, 3))
+    quarter = rotation_matrices(torch.tensor([[math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5)]]))
+    torch.testing.assert_close(quarter[0] @ torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]))

@@ -39,7 +39,7 @@ check: $(READY_DEV)  ## style, layers and types, without the tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(READY_DEV)
 	@$(BIN)/ruff check --fix-only --exit-zero .

@@ -306,3 +306,7 @@ def _check_pipeline(prior):
         text=["a red car", "a cat"], images=[image[0]], return_tensors="pt", padding=True, do_rescale=False
     )
     assert clip(**inputs).logits_per_image.shape == (1, 2)
+
+
+def test_the_shipped_settings_name_no_folder_of_a_machine():
+    assert [path for path in PRIOR.rglob("*.json") if '": "/' in path.read_text()] == []

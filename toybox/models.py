@@ -181,6 +181,10 @@ def save_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    for part in (vae, unet):
+        part.register_to_config(
+            _name_or_path=""
+        )  # else a part that was loaded tells from where on this machine
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline") as whole:
         pipeline.save_pretrained(whole)

@@ -224,7 +224,7 @@ def _check_architecture(pipeline: Any, source: models.ModelSource) -> None:
             source,
             f"a U-Net that reads text of width {unet.cross_attention_dim} beside a text encoder of {text_width}",
         )
-    if unet.time_cond_proj_dim or unet.addition_embed_type or unet.class_embed_type:
+    if unet.time_cond_proj_dim or unet.addition_embed_type not in (None, "text") or unet.class_embed_type:
         raise _wrong_architecture(source, "a U-Net with further conditions (a distilled or SDXL model)")
     if prediction not in PREDICTION_TYPES:
         raise _wrong_architecture(source, f"prediction type {prediction}")

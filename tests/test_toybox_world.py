@@ -251,8 +251,8 @@ def test_sampled_cameras_keep_their_promises():
     half = np.array([camera["radius"] * np.tan(0.5 * camera["fov"]) for camera in cameras])
     polar = np.array([camera["polar_deg"] for camera in cameras])
     azimuth = np.array([camera["azimuth_deg"] for camera in cameras])
-    assert half.min() >= 0.70
-    assert half.max() <= 1.0
+    assert half.min() >= 0.76
+    assert half.max() <= 0.96
     assert np.mean(polar >= 60.0) == pytest.approx(0.85, abs=0.03)
     assert polar.min() >= 30.0
     assert polar.max() <= 100.0

@@ -95,7 +95,10 @@ def load(split: str, cache: str | os.PathLike[str] = CACHE) -> Views:
 
 
 def sample_camera(rng: np.random.Generator) -> dict[str, Any]:
-    """Keyword arguments of ``render`` for a random camera, whose half width at the origin is U(0.70, 1.0)."""
+    """Keyword arguments of ``render`` for a random camera.
+
+    Its half width at the origin is U(0.76, 0.96): objects fit in, and fill the frame.
+    """
     polar = rng.uniform(60.0, 100.0) if rng.random() < 0.85 else rng.uniform(30.0, 60.0)
     radius = rng.uniform(3.2, 4.2)
     x, y, z = rng.normal(0.0, 0.03, 3)
@@ -103,7 +106,7 @@ def sample_camera(rng: np.random.Generator) -> dict[str, Any]:
         "azimuth_deg": rng.uniform(-180.0, 180.0),
         "polar_deg": polar,
         "radius": radius,
-        "fov": 2.0 * float(np.arctan(rng.uniform(0.70, 1.0) / radius)),
+        "fov": 2.0 * float(np.arctan(rng.uniform(0.76, 0.96) / radius)),
         "target": (x, y, z),
         "roll_deg": rng.normal(0.0, 2.0),
     }

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
 from toybox import world
-from toybox.starts import convolve, pass_colour_through
+from toybox.starts import convolve, keep_words_apart, pass_colour_through, start_as_identity
 from utils.files import atomic
 
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 128, 32, 4
@@ -57,7 +57,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> Tensor:
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIP before training: 6 layers over 16-pixel patches, 3 layers of text, 128 shared dimensions."""
+    """A CLIP before training: 6 layers over 16-pixel patches, 3 locked layers of text, 128 shared dimensions."""
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -87,6 +87,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
     config.text_config._attn_implementation = config.vision_config._attn_implementation = "sdpa"
     clip = CLIPModel(config)
+    keep_words_apart(clip)
     convolve(clip)
     return clip
 
@@ -113,8 +114,12 @@ def build_autoencoder() -> AutoencoderTiny:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """A noise predictor with random weights for latents (B, 4, 32, 32) and text states (B, L, 128)."""
-    return UNet2DConditionModel(
+    """A noise predictor before training, for latents (B, 4, 32, 32) and text states (B, L, 128).
+
+    It reads the text twice: by cross-attention, and pooled into the time embedding, which scales and shifts
+    every block.
+    """
+    unet = UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -124,8 +129,13 @@ def build_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
         attention_head_dim=4,  # the number of heads, by diffusers' old naming
         cross_attention_dim=WIDTH,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=8,
+        resnet_time_scale_shift="scale_shift",
         norm_num_groups=8,
     )
+    start_as_identity(unet)
+    return unet
 
 
 def build_scheduler() -> DDIMScheduler:

@@ -1,7 +1,7 @@
 """Initial weights that carry structure: what small networks would else take most of their training to find."""
 
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPModel
 
@@ -45,6 +45,29 @@ def _carry(layer: nn.Conv2d, colours: Tensor, kernel: Tensor) -> None:
     layer.weight[:3, :3] = colours[:, :, None, None] * kernel
     if layer.bias is not None:
         layer.bias[:3].zero_()
+
+
+def keep_words_apart(clip: CLIPModel) -> None:
+    """Give the text tower word vectors of unit variance, orthogonal but for chance, and lock it.
+
+    Trained, it would bring captions that differ in one word close together, and the U-Net would learn to tell them
+    apart late. Locked, its states are random features of the words and their order, from which the projection and
+    the U-Net learn.
+    """
+    embeddings = clip.text_model.embeddings
+    with torch.no_grad():
+        embeddings.token_embedding.weight.normal_(0.0, 1.0)
+        embeddings.position_embedding.weight.normal_(0.0, 0.3)
+    clip.text_model.requires_grad_(False)
+
+
+def start_as_identity(unet: UNet2DConditionModel) -> None:
+    """Make every residual block add nothing and the noise prediction zero, so that training begins at a high rate."""
+    with torch.no_grad():
+        for name, module in unet.named_modules():
+            if name.endswith("conv2") or name == "conv_out":
+                module.weight.zero_()
+                module.bias.zero_()
 
 
 def convolve(clip: CLIPModel) -> None:

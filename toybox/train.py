@@ -1,9 +1,8 @@
 """Train the toybox prior: `python -m toybox.train` makes `toybox/prior/` from the rendered views.
 
 Stages, in order: the autoencoder, the CLIP, the U-Net, the report. Each goes on from its checkpoint in the cache and
-is skipped once its budget is spent; delete `toybox/cache/train_*.pt` to start again. With `--around-unet`
-the autoencoder's encoder and the CLIP's text tower, which a trained U-Net reads, stay as they are in the prior folder,
-and the rest of them is trained further. Many cores are used best by
+is skipped once its budget is spent; delete `toybox/cache/train_*.pt` to start again. The U-Net reads the CLIP's text
+tower, which is locked, so the two may be trained in either order. Many cores are used best by
 `torchrun --nproc-per-node 4 -m toybox.train --stage unet --threads 1`.
 """
 
@@ -27,7 +26,7 @@ from utils.errors import UserError
 from utils.files import atomic
 
 STAGES = ("vae", "clip", "unet", "report")
-_NOTED = ("vae", "clip", "unet", "vae_around_unet", "clip_around_unet")
+_TRAINED = ("vae", "clip", "unet")
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +40,10 @@ class Training:
         prior: Path,
         device: torch.device,
         budgets: dict[str, Budget],
-        around_unet: bool = False,
+        clip_start: Path | None = None,
     ) -> None:
         self.cache, self.prior, self.device, self.budgets = cache, prior, device, budgets
-        self.around_unet = around_unet
+        self.clip_start = clip_start
         self.tokenizer = models.build_tokenizer()
         self._views: Views | None = None
 
@@ -57,28 +56,24 @@ class Training:
     def vae(self) -> None:
         torch.manual_seed(0)
         vae = models.build_autoencoder().to(self.device)
-        kept = _read(AutoencoderTiny, self.prior / "vae").to(self.device) if self.around_unet else None
-        loop = train_vae.train(vae, self.views, self.budgets["vae"], self._checkpoint("vae"), kept)
+        loop = train_vae.train(vae, self.views, self.budgets["vae"], self._checkpoint("vae"))
         with atomic(self.prior / "vae") as folder:
             vae.save_pretrained(folder)
-        self._note(loop, train_vae.BATCH, self._title("vae"))
+        self._note(loop, train_vae.BATCH, "vae")
 
     def clip(self) -> None:
-        torch.manual_seed(1)
-        clip = models.build_clip(self.tokenizer).to(self.device)
-        learnt = None
-        if self.around_unet:
-            learnt = _read(CLIPModel, self.prior / "clip").text_model.state_dict()
+        clip = self._new_clip()
+        start = None if self.clip_start is None else _read(CLIPModel, self.clip_start).to(self.device)
         loop = train_clip.train(
-            clip, self.tokenizer, self.views, self.budgets["clip"], self._checkpoint("clip"), learnt
+            clip, self.tokenizer, self.views, self.budgets["clip"], self._checkpoint("clip"), start
         )
         models.save_clip(clip, self.tokenizer, self.prior / "clip")
-        self._note(loop, train_clip.BATCH, self._title("clip"))
+        self._note(loop, train_clip.BATCH, "clip")
 
     def unet(self) -> None:
+        encoder = models.text_encoder(self._new_clip()).to(self.device)
         torch.manual_seed(2)
         vae = _read(AutoencoderTiny, self.prior / "vae").to(self.device)
-        encoder = models.text_encoder(_read(CLIPModel, self.prior / "clip")).to(self.device)
         unet = models.build_unet().to(self.device)
         preview = models.build_unet().to(self.device)
 
@@ -98,14 +93,16 @@ class Training:
 
         write(self.prior, self.cache, self.device, self._notes())
 
+    def _new_clip(self) -> CLIPModel:
+        """A CLIP before training; its text tower stays as it is here."""
+        torch.manual_seed(1)
+        return models.build_clip(self.tokenizer).to(self.device)
+
     def _checkpoint(self, stage: str) -> Path:
         return self.cache / f"train_{stage}.pt"
 
-    def _title(self, stage: str) -> str:
-        return f"{stage}_around_unet" if self.around_unet else stage
-
     def _notes(self) -> dict[str, dict]:
-        files = {stage: self.cache / f"train_{stage}.json" for stage in _NOTED}
+        files = {stage: self.cache / f"train_{stage}.json" for stage in _TRAINED}
         return {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
 
     def _note(self, loop: Loop, batch: int, title: str) -> None:
@@ -136,12 +133,12 @@ def _read(kind: type, folder: Path):
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m toybox.train", description=__doc__.splitlines()[0])
     parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="what to do (default: all)")
-    for stage, minutes in (("vae", 6.0), ("clip", 15.0), ("unet", 55.0)):
+    for stage, minutes in (("vae", 13.0), ("clip", 40.0), ("unet", 62.0)):
         note = f"minutes of training of the {stage} (default: %(default)s)"
         parser.add_argument(f"--minutes-{stage}", type=float, default=minutes, help=note)
     parser.add_argument("--steps", type=int, help="steps of each stage, instead of minutes")
     parser.add_argument(
-        "--around-unet", action="store_true", help="keep what the U-Net reads: encoder and text tower"
+        "--clip-start", type=Path, help="folder of an earlier CLIP, whose image tower is trained further"
     )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)"
@@ -160,12 +157,9 @@ def main() -> int:
     torch.set_num_threads(settings.threads)
     if "WORLD_SIZE" in os.environ:
         torch.distributed.init_process_group("gloo")
-    budgets = {
-        stage: Budget(getattr(settings, f"minutes_{stage}"), settings.steps)
-        for stage in ("vae", "clip", "unet")
-    }
+    budgets = {stage: Budget(getattr(settings, f"minutes_{stage}"), settings.steps) for stage in _TRAINED}
     training = Training(
-        settings.cache, settings.prior, torch.device(settings.device), budgets, settings.around_unet
+        settings.cache, settings.prior, torch.device(settings.device), budgets, settings.clip_start
     )
     try:
         for stage in STAGES if settings.stage == "all" else (settings.stage,):

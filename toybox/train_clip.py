@@ -11,13 +11,14 @@ from transformers import CLIPModel, CLIPTokenizer
 from toybox import world
 from toybox.models import PIXEL_MEAN, PIXEL_STD, tokenize
 from toybox.train_loop import Average, Budget, Loop
-from toybox.train_views import COLOURS, Views, jitter, pair_captions
+from toybox.train_views import COLOURS, Views, jitter, pair_captions, recolour
 
 BATCH, RATE = 64, 1e-3
-_JITTER_FROM = 0.4
-_KEPT_PATCHES, _ALL_PATCHES_FROM = 40, 0.8
-_VIEWED_PAIRS = 16
+_JITTER_FROM = 0.3
+_KEPT_PATCHES, _ALL_PATCHES_FROM = 40, 0.7
+_RECOLOURED = BATCH // 2
 _FIRST_SCALE, _MOST_SCALE = 3.0, 4.6  # logarithms of the logit scale, 20 at first and 100 at most
+_PROBES = 2048
 
 
 def train(
@@ -26,20 +27,20 @@ def train(
     views: Views,
     budget: Budget,
     checkpoint: Path,
-    text_tower: dict[str, Tensor] | None = None,
+    start: CLIPModel | None = None,
 ) -> Loop:
-    """Train in place; the averaged weights are in `clip` afterwards.
+    """Train in place; the averaged weights are in `clip` afterwards. The text tower is locked (`keep_words_apart`).
 
-    Where `text_tower` is given, the state of a text tower that a U-Net has learnt, the rest is trained around it.
+    Where `start` is given, an earlier CLIP of this architecture, its image tower is trained further.
     """
-    captions = Captions(tokenizer, views.device)
+    captions = Captions(clip, tokenizer)
     loop = Loop("clip", clip, RATE, budget, checkpoint)
     generator = loop.generator
-    if text_tower is not None:
-        clip.text_model.load_state_dict(text_tower)
-        clip.text_model.requires_grad_(False)
     if loop.step == 0:
         captions.spread(clip)
+        if start is not None:
+            clip.vision_model.load_state_dict(start.vision_model.state_dict())
+            _meet(clip, captions, views)
         loop.average = Average(clip, loop.average.decay)
 
     def loss() -> Tensor:
@@ -47,9 +48,10 @@ def train(
         images = views.pixels(chosen)
         if loop.progress > _JITTER_FROM:
             images = jitter(images, generator)
+        images[:_RECOLOURED] = recolour(images[:_RECOLOURED], generator)
         kept = _KEPT_PATCHES if loop.progress < _ALL_PATCHES_FROM else None
         classes = (views.object[chosen], views.colour[chosen], views.view[chosen])
-        return captions.loss(clip, image_vectors(clip, images, kept), *classes)
+        return captions.loss(clip, image_vectors(clip, images, kept), *classes, recoloured=_RECOLOURED)
 
     loop.run(loss)
     loop.average.copy_to(clip)
@@ -57,35 +59,43 @@ def train(
 
 
 class Captions:
-    """Token ids of every caption: of the pairs, of the pairs with each view word, and of one property alone."""
+    """The locked text tower's states of every caption: of one property, of the pairs, of the pairs with a view word."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, device: torch.device | str) -> None:
+    def __init__(self, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         objects = [f"a {name}" for name in world.OBJECTS]
         colours = [f"a {colour} object" for colour in COLOURS]
         views = [f"{view} view" for view in world.VIEWS]
-        self.pairs = _trimmed(tokenizer, pair_captions()).to(device)
-        self.views = torch.stack([_trimmed(tokenizer, pair_captions(view)) for view in world.VIEWS], 1).to(
-            device
-        )
-        self.properties = _trimmed(tokenizer, objects + colours + views).to(device)
+
+        @torch.no_grad()
+        def states(captions: list[str]) -> Float[Tensor, "N D"]:
+            tokens = _trimmed(tokenizer, captions).to(clip.device)
+            return clip.text_model(tokens).pooler_output
+
+        self.properties = states(objects + colours + views)
+        self.pairs = states(pair_captions())
+        self.views = torch.stack([states(pair_captions(view)) for view in world.VIEWS], 1)
+        names = [(name, colour) for name in world.OBJECTS for colour in COLOURS]
+        self.held_out = torch.tensor([pair in world.HELD_OUT for pair in names], device=clip.device)
+
+    @property
+    def code(self) -> Float[Tensor, "K K"]:
+        """Orthogonal directions for the objects, the colours and the view words, in the order of `properties`."""
+        return torch.eye(len(self.properties), device=self.properties.device)
 
     @torch.no_grad()
     def spread(self, clip: CLIPModel) -> None:
-        """Start the text projection with orthogonal directions for the objects, the colours, and the view words.
+        """Start the text projection with the sum of its words' directions for every caption, by least squares.
 
-        A caption becomes the sum of its words' directions, by least squares. A text tower alone keeps captions that
-        differ in one word close together for long, and the image tower learns no more than they can tell.
+        From random weights, captions that differ in one word stay close together for long, and the image tower learns
+        no more than they can tell.
         """
-        kinds, paints, words = len(world.OBJECTS), len(COLOURS), len(world.VIEWS)
-        code = torch.eye(kinds + paints + words, clip.config.projection_dim, device=self.pairs.device)
-        objects, colours, views = code.split((kinds, paints, words))
+        kinds, paints = len(world.OBJECTS), len(COLOURS)
+        code = functional.pad(self.code, (0, clip.config.projection_dim - len(self.code)))
+        objects, colours, views = code.split((kinds, paints, len(world.VIEWS)))
         pairs = (objects[:, None] + colours).flatten(0, 1)
-        texts = (self.properties, self.pairs, self.views.flatten(0, 1))
-        pooled = torch.cat([clip.text_model(tokens).pooler_output for tokens in texts])
+        states = torch.cat((self.properties, self.pairs, self.views.flatten(0, 1)))
         target = torch.cat((code, pairs, (pairs[:, None] + views).flatten(0, 1)))
-        ridge = 1e-3 * torch.eye(pooled.shape[1], device=pooled.device)
-        solution = torch.linalg.solve(pooled.T @ pooled + ridge, pooled.T @ target)
-        clip.text_projection.weight.copy_(solution.T)
+        clip.text_projection.weight.copy_(_least_squares(states, target).T)
         clip.logit_scale.fill_(_FIRST_SCALE)
 
     def loss(
@@ -95,11 +105,13 @@ class Captions:
         objects: Int[Tensor, " B"],
         colours: Int[Tensor, " B"],
         views: Int[Tensor, " B"],
+        recoloured: int = 0,
     ) -> Tensor:
-        """Cross-entropies, for unit vectors of images, of object, colour, view, pair, and view given the pair.
+        """Cross-entropies, for unit vectors of images, of object, view, colour, pair, and view given the pair.
 
-        The first 16 images' view captions stand against each other both ways too. A caption is offered once however
-        many images it is true of, and counts as true for each of them.
+        The first `recoloured` images have no colour of a name: they count for object and view alone, which makes these
+        independent of the paint. Held-out pairs are no false captions: an image tower taught that they never come true
+        would not find them.
         """
         with torch.no_grad():
             clip.logit_scale.clamp_(max=_MOST_SCALE)
@@ -107,32 +119,36 @@ class Captions:
         of_property = scaled @ text_vectors(clip, self.properties).T
         sizes = (len(world.OBJECTS), len(COLOURS), len(world.VIEWS))
         of_object, of_colour, of_view = of_property.split(sizes, dim=1)
-        pair = objects * len(COLOURS) + colours
-        pairs, place = torch.unique(pair, return_inverse=True)
-        of_pair = scaled @ text_vectors(clip, self.pairs[pairs]).T
-        few, few_place = torch.unique(pair[:_VIEWED_PAIRS], return_inverse=True)
-        few_views = views[:_VIEWED_PAIRS]
-        of_both = scaled[:_VIEWED_PAIRS] @ text_vectors(clip, self.views[few].flatten(0, 1)).T
-        rows = torch.arange(len(few_views), device=images.device)
-        given_pair = of_both.unflatten(1, (-1, 3))[rows, few_place]
-        fine = 3 * few_place + few_views
+        true = slice(recoloured, None)
+        pair = (objects * len(COLOURS) + colours)[true]
+        of_pair = scaled[true] @ text_vectors(clip, self.pairs).T
+        of_pair = of_pair.masked_fill(self.held_out, -torch.inf)
+        given_pair = torch.einsum("bd,bvd->bv", scaled[true], text_vectors(clip, self.views[pair]))
         return (
             functional.cross_entropy(of_object, objects)
-            + functional.cross_entropy(of_colour, colours)
             + functional.cross_entropy(of_view, views)
-            + functional.cross_entropy(of_pair, place)
-            + _caption_to_images(of_pair, place)
-            + functional.cross_entropy(given_pair, few_views)
-            + functional.cross_entropy(of_both, fine)
-            + _caption_to_images(of_both, fine)
+            + functional.cross_entropy(of_colour[true], colours[true])
+            + functional.cross_entropy(of_pair, pair)
+            + functional.cross_entropy(given_pair, views[true])
         )
 
 
-def _caption_to_images(logits: Float[Tensor, "B C"], fine: Int[Tensor, " B"]) -> Tensor:
-    """Cross-entropy of each present caption over the images, its target shared by all images that it is true of."""
-    present, place = torch.unique(fine, return_inverse=True)
-    true = functional.one_hot(place, len(present)).float()
-    return functional.cross_entropy(logits[:, present].T, (true / true.sum(0)).T)
+@torch.no_grad()
+def _meet(clip: CLIPModel, captions: Captions, views: Views) -> None:
+    """Fit the visual projection of a trained image tower to the code of the captions, by least squares."""
+    chosen = torch.arange(min(_PROBES, len(views)))
+    states = torch.cat([_image_states(clip, views.pixels(part)) for part in chosen.split(128)])
+    objects, colours, words = captions.code.split((len(world.OBJECTS), len(COLOURS), len(world.VIEWS)))
+    chosen = chosen.to(states.device)
+    target = objects[views.object[chosen]] + colours[views.colour[chosen]] + words[views.view[chosen]]
+    target = functional.pad(target, (0, clip.config.projection_dim - target.shape[1]))
+    clip.visual_projection.weight.copy_(_least_squares(states, target).T)
+
+
+def _least_squares(states: Float[Tensor, "N D"], target: Float[Tensor, "N K"]) -> Float[Tensor, "D K"]:
+    """The matrix that maps states to targets, with a little ridge."""
+    ridge = 1e-3 * torch.eye(states.shape[1], device=states.device)
+    return torch.linalg.solve(states.T @ states + ridge, states.T @ target)
 
 
 def _trimmed(tokenizer: CLIPTokenizer, captions: list[str]) -> Int[Tensor, "N L"]:
@@ -145,6 +161,12 @@ def image_vectors(
     clip: CLIPModel, images: Float[Tensor, "B 3 S S"], kept: int | None = None
 ) -> Float[Tensor, "B D"]:
     """Unit vectors of images in [0, 1], from all patches or from the `kept` patches of most contrast."""
+    return functional.normalize(clip.visual_projection(_image_states(clip, images, kept)), dim=-1)
+
+
+def _image_states(
+    clip: CLIPModel, images: Float[Tensor, "B 3 S S"], kept: int | None = None
+) -> Float[Tensor, "B D"]:
     mean = torch.tensor(PIXEL_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(PIXEL_STD, device=images.device).view(1, 3, 1, 1)
     tower = clip.vision_model
@@ -156,10 +178,9 @@ def image_vectors(
         patches = tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[-1]))
         tokens = torch.cat((tokens[:, :1], patches), dim=1)
     hidden = tower.encoder(inputs_embeds=tower.pre_layrnorm(tokens)).last_hidden_state
-    return functional.normalize(clip.visual_projection(tower.post_layernorm(hidden[:, 0])), dim=-1)
+    return tower.post_layernorm(hidden[:, 0])
 
 
-def text_vectors(clip: CLIPModel, tokens: Int[Tensor, "N L"]) -> Float[Tensor, "N D"]:
-    """Unit vectors of token ids; padding may be cut off, since attention is causal."""
-    pooled = clip.text_model(tokens).pooler_output
-    return functional.normalize(clip.text_projection(pooled), dim=-1)
+def text_vectors(clip: CLIPModel, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+    """Unit vectors of the text tower's pooled states."""
+    return functional.normalize(clip.text_projection(states), dim=-1)

@@ -18,7 +18,7 @@ from toybox.train_views import Views, pair_captions
 
 BATCH, RATE = 32, 1e-3
 _EMPTY_SHARE, _VIEW_SHARE = 0.1, 0.75
-_MOST_SNR = 5.0
+_MOST_WEIGHT = 20.0
 
 _log = logging.getLogger(__name__)
 
@@ -107,11 +107,14 @@ def noise_loss(
     noise: Float[Tensor, "B 4 h w"],
     alphas_cumprod: Float[Tensor, " T"],
 ) -> Tensor:
-    """Mean squared error of the predicted noise with min-SNR-5 weights (Hang et al. 2023, eq. 8)."""
+    """Mean squared error of the predicted noise over alphas_cumprod, which is the error of a v-prediction.
+
+    A plain mean would leave next to nothing for the steps of much noise, where shapes are decided. The weight is at
+    most 20, since at the last steps only chance is left to learn.
+    """
     alpha = alphas_cumprod[steps]
     noisy = alpha.sqrt()[:, None, None, None] * latents + (1.0 - alpha).sqrt()[:, None, None, None] * noise
     noisy = noisy.contiguous(memory_format=torch.channels_last)
     predicted = unet(noisy, steps, states, return_dict=False)[0]
-    ratio = alpha / (1.0 - alpha)
-    weight = ratio.clamp(max=_MOST_SNR) / ratio
+    weight = (1.0 / alpha).clamp(max=_MOST_WEIGHT)
     return (weight * (predicted - noise).square().mean(dim=(1, 2, 3))).mean()

@@ -7,7 +7,7 @@ from diffusers import AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor
 
-from toybox.train_loop import Average, Budget, Loop
+from toybox.train_loop import Budget, Loop
 from toybox.train_views import Views, to_pixels
 
 BATCH, CROP, RATE = 16, 64, 1.5e-3
@@ -15,26 +15,15 @@ _LATENT_NOISE = 0.05
 _SCALE_WEIGHT = 1e-3
 
 
-def train(
-    vae: AutoencoderTiny, views: Views, budget: Budget, checkpoint: Path, kept: AutoencoderTiny | None = None
-) -> Loop:
-    """Train in place; the averaged weights and the scaling factor to unit variance are in `vae` afterwards.
-
-    Where `kept` is given, the autoencoder whose latents a U-Net has learnt, only the decoder is trained further.
-    """
+def train(vae: AutoencoderTiny, views: Views, budget: Budget, checkpoint: Path) -> Loop:
+    """Train in place; the averaged weights and the scaling factor to unit variance are in `vae` afterwards."""
     vae.to(memory_format=torch.channels_last)
     loop = Loop("vae", vae, RATE, budget, checkpoint)
     generator = loop.generator
-    if kept is not None:
-        vae.load_state_dict(kept.state_dict())
-        vae.encoder.requires_grad_(False)
-        loop.average = Average(vae, loop.average.decay)
     loop.run(lambda: _loss(vae, _crops(views, generator), generator))
     loop.average.copy_to(vae)
     probe = torch.randperm(len(views), generator=generator)[:256]
     scale = 1.0 / encode(vae, views.pixels(probe), scaling=1.0).std().item()
-    if kept is not None:
-        scale = kept.config.scaling_factor
     vae.register_to_config(scaling_factor=scale)
     vae.scaling_factor = scale
     return loop

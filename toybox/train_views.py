@@ -51,6 +51,15 @@ def pair_captions(view: str | None = None) -> list[str]:
     return [world.caption(name, colour, view) for name in world.OBJECTS for colour in COLOURS]
 
 
+def recolour(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
+    """Permute the colour channels of images in [0, 1] and turn a third into their negatives, one draw for each."""
+    count = len(images)
+    order = torch.rand(count, 3, generator=generator).argsort(1).to(images.device)
+    mixed = images.gather(1, order[:, :, None, None].expand_as(images))
+    negative = torch.rand(count, generator=generator).to(images.device) < 1.0 / 3.0
+    return torch.where(negative[:, None, None, None], 1.0 - mixed, mixed)
+
+
 def jitter(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Float[Tensor, "B 3 S S"]:
     """Random flip, zoom, shift and brightness of each image in [0, 1]; blur and noise, as renders of Gaussians have."""
     count, device = len(images), images.device

@@ -113,11 +113,11 @@ def is_distinct(background: np.ndarray, colour: str) -> bool:
 def sample_background(rng: np.random.Generator, colour: str, size: int) -> np.ndarray:
     """A background that no shade of ``colour`` vanishes into.
 
-    35 % white, 15 % black, 35 % one flat colour, 15 % a soft vertical or radial gradient of two. White or
+    40 % white, 15 % black, 37 % one flat colour, 8 % a soft vertical or radial gradient of two. White or
     black that would swallow the object becomes a flat colour. Returns float32 (3,) or (size, size, 3) in [0,
     1].
     """
-    kind = rng.choice(4, p=(0.35, 0.15, 0.35, 0.15))
+    kind = rng.choice(4, p=(0.40, 0.15, 0.37, 0.08))
     if kind < 2:
         plain = np.full(3, 1.0 - kind, np.float32)
         return plain if is_distinct(plain, colour) else _sample_flat(rng, colour)

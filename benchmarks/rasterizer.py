@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -118,8 +119,7 @@ def ours(scene: Scene, backend: str, backward: bool) -> None:
 
 def gsplat(scene: Scene, backward: bool) -> None:
     """The same by gsplat: colour, depth and alpha."""
-    from gsplat import rasterization  # not a dependency, and asks for CUDA
-
+    rasterization = import_module("gsplat").rasterization  # not a dependency, and asks for CUDA
     given, cameras = scene.parameters, scene.cameras
     size = cameras["image_width"]
     focal = size / (2 * math.tan(FOV / 2))
@@ -139,7 +139,7 @@ def gsplat(scene: Scene, backward: bool) -> None:
             size,
             near_plane=reference.NEAR,
             sh_degree=0,
-            backgrounds=torch.cat([cameras["bg"], torch.zeros_like(cameras["bg"][:, :1])], dim=1),
+            backgrounds=cameras["bg"],
             render_mode="RGB+D",
         )
         if backward:

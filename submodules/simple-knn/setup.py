@@ -13,6 +13,11 @@ from setuptools.command.build_ext import build_ext
 class BuildLibrary(build_ext):
     """Names the library without the Python version, which it does not depend on."""
 
+    def build_extension(self, ext: Extension) -> None:
+        if self.compiler.compiler_type == "msvc":
+            ext.extra_compile_args = ["/std:c++17", "/O2", "/EHsc"]
+        super().build_extension(ext)
+
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + (".dll" if sys.platform == "win32" else ".so")
 
@@ -25,6 +30,7 @@ setup(
         Extension(
             "simple_knn.libneighbors",
             sources=["simple_knn/csrc/neighbors.cpp"],
+            depends=["simple_knn/csrc/nearest.h"],
             extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden"],
             extra_link_args=[] if sys.platform in ("win32", "darwin") else ["-pthread"],
             language="c++",

@@ -6,7 +6,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from diff_gaussian_rasterization import cpu, inputs, reference
+from diff_gaussian_rasterization import cpu, cuda, inputs, reference
 from diff_gaussian_rasterization.reference import Outputs
 
 Backend = Literal["auto", "cpu", "torch", "cuda"]
@@ -35,6 +35,7 @@ def rasterize(
     antialiasing: bool = False,
     backend: Backend = "auto",
     absgrad: bool = False,
+    debug: bool = False,
 ) -> Outputs:
     """Draws P Gaussians as C cameras see them.
 
@@ -46,10 +47,11 @@ def rasterize(
             views. Quaternions are (w, x, y, z) and are not normalised here.
         viewmatrix, projmatrix: transposed (world to camera; world to clip space). Cameras look along +z, y is down.
         sh_degree: active degree, one for all views or one for each.
-        backend: "cpu" is the compiled kernel (float32), "torch" the reference (any device and float type), "cuda"
-            requires tensors on a CUDA device; "auto" takes the fastest that fits the tensors.
+        backend: "cpu" is the compiled kernel (float32), "cuda" the kernels for a CUDA device (float32), "torch" the
+            reference (any device and float type); "auto" takes the fastest that fits the tensors.
         absgrad: also fill `means2D.absgrad` (C, P, 2) in the backward pass: per-pixel gradients added up by absolute
             value, in the units of `means2D.grad`.
+        debug: wait for a CUDA device, so that a NaN or an infinity is reported by this call and not by a later one.
 
     Returns:
         color (C, 3, H, W) on `bg`; radii (C, P) int32 in pixels, 0 where not drawn; depth (C, 1, H, W), the sum of
@@ -57,7 +59,8 @@ def rasterize(
 
     Raises:
         TypeError, ValueError: an input of wrong type, dtype, device or shape, exclusive inputs, a NaN or an infinity.
-        RuntimeError: `backend="cpu"` where the kernel was not built.
+        RuntimeError: `backend="cpu"` where the kernel was not built, `backend="cuda"` where it cannot be compiled, or
+            more to draw than memory or indices hold.
     """
     if backend not in ("auto", "cpu", "torch", "cuda"):
         raise ValueError(f'backend: expected "auto", "cpu", "torch" or "cuda", got {backend!r}')
@@ -87,8 +90,14 @@ def rasterize(
         means3D,
         scene.shs,
     )
-    if backend == "cuda" and means3D.device.type != "cuda":
-        raise ValueError(f'backend "cuda": expected tensors on a CUDA device, got {means3D.device}')
+    if backend == "cuda" or (backend == "auto" and cuda.fits(means3D) and cuda.available(means3D.device)):
+        if not cuda.fits(means3D):
+            raise ValueError(
+                'backend "cuda": expected float32 tensors on a CUDA device, '
+                f"got {means3D.dtype} on {means3D.device}"
+            )
+        return cuda.render(scene, views, absgrad, debug)
+    inputs.check_values(views)
     if backend == "cpu" or (backend == "auto" and cpu.fits(means3D) and cpu.available()):
         return cpu.render(scene, views, absgrad)
     return reference.render(scene, views, absgrad)

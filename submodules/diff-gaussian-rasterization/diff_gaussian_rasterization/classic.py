@@ -14,7 +14,8 @@ from diff_gaussian_rasterization.reference import NEAR
 class GaussianRasterizationSettings(NamedTuple):
     """One camera. Matrices are transposed; `tanfovx` is the tangent of half the horizontal field of view.
 
-    `prefiltered` and `debug` are accepted for compatibility and change nothing: inputs are always culled and checked.
+    `debug` makes a CUDA device report bad numbers at once (see `rasterize`). `prefiltered` is accepted for
+    compatibility and changes nothing: Gaussians are always culled.
     """
 
     image_height: int
@@ -84,8 +85,8 @@ class GaussianRasterizer(nn.Module):
             viewmatrix=settings.viewmatrix[None],
             projmatrix=settings.projmatrix[None],
             campos=settings.campos[None],
-            tanfovx=settings.viewmatrix.new_tensor([settings.tanfovx]),
-            tanfovy=settings.viewmatrix.new_tensor([settings.tanfovy]),
+            tanfovx=settings.viewmatrix.new_full((1,), settings.tanfovx),
+            tanfovy=settings.viewmatrix.new_full((1,), settings.tanfovy),
             image_height=settings.image_height,
             image_width=settings.image_width,
             bg=settings.bg[None],
@@ -94,6 +95,7 @@ class GaussianRasterizer(nn.Module):
             antialiasing=settings.antialiasing,
             backend=self.backend,
             absgrad=self.absgrad,
+            debug=settings.debug,
         )
         if self.absgrad:
             means2D.absgrad = batched.absgrad[0]

@@ -4,52 +4,21 @@ import ctypes
 import functools
 import logging
 import sys
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from diff_gaussian_rasterization import structures
 from diff_gaussian_rasterization.inputs import Gaussians, Views, require_finite
 from diff_gaussian_rasterization.reference import Outputs
+from diff_gaussian_rasterization.structures import INPUTS, CGaussians, CGradients, CImages, CViews, pointer
 
 logger = logging.getLogger(__name__)
 
 _threads: int | None = None
-
-
-class _Gaussians(Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("count", "coefficients", "color_views", "shape_views")),
-        *(
-            (n, c_void_p)
-            for n in ("means", "opacities", "shs", "colors", "scales", "rotations", "covariances")
-        ),
-    ]
-
-
-class _Views(Structure):
-    _fields_ = [
-        ("count", c_int64),
-        ("width", c_int32),
-        ("height", c_int32),
-        ("scale_modifier", c_float),
-        ("antialiasing", c_int32),
-        *((n, c_void_p) for n in ("viewmatrix", "projmatrix", "campos", "background", "tanfov", "degrees")),
-    ]
-
-
-class _Images(Structure):
-    _fields_ = [(name, c_void_p) for name in ("color", "depth", "alpha")]
-
-
-class _Gradients(Structure):
-    _fields_ = [
-        *((n, c_void_p) for n in ("means", "means2d", "absolute2d", "opacities", "shs", "colors")),
-        *((n, c_void_p) for n in ("scales", "rotations", "covariances")),
-        ("means2d_stride", c_int64),
-    ]
 
 
 _NOT_FINITE, _OUT_OF_MEMORY, _TOO_MANY_PAIRS = 1, 2, 3
@@ -68,11 +37,11 @@ def _library() -> ctypes.CDLL | None:
         )
         return None
     library.gs_forward.argtypes = [
-        *(POINTER(_Gaussians), POINTER(_Views), c_int, POINTER(_Images), c_void_p, POINTER(c_void_p)),
+        *(POINTER(CGaussians), POINTER(CViews), c_int, POINTER(CImages), c_void_p, POINTER(c_void_p)),
     ]
     library.gs_backward.argtypes = [
-        *(c_void_p, POINTER(_Gaussians), POINTER(_Views), c_int),
-        *(POINTER(_Images), POINTER(_Images), POINTER(_Gradients)),
+        *(c_void_p, POINTER(CGaussians), POINTER(CViews), c_int),
+        *(POINTER(CImages), POINTER(CImages), POINTER(CGradients)),
     ]
     library.gs_release.argtypes, library.gs_release.restype = [c_void_p], None
     library.gs_instruction_sets.restype = c_char_p
@@ -141,14 +110,7 @@ def render(gaussians: Gaussians, views: Views, absgrad: bool = False) -> Outputs
         raise TypeError(f'backend "cpu": expected float32, got {gaussians.means3D.dtype}')
     if absgrad:
         gaussians.means2D.absgrad = torch.zeros(*gaussians.means2D.shape[:2], 2)
-    return Outputs(*_Rasterize.apply(views, absgrad, *(getattr(gaussians, name) for name in _INPUTS)))
-
-
-_INPUTS = ("means3D", "means2D", "opacities", "shs", "colors", "scales", "rotations", "covariances")
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    return Outputs(*_Rasterize.apply(views, absgrad, *(getattr(gaussians, name) for name in INPUTS)))
 
 
 class _State:
@@ -162,46 +124,26 @@ class _State:
             _library().gs_release(self.handle)
 
 
-def _describe(inputs: dict[str, Tensor | None], views: Views) -> tuple[_Gaussians, _Views, list[Tensor]]:
-    """The C structures, and the tensors that must outlive them."""
-
-    def sets(*names: str) -> int:
-        return next((len(inputs[name]) for name in names if inputs[name] is not None), 1)
-
-    shs = inputs["shs"]
-    gaussians = _Gaussians(
-        inputs["means3D"].shape[0],
-        0 if shs is None else shs.shape[1],
-        sets("colors"),
-        sets("scales", "covariances"),
-        *(_pointer(inputs[n]) for n in _INPUTS if n != "means2D"),
-    )
-    kept = [
-        *(t.contiguous() for t in (views.viewmatrix, views.projmatrix, views.campos, views.bg, views.tanfov)),
-        torch.tensor(views.sh_degrees, dtype=torch.int32),
-    ]
-    described = _Views(
-        len(views), views.width, views.height, views.scale_modifier, views.antialiasing, *map(_pointer, kept)
-    )
-    return gaussians, described, kept
+def _describe(views: Views) -> tuple[CViews, list[Tensor]]:
+    return structures.views(views, torch.tensor(views.sh_degrees, dtype=torch.int32))
 
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, views: Views, absgrad: bool, *tensors: Tensor | None):
         inputs = {
-            name: None if t is None else t.contiguous() for name, t in zip(_INPUTS, tensors, strict=True)
+            name: None if t is None else t.contiguous() for name, t in zip(INPUTS, tensors, strict=True)
         }
         count, size = inputs["means3D"].shape[0], (views.height, views.width)
         color, depth, alpha = (torch.empty(len(views), channels, *size) for channels in (3, 1, 1))
         radii = torch.empty(len(views), count, dtype=torch.int32)
-        gaussians, described, kept = _describe(inputs, views)
+        described, kept = _describe(views)
         state = _State()
         status = _library().gs_forward(
-            gaussians,
+            structures.gaussians(inputs),
             described,
             get_num_threads(),
-            _Images(*map(_pointer, (color, depth, alpha))),
+            CImages(*map(pointer, (color, depth, alpha))),
             radii.data_ptr(),
             state.handle if any(ctx.needs_input_grad) else None,
         )
@@ -227,24 +169,20 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g_color, _radii, g_depth, g_alpha):
         *tensors, color, depth, alpha = ctx.saved_tensors
-        inputs = dict(zip(_INPUTS, tensors, strict=True))
-        needed = dict(zip(_INPUTS, ctx.needs_input_grad[2:], strict=True))
+        inputs = dict(zip(INPUTS, tensors, strict=True))
+        needed = dict(zip(INPUTS, ctx.needs_input_grad[2:], strict=True))
         out = {name: torch.empty_like(t) if needed[name] else None for name, t in inputs.items()}
         absolute = None if ctx.absgrad is None else torch.empty(*inputs["means2D"].shape[:2], 2)
         gradients = [None if g is None else g.contiguous() for g in (g_color, g_depth, g_alpha)]
-        gaussians, described, kept = _describe(inputs, ctx.views)
+        described, kept = _describe(ctx.views)
         status = _library().gs_backward(
             ctx.state.handle,
-            gaussians,
+            structures.gaussians(inputs),
             described,
             get_num_threads(),
-            _Images(*map(_pointer, (color, depth, alpha))),
-            _Images(*map(_pointer, gradients)),
-            _Gradients(
-                *map(_pointer, (out["means3D"], out["means2D"], absolute)),
-                *(_pointer(out[name]) for name in _INPUTS[2:]),
-                inputs["means2D"].shape[-1],
-            ),
+            CImages(*map(pointer, (color, depth, alpha))),
+            CImages(*map(pointer, gradients)),
+            structures.gradients(out, absolute, inputs["means2D"].shape[-1]),
         )
         del kept
         if status == _OUT_OF_MEMORY:

@@ -166,7 +166,7 @@ def views(
     like: Tensor,
     shs: Tensor | None,
 ) -> Views:
-    """Checked views, on the device and of the dtype of `like`.
+    """Views of checked form, on the device and of the dtype of `like`; `check_values` looks at the numbers.
 
     Raises:
         TypeError, ValueError: a wrong type, dtype, device or shape, an image side outside 1..16384, or a degree that
@@ -197,7 +197,7 @@ def views(
     if not 0.0 < float(scale_modifier) < float("inf"):
         raise ValueError(f"scale_modifier: expected a positive number, got {scale_modifier}")
     tanfov = torch.stack([tanfovx, tanfovy], dim=1).detach()
-    checked = Views(
+    return Views(
         viewmatrix.detach(),
         projmatrix.detach(),
         campos.detach(),
@@ -209,12 +209,19 @@ def views(
         float(scale_modifier),
         bool(antialiasing),
     )
+
+
+def check_values(views: Views) -> None:
+    """Looks at the numbers of `views`, which makes the host wait for a GPU.
+
+    Raises:
+        ValueError: a NaN, an infinity, or a field of view that is not positive.
+    """
     require_finite(
-        {name: getattr(checked, name) for name in ("viewmatrix", "projmatrix", "campos", "bg", "tanfov")}
+        {name: getattr(views, name) for name in ("viewmatrix", "projmatrix", "campos", "bg", "tanfov")}
     )
-    if count and not bool((tanfov > 0).all()):
+    if not bool((views.tanfov > 0).all()):
         raise ValueError("tanfovx, tanfovy: expected positive numbers")
-    return checked
 
 
 def require_finite(tensors: dict[str, Tensor]) -> None:

@@ -231,7 +231,7 @@ def blend(splats: Splats) -> tuple[Tensor, Tensor]:
     """Front to back: (5, H, W) colour, depth, alpha over black; and (1, H, W) the transmittance left."""
     width, height = splats.size
     columns, rows = -(-width // TILE), -(-height // TILE)
-    lists, counts = _tile_lists(splats.tiles, columns, rows)
+    lists, counts = tile_lists(splats.tiles, columns, rows)
     starts = counts.cumsum(0) - counts
     order = torch.argsort(counts, descending=True)
     lengths = counts[order].tolist()
@@ -249,7 +249,7 @@ def blend(splats: Splats) -> tuple[Tensor, Tensor]:
         members = lists[(starts[tiles, None] + slots).clamp_max(max(len(lists) - 1, 0))] * filled
         corner = torch.stack([tiles % columns, tiles // columns], dim=1) * TILE
         centers = (corner[:, None] + pixels).to(splats.xy.dtype)
-        parts.append(checkpoint(_blend_group, splats, members, filled, centers, use_reentrant=False))
+        parts.append(_blend_tiles(splats, members, filled, centers))
         first = last
     blended = torch.cat(parts)[torch.argsort(order)]
     image = (
@@ -260,7 +260,7 @@ def blend(splats: Splats) -> tuple[Tensor, Tensor]:
     return image[:5, :height, :width], image[5:, :height, :width]
 
 
-def _tile_lists(tiles: Tensor, columns: int, rows: int) -> tuple[Tensor, Tensor]:
+def tile_lists(tiles: Tensor, columns: int, rows: int) -> tuple[Tensor, Tensor]:
     """The splats of each tile, front to back, tile after tile, and how many each tile has."""
     low, high = tiles[:, :2], tiles[:, 2:]
     span = high - low
@@ -271,8 +271,36 @@ def _tile_lists(tiles: Tensor, columns: int, rows: int) -> tuple[Tensor, Tensor]
     return member[torch.argsort(tile, stable=True)], torch.bincount(tile, minlength=columns * rows)
 
 
-def _blend_group(splats: Splats, members: Tensor, filled: Tensor, centers: Tensor) -> Tensor:
+def _blend_tiles(splats: Splats, members: Tensor, filled: Tensor, centers: Tensor) -> Tensor:
     """(n, 256, 6) of n tiles: features blended by lists `members` (n, L), then the transmittance."""
+    left = passable = torch.ones_like(centers[..., 0])
+    features = centers.new_zeros(*left.shape, splats.features.shape[1])
+    length = GROUP_ELEMENTS // (TILE * TILE)
+    for start in range(0, max(members.shape[1], 1), length):
+        part = slice(start, start + length)
+        blended, passable, left = checkpoint(
+            _blend_part,
+            splats,
+            members[:, part],
+            filled[:, part],
+            centers,
+            passable,
+            left,
+            use_reentrant=False,
+        )
+        features = features + blended
+        if members.shape[1] > length and not bool((passable >= MIN_TRANSMITTANCE).any()):
+            break
+    return torch.cat([features, left[..., None]], dim=-1)
+
+
+def _blend_part(
+    splats: Splats, members: Tensor, filled: Tensor, centers: Tensor, passable: Tensor, left: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of a part of the lists, and what the next part begins with.
+
+    `passable` (n, 256) is the transmittance if pixels never ended, `left` the one that they have.
+    """
     xy = splats.xy[members]
     if splats.absolute is None:
         xy = xy[:, :, None]
@@ -285,8 +313,9 @@ def _blend_group(splats: Splats, members: Tensor, filled: Tensor, centers: Tenso
     alpha = (splats.opacity[members][:, :, None] * power.clamp_max(0.0).exp()).clamp_max(MAX_ALPHA)
     alpha = torch.where(filled[:, :, None] & (alpha >= MIN_ALPHA), alpha, 0.0)
     # A pixel ends before the first Gaussian that would take its transmittance below the minimum.
-    alpha = torch.where((1 - alpha.detach()).cumprod(1) >= MIN_TRANSMITTANCE, alpha, 0.0)
     untouched = torch.ones_like(centers[:, None, :, 0])
-    passed = torch.cat([untouched, (1 - alpha).cumprod(1)], dim=1)
+    never_ended = passable[:, None] * torch.cat([untouched, (1 - alpha.detach()).cumprod(1)], dim=1)
+    alpha = torch.where(never_ended[:, 1:] >= MIN_TRANSMITTANCE, alpha, 0.0)
+    passed = left[:, None] * torch.cat([untouched, (1 - alpha).cumprod(1)], dim=1)
     features = torch.einsum("nlp,nlf->npf", alpha * passed[:, :-1], splats.features[members])
-    return torch.cat([features, passed[:, -1, :, None]], dim=-1)
+    return features, never_ended[:, -1], passed[:, -1]

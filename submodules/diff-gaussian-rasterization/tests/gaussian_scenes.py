@@ -127,17 +127,39 @@ SCENES: dict[str, tuple[Callable[[], Scene], dict]] = {
 """By name: a scene and further keyword arguments of `rasterize`."""
 
 
-def draw(scene: Scene, cameras: dict, dtype: torch.dtype = torch.float32, **options):
+def draw(
+    scene: Scene,
+    cameras: dict,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    **options,
+):
     """Outputs, gradients by input (with "means2D" and "absolute"), for a fixed cotangent of colour, depth and alpha."""
-    leaves = {name: value.detach().to(dtype).requires_grad_() for name, value in scene.items()}
-    given = {name: v.to(dtype) if isinstance(v, Tensor) else v for name, v in cameras.items()}
+    leaves = {name: value.detach().to(device, dtype).requires_grad_() for name, value in scene.items()}
+    given = {name: v.to(device, dtype) if isinstance(v, Tensor) else v for name, v in cameras.items()}
     views, count = len(given["viewmatrix"]), len(leaves["means3D"])
-    means2D = torch.zeros(views, count, 3, dtype=dtype, requires_grad=True)
+    means2D = torch.zeros(views, count, 3, dtype=dtype, device=device, requires_grad=True)
     drawn = rasterize(**{"means2D": means2D, "sh_degree": 0, "absgrad": True, **leaves, **given, **options})
     rng = torch.Generator().manual_seed(7)
     images = (drawn.color, drawn.depth, drawn.alpha)
-    loss = sum((image * torch.randn(image.shape, generator=rng).to(dtype)).sum() for image in images)
+    loss = sum((image * torch.randn(image.shape, generator=rng).to(device, dtype)).sum() for image in images)
     loss.backward()
     gradients = {name: leaf.grad for name, leaf in leaves.items()}
-    drawn = type(drawn)(*(output.detach() for output in drawn))
-    return drawn, gradients | {"means2D": means2D.grad, "absolute": means2D.absgrad}
+    gradients |= {"means2D": means2D.grad, "absolute": means2D.absgrad}
+    drawn = type(drawn)(*(output.detach().cpu() for output in drawn))
+    return drawn, {name: gradient.cpu() for name, gradient in gradients.items()}
+
+
+def assert_agrees(fast, slow, gradient_limit: float = 2e-3) -> None:
+    """Two results of `draw`. A pair that crosses a threshold in one of them moves a pixel: few may, and not far."""
+    (images, gradients), (true_images, true_gradients) = fast, slow
+    if images.radii.numel():
+        assert (images.radii == true_images.radii).float().mean() > 0.995
+    for name in ("color", "depth", "alpha"):
+        error = (getattr(images, name) - getattr(true_images, name)).abs()
+        scale = max(1.0, float(getattr(true_images, name).abs().max()))
+        assert (error > 2e-5 * scale).float().mean() < 1e-3, name
+        assert error.max() < 8e-3 * scale, name
+    for name, truth in true_gradients.items():
+        difference = (gradients[name] - truth).norm()
+        assert difference <= gradient_limit * truth.norm() + 1e-6, (name, float(difference / truth.norm()))

@@ -65,6 +65,30 @@ def test_classic_call_equals_a_batch_of_one(backend):
     assert means2D.grad[:, :2].abs().sum() > 0
 
 
+def test_a_call_as_the_field_writes_it(backend):
+    """All arguments by name, the unused ones None; the screen positions are no leaf and keep their gradient."""
+    cameras, scene = orbit(1, 40, 30), cloud(60)
+    positional = settings(cameras)
+    camera = GaussianRasterizationSettings(*positional[:11], False)
+    assert camera == positional
+    means = scene["means3D"].requires_grad_()
+    screen = torch.zeros_like(means, requires_grad=True) + 0
+    screen.retain_grad()
+    color, radii, _, _ = GaussianRasterizer(raster_settings=camera, backend=backend)(
+        means3D=means,
+        means2D=screen,
+        shs=scene["shs"],
+        colors_precomp=None,
+        opacities=scene["opacities"],
+        scales=scene["scales"],
+        rotations=scene["rotations"],
+        cov3D_precomp=None,
+    )
+    color.sum().backward()
+    assert screen.grad[radii > 0, :2].norm(dim=-1).max() > 0
+    assert screen.grad[radii == 0].abs().sum() == 0
+
+
 def test_luciddreamer_gets_depth_and_transmittance():
     scene, cameras = cloud(60), orbit(1, 40, 30)
     scene["means2D"] = torch.zeros(60, 3)
@@ -217,7 +241,11 @@ NAN = torch.tensor([[math.nan, 0.0, 0.0]]).expand(5, 3)
         ({"image_height": 9.0}, TypeError, "image_height: expected an int, got float"),
         ({"scale_modifier": 0.0}, ValueError, "scale_modifier: expected a positive number"),
         ({"backend": "vulkan"}, ValueError, "backend: expected"),
-        ({"backend": "cuda"}, ValueError, "expected tensors on a CUDA device, got cpu"),
+        (
+            {"backend": "cuda"},
+            ValueError,
+            "expected float32 tensors on a CUDA device, got torch.float32 on cpu",
+        ),
         ({"means3D": NAN}, ValueError, "means3D: expected finite"),
         ({"scales": NAN / 0}, ValueError, "scales: expected finite"),
         ({"shs": torch.full((5, 1, 3), math.inf)}, ValueError, "shs: expected finite"),

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from diff_gaussian_rasterization import cpu, rasterize, set_num_threads
-from gaussian_scenes import SCENES, cloud, draw, orbit
+from gaussian_scenes import SCENES, assert_agrees, cloud, draw, orbit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,21 +17,6 @@ def instruction_set(request):
     cpu.use_instruction_set(request.param)
     yield request.param
     cpu.use_instruction_set(cpu.instruction_sets()[0])
-
-
-def assert_agrees(fast, slow, gradient_limit: float = 2e-3) -> None:
-    """A pair that crosses a threshold in one of them moves a pixel: few may, and not far."""
-    (images, gradients), (true_images, true_gradients) = fast, slow
-    if images.radii.numel():
-        assert (images.radii == true_images.radii).float().mean() > 0.995
-    for name in ("color", "depth", "alpha"):
-        error = (getattr(images, name) - getattr(true_images, name)).abs()
-        scale = max(1.0, float(getattr(true_images, name).abs().max()))
-        assert (error > 2e-5 * scale).float().mean() < 1e-3, name
-        assert error.max() < 8e-3 * scale, name
-    for name, truth in true_gradients.items():
-        difference = (gradients[name] - truth).norm()
-        assert difference <= gradient_limit * truth.norm() + 1e-6, (name, float(difference / truth.norm()))
 
 
 @functools.cache

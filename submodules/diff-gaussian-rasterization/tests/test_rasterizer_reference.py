@@ -6,7 +6,7 @@ import pytest
 import torch
 from diff_gaussian_rasterization import rasterize
 from diff_gaussian_rasterization.reference import rotation_matrices, spherical_harmonics
-from gaussian_scenes import cloud, draw, orbit
+from gaussian_scenes import cloud, covariances, draw, orbit
 
 
 def facing(width: int, height: int, dtype: torch.dtype = torch.float64) -> dict:
@@ -80,18 +80,51 @@ def test_alpha_stays_below_one_and_pixels_end():
     assert alpha in (pytest.approx(0.99), pytest.approx(0.9999))
 
 
-def test_gradients_equal_finite_differences():
-    torch.manual_seed(0)
-    scene = {n: v.double().requires_grad_() for n, v in cloud(6, degree=3, size=0.2).items()}
+FORMS = {
+    "degree 0": ({}, {}),
+    "degree 3": ({"degree": 3}, {"sh_degree": 3}),
+    "degree 1 of 2": ({"degree": 2}, {"sh_degree": 1}),
+    "scale modifier": ({}, {"scale_modifier": 0.7}),
+    "antialiasing": ({"size": 0.05}, {"antialiasing": True}),
+    "off the frustum": ({"spread": 1.5}, {}),
+}
+
+
+def assert_gradients_equal_finite_differences(scene: dict, **options) -> None:
     cameras = {n: v.double() if isinstance(v, torch.Tensor) else v for n, v in orbit(2, 14, 13).items()}
-    names = list(scene)
+    scene = {name: value.double().requires_grad_() for name, value in scene.items()}
 
     def images(*values):
-        given = dict(zip(names, values, strict=True))
-        drawn = rasterize(means2D=screen(given, 2), sh_degree=3, antialiasing=True, **given, **cameras)
+        given = dict(zip(scene, values, strict=True))
+        drawn = rasterize(**{"means2D": screen(given, 2), "sh_degree": 0, **given, **cameras, **options})
         return drawn.color, drawn.depth, drawn.alpha
 
     assert torch.autograd.gradcheck(images, tuple(scene.values()), eps=1e-7, atol=1e-4, fast_mode=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_equal_finite_differences(form):
+    torch.manual_seed(0)
+    scene, options = FORMS[form]
+    assert_gradients_equal_finite_differences(cloud(6, **({"size": 0.2} | scene)), **options)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_gradients_of_precomputed_inputs_equal_finite_differences(views):
+    """One set of scales, covariances and colours for all views, or one for each."""
+    torch.manual_seed(0)
+    scene = cloud(6, size=0.2)
+    entries, colors = covariances(scene["scales"], scene["rotations"]), torch.rand(views, 6, 3)
+    bare = {name: scene[name] for name in ("means3D", "opacities")}
+    sizes = torch.tensor([1.0, 1.5])[:views, None, None]
+    shape = {"cov3D_precomp": (sizes * entries).squeeze(0), "colors_precomp": colors.squeeze(0)}
+    assert_gradients_equal_finite_differences(bare | shape)
+    shape = {
+        "scales": (sizes * scene["scales"]).squeeze(0),
+        "rotations": scene["rotations"],
+        "shs": scene["shs"],
+    }
+    assert_gradients_equal_finite_differences(bare | shape)
 
 
 def test_screen_gradient_is_that_of_moving_the_image():

@@ -11,11 +11,13 @@ from jaxtyping import Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from simple_knn import cuda
+
 logger = logging.getLogger(__name__)
 
 NEIGHBORS = 3
 PAIRS_AT_ONCE = 1 << 26
-"""Distances that are held in memory at once on a GPU."""
+"""Distances that are held in memory at once where PyTorch compares all pairs."""
 
 
 @torch.no_grad()
@@ -44,6 +46,8 @@ def distCUDA2(points: Float[Tensor, "P 3"]) -> Float[Tensor, "P"]:
     if neighbors < 1:
         return torch.zeros_like(points[:, 0])
     if points.device.type != "cpu":
+        if points.device.type == "cuda" and cuda.available(points.device):
+            return cuda.mean_squared_distances(points, neighbors)
         return _by_all_pairs(points, neighbors)
     library = _library()
     if library is None:

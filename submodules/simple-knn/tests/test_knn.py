@@ -1,11 +1,20 @@
 """distCUDA2 against all pairs, on clouds that break trees."""
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simple_knn import _C
+from simple_knn import _C, cuda, nvrtc
 from simple_knn._C import distCUDA2
+
+KERNELS = Path(cuda.__file__).with_name("csrc")
+RASTERIZER = Path(__file__).resolve().parents[2] / "diff-gaussian-rasterization"
+"""Beside this package in the repository; it has the emulation of CUDA."""
 
 CLOUDS = {
     "uniform": lambda rng: torch.rand(900, 3, generator=rng),
@@ -35,6 +44,79 @@ def implementation(request, monkeypatch):
         pytest.skip("the compiled search was not built")
 
 
+@pytest.fixture(scope="module")
+def emulation(tmp_path_factory):
+    """Runs the CUDA kernels on the CPU."""
+    if not (RASTERIZER / "tests" / "cuda_emulation.py").exists():
+        pytest.skip("needs the emulation of CUDA in diff-gaussian-rasterization/tests, beside this package")
+    sys.path.insert(0, str(RASTERIZER / "tests"))
+    try:
+        from cuda_emulation import compile_emulation
+    finally:
+        sys.path.pop(0)
+    source = Path(__file__).with_name("emulated_neighbors.cpp")
+    return compile_emulation(source, KERNELS, tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_emulated_kernels_equal_all_pairs(name, emulation, monkeypatch):
+    monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
+    points = CLOUDS[name](torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        cuda.mean_squared_distances(points, 3), all_pairs(points), rtol=1e-5, atol=1e-12
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(count=st.integers(2, 1200), levels=st.integers(1, 50), seed=st.integers(0, 1000))
+def test_emulated_kernels_equal_the_compiled_search_on_any_lattice_cloud(emulation, count, levels, seed):
+    points = torch.randint(0, levels, (count, 3), generator=torch.Generator().manual_seed(seed)).float()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
+        found = cuda.mean_squared_distances(points, min(3, count - 1))
+    torch.testing.assert_close(found, distCUDA2(points))
+
+
+def test_emulated_kernels_on_three_levels_of_boxes(emulation, monkeypatch):
+    monkeypatch.setattr(cuda, "_kernels", lambda _: emulation)
+    points = torch.randn(33_000, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(cuda.mean_squared_distances(points, 3), distCUDA2(points))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CLOUDS)
+def test_kernels_on_a_gpu_equal_all_pairs(name):
+    points = CLOUDS[name](torch.Generator().manual_seed(0))
+    assert cuda.available(torch.device("cuda:0"))
+    torch.testing.assert_close(distCUDA2(points.cuda()).cpu(), all_pairs(points), rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_nvcc_compiles_the_kernels(architecture, tmp_path):
+    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "-Werror", "all-warnings"]
+    target = tmp_path / "kernels.cubin"
+    done = subprocess.run([*command, KERNELS / "kernels.cu", "-o", target], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_nvrtc_compiles_the_kernels(architecture, tmp_path, monkeypatch):
+    monkeypatch.setenv(nvrtc.CACHE_VARIABLE, str(tmp_path))
+    try:
+        nvrtc._nvrtc()
+    except nvrtc.Unavailable as error:
+        pytest.skip(str(error))
+    assert nvrtc.binary_for(KERNELS / "kernels.cu", architecture)[:4] == b"\x7fELF"
+
+
+def test_the_compiler_is_the_one_of_the_rasterizer():
+    other = RASTERIZER / "diff_gaussian_rasterization" / "nvrtc.py"
+    if not other.exists():
+        pytest.skip("diff-gaussian-rasterization is not beside this package")
+    assert Path(nvrtc.__file__).read_bytes() == other.read_bytes()
+
+
 @pytest.mark.parametrize("name", CLOUDS)
 @pytest.mark.usefixtures("implementation")
 def test_equals_all_pairs(name):
@@ -43,7 +125,7 @@ def test_equals_all_pairs(name):
 
 
 @pytest.mark.parametrize("name", CLOUDS)
-def test_the_gpu_path_equals_all_pairs(name):
+def test_pairs_in_chunks_equal_all_pairs(name):
     points = CLOUDS[name](torch.Generator().manual_seed(0))
     torch.testing.assert_close(_C._by_all_pairs(points, 3), all_pairs(points), rtol=1e-5, atol=1e-12)
 

@@ -5,12 +5,22 @@
 // quaternions are (w, x, y, z) and not normalised; integer pixel coordinates are pixel centres.
 #pragma once
 
+#if !defined(__CUDACC_RTC__)
 #include <cmath>
+#endif
+
+#include "splat.h"
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-#define GS_HD __host__ __device__ __forceinline__
+#define GS_HD __device__ __forceinline__
+#define GS_CUDA 1
+#else
+#define GS_CUDA 0
+#if defined(_MSC_VER) && !defined(__clang__)
+#define GS_HD __forceinline
 #else
 #define GS_HD inline __attribute__((always_inline))
+#endif
 #endif
 
 // Each build of the CPU kernel gives its own name, so that the linker never mixes instruction sets.
@@ -32,6 +42,18 @@ GS_HD float select(bool mask, float a, float b) { return mask ? a : b; }
 GS_HD double select(bool mask, double a, double b) { return mask ? a : b; }
 GS_HD float root(float a) { return sqrtf(a); }
 GS_HD double root(double a) { return ::sqrt(a); }
+GS_HD float minimum(float a, float b) { return a < b ? a : b; }
+GS_HD float maximum(float a, float b) { return a > b ? a : b; }
+GS_HD float minus_abs(float a) { return -fabsf(a); }
+GS_HD float exp2(float a) { return exp2f(a); }
+// a b + c rounded once. Where the forward pass's decisions depend on it, it must not be left to a compiler, which may
+// choose otherwise in the backward pass.
+GS_HD float fused(float a, float b, float c) { return fmaf(a, b, c); }
+#if GS_CUDA
+GS_HD float reciprocal(float a) { return __fdividef(1.0f, a); }
+#else
+GS_HD float reciprocal(float a) { return 1.0f / a; }
+#endif
 
 }  // namespace GS_BUILD
 }  // namespace gs
@@ -55,6 +77,19 @@ struct Camera {
     S focal[2];  // pixels
     S size[2];   // pixels
 };
+
+GS_HD Camera<float> camera_of(const gs_views& v, int64_t view) {
+    Camera<float> c;
+    for (int i = 0; i < 16; ++i) c.view[i] = v.viewmatrix[16 * view + i];
+    for (int i = 0; i < 16; ++i) c.clip[i] = v.projmatrix[16 * view + i];
+    for (int i = 0; i < 3; ++i) c.position[i] = v.campos[3 * view + i];
+    for (int i = 0; i < 2; ++i) {
+        c.size[i] = static_cast<float>(i ? v.height : v.width);
+        c.focal[i] = c.size[i] / (2.0f * v.tanfov[2 * view + i]);
+        c.limit[i] = static_cast<float>(kFrustum) * v.tanfov[2 * view + i];
+    }
+    return c;
+}
 
 // A 3-D covariance, either as scales and a quaternion or as its six entries xx, xy, xz, yy, yz, zz.
 template <class R>
@@ -333,6 +368,124 @@ template <class R>
 GS_HD void direction_backward(const R d[3], R inverse, const R g[3], R mean[3]) {
     const R radial = d[0] * g[0] + d[1] * g[1] + d[2] * g[2];
     for (int i = 0; i < 3; ++i) mean[i] += (g[i] - d[i] * radial) * inverse;
+}
+
+GS_HD int coefficients_of(int degree) { return (degree + 1) * (degree + 1); }
+
+// The colour before it is held at zero from below. `coefficient(k, c)` gives the k-th coefficient of all channels in c.
+template <class R, class Load>
+GS_HD void sh_color(int degree, const R direction[3], const Load& coefficient, R color[3]) {
+    using S = Element<R>;
+    R basis[16], c[3];
+    sh_basis(degree, direction, basis);
+    for (int i = 0; i < 3; ++i) color[i] = R{} + S(0.5);
+    for (int k = 0; k < coefficients_of(degree); ++k) {
+        coefficient(k, c);
+        for (int i = 0; i < 3; ++i) color[i] += basis[k] * c[i];
+    }
+}
+
+// Adds to dL/dcoefficients and to dL/dmean what g_color = dL/dcolour says, and zeroes it in channels that were held.
+template <class R, class Load>
+GS_HD void sh_color_backward(int degree, const Camera<Element<R>>& camera, const R mean[3], const Load& coefficient,
+                             R g_color[3], R g_coefficients[16][3], R g_mean[3]) {
+    R direction[3], basis[16], toward[16], g_direction[3], color[3], c[3];
+    const R inverse = direction_to(mean, camera.position, direction);
+    sh_color(degree, direction, coefficient, color);
+    for (int i = 0; i < 3; ++i) g_color[i] = select(color[i] > Element<R>(0), g_color[i], R{});
+    sh_basis(degree, direction, basis);
+    for (int k = 0; k < coefficients_of(degree); ++k) {
+        for (int i = 0; i < 3; ++i) g_coefficients[k][i] += basis[k] * g_color[i];
+        coefficient(k, c);
+        toward[k] = c[0] * g_color[0] + c[1] * g_color[1] + c[2] * g_color[2];
+    }
+    if (degree == 0) return;
+    sh_basis_backward(degree, direction, toward, g_direction);
+    direction_backward(direction, inverse, g_direction, g_mean);
+}
+
+constexpr float kLog2e = 1.44269504f;
+constexpr float kLargest = 3.402823466e38f;
+constexpr float kMaxAlpha = 0.99f;
+constexpr float kLog2MinAlpha = -7.99435344f;
+
+// A projected Gaussian that is one number a field.
+struct Planar {
+    float depth, pixel[2], det, conic[3], variance[2], radius, opacity, color[3];  // variance: with the blur
+};
+
+GS_HD float clamped(float v, float high) { return v < 0.0f ? 0.0f : v > high ? high : v; }
+
+// Tiles [low, high) along one axis: those of the square of three deviations, as far as pixel centres within `extent`.
+GS_HD void tile_range(float center, float radius, float extent, int tiles, int pixels, int square[2], int tight[2]) {
+    const float limit = static_cast<float>(tiles);
+    square[0] = static_cast<int>(clamped((center - radius) / kTile, limit));
+    square[1] = static_cast<int>(clamped((center + radius + (kTile - 1)) / kTile, limit));
+    const float last = static_cast<float>(pixels);
+    const int low = static_cast<int>(clamped(ceilf(center - extent), last));
+    const int high = static_cast<int>(clamped(floorf(center + extent) + 1.0f, last));
+    tight[0] = low / kTile > square[0] ? low / kTile : square[0];
+    tight[1] = (high + kTile - 1) / kTile < square[1] ? (high + kTile - 1) / kTile : square[1];
+    if (low >= high || tight[0] >= tight[1]) tight[0] = tight[1] = 0;
+}
+
+// Fills `splat` and `rect` if pixels can see the Gaussian, else leaves `rect` empty. Returns its radius, 0 if the field
+// takes it for not drawn. Colours that come from harmonics are held at zero from below.
+GS_HD int place(const Planar& g, bool held, int width, int height, Splat& splat, TileRect& rect) {
+    rect = TileRect{};
+    const float rounded = ceilf(g.radius);
+    const bool drawable = g.depth > static_cast<float>(kNear) && g.det > 0.0f && g.conic[0] > 0.0f &&
+                          g.det <= kLargest && rounded <= kLargest && fabsf(g.pixel[0]) <= kLargest &&
+                          fabsf(g.pixel[1]) <= kLargest;
+    if (!drawable) return 0;
+    const float level = g.opacity > 0.0f ? log2f(g.opacity) : -kLargest;
+    const float span = level - kLog2MinAlpha;  // in powers of two
+    const float reach = span > 0.0f ? 2.0f / kLog2e * span : 0.0f;
+    int square[2][2], tight[2][2];
+    for (int i = 0; i < 2; ++i) {
+        const int pixels = i ? height : width;
+        tile_range(g.pixel[i], rounded, sqrtf(reach * g.variance[i]) + 0.01f, (pixels + kTile - 1) / kTile, pixels,
+                   square[i], tight[i]);
+    }
+    if (square[0][0] >= square[0][1] || square[1][0] >= square[1][1]) return 0;
+    const int radius = rounded < 1073741824.0f ? static_cast<int>(rounded) : 1073741824;
+    if (!(span >= 0.0f) || tight[0][0] >= tight[0][1] || tight[1][0] >= tight[1][1]) return radius;
+    rect.x0 = static_cast<uint16_t>(tight[0][0]);
+    rect.y0 = static_cast<uint16_t>(tight[1][0]);
+    rect.x1 = static_cast<uint16_t>(tight[0][1]);
+    rect.y1 = static_cast<uint16_t>(tight[1][1]);
+    splat.x = g.pixel[0];
+    splat.y = g.pixel[1];
+    splat.xx = -0.5f * kLog2e * g.conic[0];
+    splat.xy = -kLog2e * g.conic[1];
+    splat.yy = -0.5f * kLog2e * g.conic[2];
+    splat.level = level;
+    splat.cap = g.opacity < kMaxAlpha ? g.opacity : kMaxAlpha;
+    for (int c = 0; c < 3; ++c) splat.color[c] = !held || g.color[c] > 0.0f ? g.color[c] : 0.0f;
+    splat.depth = g.depth;
+    splat.ridge_x = -g.conic[1] / g.conic[0];
+    splat.ridge_y = -g.conic[1] / g.conic[2];
+    splat.opacity = g.opacity;
+    return radius;
+}
+
+// Sums over pixels of one splat. s is dL/dexponent (natural), times offsets from the centre; then weights in the image
+// times gradients; then absolute values of the exponent's slopes (in powers of two) times s.
+enum Sum { kS, kSx, kSy, kSxx, kSxy, kSyy, kRed, kGreen, kBlue, kDepth, kAbsX, kAbsY, kSums };
+
+template <class R>
+GS_HD PlanarGradient<R> planar_gradient(const Projection<R>& p, const R* sums, bool antialiasing) {
+    using S = Element<R>;
+    PlanarGradient<R> g;
+    g.pixel[0] = -(p.conic[0] * sums[kSx] + p.conic[1] * sums[kSy]);
+    g.pixel[1] = -(p.conic[1] * sums[kSx] + p.conic[2] * sums[kSy]);
+    g.conic[0] = S(-0.5) * sums[kSxx];
+    g.conic[1] = -sums[kSxy];
+    g.conic[2] = S(-0.5) * sums[kSyy];
+    g.depth = sums[kDepth];
+    g.factor = R{};
+    if (antialiasing) g.factor = sums[kS] / antialiasing_factor(p);
+    return g;
 }
 
 }  // namespace GS_BUILD

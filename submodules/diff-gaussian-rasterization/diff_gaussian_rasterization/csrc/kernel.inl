@@ -4,21 +4,16 @@
 // reaches: one vector test finds all of them. Pixels of a block are the lanes of one or more vectors.
 #define GS_VECTORS "simd.h"
 
-#include <cmath>
 #include <cstdint>
+#include <cstring>
 
-#include "gaussian_math.h"
+#include "pair_math.h"
 #include "state.h"
 
 namespace gs {
 namespace GS_BUILD {
 namespace {
 
-constexpr float kMinAlpha = 1.0f / 255.0f;
-constexpr float kMaxAlpha = 0.99f;
-constexpr float kMinTransmittance = 1e-4f;
-constexpr float kLog2MinAlpha = -7.99435344f;
-constexpr float kLevelSlack = 0.01f;  // the block test errs on the side of visiting
 constexpr int kBlockPixels = kBlock * kBlock;
 constexpr int kParts = kBlockPixels / kWidth;  // vectors of a block
 constexpr uint32_t kAliveCheck = 32;           // entries between looks for blocks whose pixels have all ended
@@ -93,37 +88,20 @@ inline uint32_t alive_blocks(const float* transmittance) {
     return alive;
 }
 
-// Blocks in which the exponent somewhere reaches the smallest alpha. The largest exponent over a rectangle that does
-// not contain the centre lies on one of the edges that face the centre.
+// Blocks in which the exponent somewhere reaches the smallest alpha.
 GS_HD uint32_t visible_blocks(const Splat& s, float tile_x, float tile_y) {
     const float reach = kBlock - 1;
     uint32_t visible = 0;
     for (int p = 0; p < kParts; ++p) {
-        const Floats x0 = load(kGrid.corner_x + p * kWidth) - (s.x - tile_x), x1 = x0 + reach;
-        const Floats y0 = load(kGrid.corner_y + p * kWidth) - (s.y - tile_y), y1 = y0 + reach;
-        const Floats x = minimum(maximum(x0, Floats{}), x1), y = minimum(maximum(y0, Floats{}), y1);
-        const Floats along_x = minimum(maximum(s.ridge_x * y, x0), x1);
-        const Floats along_y = minimum(maximum(s.ridge_y * x, y0), y1);
-        const Floats on_x = x * (s.xx * x + s.xy * along_y) + s.yy * along_y * along_y;
-        const Floats on_y = along_x * (s.xx * along_x + s.xy * y) + s.yy * y * y;
-        visible |= at_least(maximum(on_x, on_y), Floats{} + (kLog2MinAlpha - kLevelSlack - s.level)) << (p * kWidth);
+        const Floats x = load(kGrid.corner_x + p * kWidth) - (s.x - tile_x);
+        const Floats y = load(kGrid.corner_y + p * kWidth) - (s.y - tile_y);
+        visible |= at_least(largest_exponent(s, x, y, reach, reach), Floats{} + least_exponent(s)) << (p * kWidth);
     }
     return visible;
 }
 
-struct Alpha {
-    Floats dx, dy, raw, alpha;  // raw: opacity times Gaussian; alpha: held below the cap, 0 where too small
-};
-
-GS_HD Alpha alpha_at(const Splat& s, float x, float y, int pixel) {
-    Alpha a;
-    a.dx = x - load(kGrid.x + pixel);
-    a.dy = y - load(kGrid.y + pixel);
-    const Floats slope = s.xx * a.dx + s.xy * a.dy;
-    a.raw = exp2((s.level + slope * a.dx) + s.yy * a.dy * a.dy);
-    const Floats held = minimum(a.raw, Floats{} + s.cap);
-    a.alpha = select(held >= kMinAlpha, held, Floats{});
-    return a;
+GS_HD Alpha<Floats> alpha_of(const Splat& s, float x, float y, int pixel) {
+    return alpha_at<Floats>(s, x - load(kGrid.x + pixel), y - load(kGrid.y + pixel));
 }
 
 // ---------------------------------------------------------------------------------------------- tiles, forward
@@ -133,15 +111,10 @@ struct alignas(64) Canvas {
     float plane[5][kTilePixels];  // red, green, blue, depth, alpha
 };
 
-GS_HD void blend(const Splat& s, float x, float y, int pixel, Canvas& c) {
-    const Alpha a = alpha_at(s, x, y, pixel);
-    const Floats before = load(c.transmittance + pixel);
-    const Floats after = before - before * a.alpha;
-    const Ints keep = after >= kMinTransmittance;
-    const Floats weight = select(keep, before * a.alpha, Floats{});
-    // A pixel that ends keeps its transmittance, with the sign that marks it.
-    const Floats ended = (Floats)((Ints)before | INT32_MIN);
-    store(c.transmittance + pixel, select(keep, after, ended));
+GS_HD void blend_pixels(const Splat& s, float x, float y, int pixel, Canvas& c) {
+    Floats transmittance = load(c.transmittance + pixel);
+    const Floats weight = blend(alpha_of(s, x, y, pixel), transmittance);
+    store(c.transmittance + pixel, transmittance);
     for (int k = 0; k < 3; ++k) store(c.plane[k] + pixel, load(c.plane[k] + pixel) + weight * s.color[k]);
     store(c.plane[3] + pixel, load(c.plane[3] + pixel) + weight * s.depth);
 }
@@ -157,11 +130,11 @@ void draw_tile(const Frame& f, int64_t tile) {
         for (; next < stop; ++next) {
             Entry& entry = f.entries[next];
             const Splat& s = f.splats[entry.splat];
-            if (next + 4 < t.last) __builtin_prefetch(&f.splats[f.entries[next + 4].splat]);
+            if (next + 4 < t.last) prefetch(&f.splats[f.entries[next + 4].splat]);
             entry.blocks = visible_blocks(s, tile_x, tile_y) & alive;
             for (uint32_t left = entry.blocks; left; left &= left - 1) {
-                const int pixel = __builtin_ctz(left) * kBlockPixels;
-                for (int p = 0; p < kParts; ++p) blend(s, s.x - tile_x, s.y - tile_y, pixel + p * kWidth, c);
+                const int pixel = lowest_bit(left) * kBlockPixels;
+                for (int p = 0; p < kParts; ++p) blend_pixels(s, s.x - tile_x, s.y - tile_y, pixel + p * kWidth, c);
             }
         }
         alive = alive_blocks(c.transmittance);
@@ -182,46 +155,19 @@ void draw_tile(const Frame& f, int64_t tile) {
 
 // ---------------------------------------------------------------------------------------------- tiles, backward
 
-// Sums over pixels of one splat in one tile. s is dL/dexponent (natural), w the weight in the image.
-enum Sum { kS, kSx, kSy, kSxx, kSxy, kSyy, kRed, kGreen, kBlue, kDepth, kAbsX, kAbsY, kSums };
-
 struct alignas(64) Replay {
     float transmittance[kTilePixels];
     float behind[kTilePixels];           // what is still to come, dotted with the image's gradients
     float gradient[5][kTilePixels];      // of red, green, blue, depth, alpha
 };
 
-// The pixels are replayed front to back with the forward pass's decisions. With v = dL/dweight of this splat and
-// `behind` the same of all that follows: dL/dalpha = T v - behind / (1 - alpha).
 template <bool Absolute>
-GS_HD void differentiate(const Splat& s, float x, float y, int pixel, Replay& r, Floats* sums) {
-    const Alpha a = alpha_at(s, x, y, pixel);
-    const Floats before = load(r.transmittance + pixel);
-    const Floats after = before - before * a.alpha;
-    const Ints keep = after >= kMinTransmittance;
-    const Floats alpha = select(keep, a.alpha, Floats{});
-    const Floats weight = before * alpha;
-    Floats value = load(r.gradient[4] + pixel) + s.depth * load(r.gradient[3] + pixel);
-    for (int k = 0; k < 3; ++k) value += s.color[k] * load(r.gradient[k] + pixel);
-    const Floats behind = load(r.behind + pixel) - weight * value;
+GS_HD void differentiate_pixels(const Splat& s, float x, float y, int pixel, Replay& r, Floats* sums) {
+    Floats gradient[5], transmittance = load(r.transmittance + pixel), behind = load(r.behind + pixel);
+    for (int k = 0; k < 5; ++k) gradient[k] = load(r.gradient[k] + pixel);
+    differentiate<Absolute>(s, alpha_of(s, x, y, pixel), gradient, transmittance, behind, sums);
     store(r.behind + pixel, behind);
-    store(r.transmittance + pixel, select(keep, after, (Floats)((Ints)before | INT32_MIN)));
-    const Floats slope = weight * value - alpha * behind * reciprocal(1.0f - alpha);
-    const Floats g = select(a.raw > kMaxAlpha, Floats{}, slope);
-    const Floats gx = g * a.dx, gy = g * a.dy;
-    sums[kS] += g;
-    sums[kSx] += gx;
-    sums[kSy] += gy;
-    sums[kSxx] += gx * a.dx;
-    sums[kSxy] += gx * a.dy;
-    sums[kSyy] += gy * a.dy;
-    for (int k = 0; k < 3; ++k) sums[kRed + k] += weight * load(r.gradient[k] + pixel);
-    sums[kDepth] += weight * load(r.gradient[3] + pixel);
-    if (Absolute) {
-        const Floats along_x = 2.0f * s.xx * gx + s.xy * gy, along_y = s.xy * gx + 2.0f * s.yy * gy;
-        sums[kAbsX] += maximum(along_x, -along_x);
-        sums[kAbsY] += maximum(along_y, -along_y);
-    }
+    store(r.transmittance + pixel, transmittance);
 }
 
 template <int Count>
@@ -267,14 +213,14 @@ void differentiate_entries(const Frame& f, int64_t tile) {
     const float tile_x = static_cast<float>(t.x), tile_y = static_cast<float>(t.y);
     for (uint32_t next = t.first; next < t.first + used; ++next) {
         const Entry& entry = f.entries[next];
-        if (next + 4 < t.last) __builtin_prefetch(&f.splats[f.entries[next + 4].splat]);
+        if (next + 4 < t.last) prefetch(&f.splats[f.entries[next + 4].splat]);
         if (!entry.blocks) continue;
         const Splat& s = f.splats[entry.splat];
         Floats sums[count] = {};
         for (uint32_t left = entry.blocks; left; left &= left - 1) {
-            const int pixel = __builtin_ctz(left) * kBlockPixels;
+            const int pixel = lowest_bit(left) * kBlockPixels;
             for (int p = 0; p < kParts; ++p)
-                differentiate<Absolute>(s, s.x - tile_x, s.y - tile_y, pixel + p * kWidth, r, sums);
+                differentiate_pixels<Absolute>(s, s.x - tile_x, s.y - tile_y, pixel + p * kWidth, r, sums);
         }
         store_sums<count>(sums, f.sums + int64_t(entry.slot) * kSumFloats);
         f.summed[entry.slot] = 1;
@@ -313,19 +259,6 @@ struct Batch {
     }
 };
 
-inline Camera<float> camera_of(const gs_views& v, int64_t view) {
-    Camera<float> c;
-    for (int i = 0; i < 16; ++i) c.view[i] = v.viewmatrix[16 * view + i];
-    for (int i = 0; i < 16; ++i) c.clip[i] = v.projmatrix[16 * view + i];
-    for (int i = 0; i < 3; ++i) c.position[i] = v.campos[3 * view + i];
-    for (int i = 0; i < 2; ++i) {
-        c.size[i] = static_cast<float>(i ? v.height : v.width);
-        c.focal[i] = c.size[i] / (2.0f * v.tanfov[2 * view + i]);
-        c.limit[i] = static_cast<float>(kFrustum) * v.tanfov[2 * view + i];
-    }
-    return c;
-}
-
 inline void gather_shape(const Frame& f, int64_t view, const Batch& b, Shape<Floats>& shape) {
     const gs_gaussians& g = f.gaussians;
     const int64_t offset = (g.shape_views == 1 ? 0 : view) * g.count;
@@ -339,7 +272,14 @@ inline void gather_shape(const Frame& f, int64_t view, const Batch& b, Shape<Flo
     }
 }
 
-inline int coefficients_of(int degree) { return (degree + 1) * (degree + 1); }
+// The coefficients of a batch's harmonics.
+struct Harmonics {
+    const gs_gaussians& gaussians;
+    const Batch& batch;
+    void operator()(int k, Floats coefficient[3]) const {
+        batch.gather<3>(gaussians.shs + 3 * k, 3 * gaussians.coefficients, coefficient);
+    }
+};
 
 // Colours before they are held at zero from below, or as given.
 inline void colors_of(const Frame& f, int64_t view, const Camera<float>& camera, const Batch& b, const Floats mean[3],
@@ -349,15 +289,9 @@ inline void colors_of(const Frame& f, int64_t view, const Camera<float>& camera,
         b.gather<3>(g.colors + (g.color_views == 1 ? 0 : view) * g.count * 3, 3, color);
         return;
     }
-    Floats direction[3], basis[16], coefficient[3];
-    const int degree = f.views.degrees[view];
+    Floats direction[3];
     direction_to(mean, camera.position, direction);
-    sh_basis(degree, direction, basis);
-    for (int c = 0; c < 3; ++c) color[c] = Floats{} + 0.5f;
-    for (int k = 0; k < coefficients_of(degree); ++k) {
-        b.gather<3>(g.shs + 3 * k, 3 * g.coefficients, coefficient);
-        for (int c = 0; c < 3; ++c) color[c] += basis[k] * coefficient[c];
-    }
+    sh_color(f.views.degrees[view], direction, Harmonics{g, b}, color);
 }
 
 // Zero in lanes where every number is finite, else NaN.
@@ -366,21 +300,6 @@ inline Floats poison(const Floats* values) {
     Floats p = {};
     for (int i = 0; i < N; ++i) p += values[i] * 0.0f;
     return p;
-}
-
-inline float clamped(float v, float high) { return v < 0.0f ? 0.0f : v > high ? high : v; }
-
-// Tiles [low, high) along one axis: those of the square of three deviations, as far as pixel centres within `extent`.
-inline void tile_range(float center, float radius, float extent, int tiles, int pixels, int square[2], int tight[2]) {
-    const float limit = static_cast<float>(tiles);
-    square[0] = static_cast<int>(clamped((center - radius) / kTile, limit));
-    square[1] = static_cast<int>(clamped((center + radius + (kTile - 1)) / kTile, limit));
-    const float last = static_cast<float>(pixels);
-    const int low = static_cast<int>(clamped(std::ceil(center - extent), last));
-    const int high = static_cast<int>(clamped(std::floor(center + extent) + 1.0f, last));
-    tight[0] = low / kTile > square[0] ? low / kTile : square[0];
-    tight[1] = (high + kTile - 1) / kTile < square[1] ? (high + kTile - 1) / kTile : square[1];
-    if (low >= high || tight[0] >= tight[1]) tight[0] = tight[1] = 0;
 }
 
 bool project_range(const Frame& f, int64_t view, int64_t first, int64_t last) {
@@ -401,44 +320,15 @@ bool project_range(const Frame& f, int64_t view, int64_t first, int64_t last) {
         project(camera, mean, shape, p);
         const Floats radius = screen_radius(p);
         if (f.views.antialiasing) opacity *= antialiasing_factor(p);
-        const float log2e = 1.44269504f;
+        const float blur = static_cast<float>(kBlur);
         for (int i = 0; i < b.size; ++i) {
             const int64_t at = view * g.count + b.index[i];
-            f.radii[at] = 0;
-            f.rects[at] = TileRect{};
-            const float depth = p.point[2][i], x = p.pixel[0][i], y = p.pixel[1][i], rounded = std::ceil(radius[i]);
-            const bool drawable = depth > static_cast<float>(kNear) && p.det[i] > 0.0f && p.conic[0][i] > 0.0f &&
-                                  p.det[i] < INFINITY && rounded < INFINITY && std::fabs(x) < INFINITY &&
-                                  std::fabs(y) < INFINITY;
-            if (!drawable) continue;
-            const float level = opacity[i] > 0.0f ? std::log2(opacity[i]) : -INFINITY;
-            const float span = level - kLog2MinAlpha;  // in powers of two
-            const float reach = span > 0.0f ? 2.0f / log2e * span : 0.0f;
-            const float blur = static_cast<float>(kBlur);
-            int square_x[2], square_y[2], tight_x[2], tight_y[2];
-            tile_range(x, rounded, std::sqrt(reach * (p.sharp[0][i] + blur)) + 0.01f, f.columns, f.views.width, square_x,
-                       tight_x);
-            tile_range(y, rounded, std::sqrt(reach * (p.sharp[2][i] + blur)) + 0.01f, f.rows, f.views.height, square_y,
-                       tight_y);
-            if (square_x[0] >= square_x[1] || square_y[0] >= square_y[1]) continue;
-            f.radii[at] = rounded < 1073741824.0f ? static_cast<int32_t>(rounded) : 1073741824;
-            if (!(span >= 0.0f) || tight_x[0] >= tight_x[1] || tight_y[0] >= tight_y[1]) continue;
-            f.rects[at] = TileRect{static_cast<uint16_t>(tight_x[0]), static_cast<uint16_t>(tight_y[0]),
-                                   static_cast<uint16_t>(tight_x[1]), static_cast<uint16_t>(tight_y[1])};
-            __builtin_memcpy(&f.depth_keys[at], &depth, sizeof depth);
-            Splat& s = f.splats[at];
-            s.x = x;
-            s.y = y;
-            s.xx = -0.5f * log2e * p.conic[0][i];
-            s.xy = -log2e * p.conic[1][i];
-            s.yy = -0.5f * log2e * p.conic[2][i];
-            s.level = level;
-            s.cap = opacity[i] < kMaxAlpha ? opacity[i] : kMaxAlpha;
-            for (int c = 0; c < 3; ++c) s.color[c] = g.colors || color[c][i] > 0.0f ? color[c][i] : 0.0f;
-            s.depth = depth;
-            s.ridge_x = -p.conic[1][i] / p.conic[0][i];
-            s.ridge_y = -p.conic[1][i] / p.conic[2][i];
-            s.opacity = opacity[i];
+            Planar planar = {p.point[2][i], {p.pixel[0][i], p.pixel[1][i]}, p.det[i], {}, {}, radius[i], opacity[i], {}};
+            for (int k = 0; k < 3; ++k) planar.conic[k] = p.conic[k][i];
+            for (int k = 0; k < 3; ++k) planar.color[k] = color[k][i];
+            for (int k = 0; k < 2; ++k) planar.variance[k] = p.sharp[2 * k][i] + blur;
+            f.radii[at] = place(planar, !g.colors, f.views.width, f.views.height, f.splats[at], f.rects[at]);
+            std::memcpy(&f.depth_keys[at], &planar.depth, sizeof planar.depth);
         }
     }
     bool good = true;
@@ -471,30 +361,6 @@ bool gather_sums(const Frame& f, int64_t view, const Batch& b, Floats* out) {
     return any;
 }
 
-// Writes zeros or adds: gradients that views share are accumulated over them, in the order of the views.
-struct ColorGradients {
-    Floats coefficient[16][3];
-};
-
-inline void color_backward(const Frame& f, int64_t view, const Camera<float>& camera, const Batch& b,
-                           const Floats mean[3], Floats g_color[3], ColorGradients& total, Floats g_mean[3]) {
-    const gs_gaussians& g = f.gaussians;
-    const int degree = f.views.degrees[view];
-    Floats direction[3], basis[16], toward[16], g_direction[3], color[3], coefficient[3];
-    colors_of(f, view, camera, b, mean, color);
-    for (int c = 0; c < 3; ++c) g_color[c] = select(color[c] > 0.0f, g_color[c], Floats{});
-    const Floats inverse = direction_to(mean, camera.position, direction);
-    sh_basis(degree, direction, basis);
-    for (int k = 0; k < coefficients_of(degree); ++k) {
-        for (int c = 0; c < 3; ++c) total.coefficient[k][c] += basis[k] * g_color[c];
-        b.gather<3>(g.shs + 3 * k, 3 * g.coefficients, coefficient);
-        toward[k] = coefficient[0] * g_color[0] + coefficient[1] * g_color[1] + coefficient[2] * g_color[2];
-    }
-    if (degree == 0) return;
-    sh_basis_backward(degree, direction, toward, g_direction);
-    direction_backward(direction, inverse, g_direction, g_mean);
-}
-
 inline void scatter_shape(const Frame& f, int64_t view, const Batch& b, Shape<Floats>& g_shape) {
     const gs_gradients& out = f.gradients;
     const int64_t offset = (f.gaussians.shape_views == 1 ? 0 : view) * f.gaussians.count;
@@ -513,10 +379,10 @@ void differentiate_gaussians(const Frame& f, int64_t first, int64_t last) {
         const Batch b(begin, last);
         Floats mean[3], g_mean[3] = {}, g_opacity = {}, g_colors[3] = {};
         Shape<Floats> shape, g_shape = {};
-        ColorGradients g_shs;
+        Floats g_shs[16][3];
         if (g.shs)
             for (int64_t k = 0; k < g.coefficients; ++k)
-                for (Floats& c : g_shs.coefficient[k]) c = Floats{};
+                for (Floats& c : g_shs[k]) c = Floats{};
         b.gather<3>(g.means, 3, mean);
         for (int64_t view = 0; view < f.views.count; ++view) {
             Floats sums[Count], planar[2] = {}, absolute[2] = {}, g_color[3] = {};
@@ -524,9 +390,9 @@ void differentiate_gaussians(const Frame& f, int64_t first, int64_t last) {
             if (gather_sums<Count>(f, view, b, sums)) {
                 const Camera<float> camera = camera_of(f.views, view);
                 Projection<Floats> p;
-                PlanarGradient<Floats> gradient;
                 gather_shape(f, view, b, shape);
                 project(camera, mean, shape, p);
+                const PlanarGradient<Floats> gradient = planar_gradient(p, sums, f.views.antialiasing != 0);
                 Floats opacity;
                 b.gather<1>(g.opacities, 1, &opacity);
                 // Lanes without sums may hold a Gaussian behind the camera: nothing of theirs may enter.
@@ -534,24 +400,17 @@ void differentiate_gaussians(const Frame& f, int64_t first, int64_t last) {
                 for (int i = 0; i < kWidth; ++i)
                     seen[i] = f.slot_starts[offset + b.index[i]] < f.slot_starts[offset + b.index[i] + 1] ? -1 : 0;
                 const Floats per_opacity = select(seen, sums[kS] / opacity, Floats{});
-                gradient.pixel[0] = -(p.conic[0] * sums[kSx] + p.conic[1] * sums[kSy]);
-                gradient.pixel[1] = -(p.conic[1] * sums[kSx] + p.conic[2] * sums[kSy]);
-                gradient.conic[0] = -0.5f * sums[kSxx];
-                gradient.conic[1] = -sums[kSxy];
-                gradient.conic[2] = -0.5f * sums[kSyy];
-                gradient.depth = sums[kDepth];
-                gradient.factor = Floats{};
                 g_opacity += per_opacity;
-                if (f.views.antialiasing) gradient.factor = sums[kS] / antialiasing_factor(p);
                 Floats d_mean[3] = {};
                 Shape<Floats> d_shape = {};
                 project_backward(camera, shape, p, gradient, f.views.antialiasing, d_mean, d_shape);
                 for (int c = 0; c < 3; ++c) g_color[c] = sums[kRed + c];
-                if (g.shs) color_backward(f, view, camera, b, mean, g_color, g_shs, d_mean);
+                if (g.shs)
+                    sh_color_backward(f.views.degrees[view], camera, mean, Harmonics{g, b}, g_color, g_shs, d_mean);
                 for (int i = 0; i < 2; ++i) {
                     planar[i] = select(seen, gradient.pixel[i] * (0.5f * camera.size[i]), Floats{});
                     if constexpr (Count == kSums)
-                        absolute[i] = sums[kAbsX + i] * (0.5f * camera.size[i] / 1.44269504f);
+                        absolute[i] = sums[kAbsX + i] * (0.5f * camera.size[i] / kLog2e);
                 }
                 for (int i = 0; i < 3; ++i) g_mean[i] += select(seen, d_mean[i], Floats{});
                 for (int i = 0; i < 3; ++i) g_shape.scale[i] += select(seen, d_shape.scale[i], Floats{});
@@ -575,7 +434,7 @@ void differentiate_gaussians(const Frame& f, int64_t first, int64_t last) {
         if (out.rotations) b.scatter<4>(g_shape.quaternion, out.rotations, 4);
         if (out.shs)
             for (int64_t k = 0; k < g.coefficients; ++k)
-                b.scatter<3>(g_shs.coefficient[k], out.shs + 3 * k, 3 * g.coefficients);
+                b.scatter<3>(g_shs[k], out.shs + 3 * k, 3 * g.coefficients);
     }
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -66,6 +67,22 @@ const Kernel& kernel() {
     return k ? *k : *builds().front().kernel;
 }
 
+// Bytes that the system can give without swapping; a great number where it does not say.
+int64_t available_memory() {
+    int64_t kilobytes = 0;
+    char name[64];
+    if (std::FILE* file = std::fopen("/proc/meminfo", "r")) {
+        long long value = 0;
+        while (std::fscanf(file, "%63s %lld kB", name, &value) == 2)
+            if (std::strcmp(name, "MemAvailable:") == 0) kilobytes = value;
+        std::fclose(file);
+    }
+    return kilobytes ? 1024 * kilobytes : std::numeric_limits<int64_t>::max();
+}
+
+// Systems promise more memory than they have, and end the process that uses it: what is large is refused beforehand.
+constexpr int64_t kLargeBytes = int64_t(1) << 28;
+
 // Memory that grows and is never initialised.
 template <class T>
 class Buffer {
@@ -74,8 +91,9 @@ class Buffer {
         if (size > capacity_) {
             memory_.reset();
             capacity_ = 0;
-            const int64_t wanted = size + size / 4 + 64;
-            memory_.reset(static_cast<T*>(::operator new(sizeof(T) * wanted, std::align_val_t(64))));
+            const int64_t wanted = size + size / 4 + 64, bytes = static_cast<int64_t>(sizeof(T)) * wanted;
+            if (bytes > kLargeBytes && bytes > available_memory()) throw std::bad_alloc();
+            memory_.reset(static_cast<T*>(::operator new(static_cast<size_t>(bytes), std::align_val_t(64))));
             capacity_ = wanted;
         }
         return memory_.get();

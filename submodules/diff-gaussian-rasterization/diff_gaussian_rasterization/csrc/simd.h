@@ -5,6 +5,14 @@
 #include <cstdint>
 #include <cstring>
 
+#if !defined(__GNUC__) && !defined(__clang__)
+#define GS_STANDARD_VECTORS  // also a way to test them
+#endif
+
+#if defined(GS_STANDARD_VECTORS)
+#include "simd_standard.h"
+#else
+
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -24,13 +32,9 @@ typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef int32_t Ints __attribute__((vector_size(4 * kWidth)));
 typedef float FloatsInMemory __attribute__((vector_size(4 * kWidth), may_alias));
 
-template <>
-struct ElementOf<Floats> {
-    using type = float;
-};
-
 GS_HD Floats select(Ints mask, Floats a, Floats b) { return mask ? a : b; }
 GS_HD Floats load(const float* p) { return *reinterpret_cast<const FloatsInMemory*>(p); }  // aligned
+GS_HD Floats minus_abs(Floats a) { return (Floats)((Ints)a | INT32_MIN); }
 GS_HD void store(float* p, Floats v) { *reinterpret_cast<FloatsInMemory*>(p) = v; }        // aligned
 
 #if defined(__AVX512F__)
@@ -54,13 +58,74 @@ GS_HD Floats reciprocal(Floats a) {
     return r + r * (1.0f - a * r);
 }
 #else
-GS_HD Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
-GS_HD Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 GS_HD Floats root(Floats a) {
     Floats r;
     for (int i = 0; i < kWidth; ++i) r[i] = __builtin_sqrtf(a[i]);
     return r;
 }
+#endif
+
+#if !defined(__AVX512DQ__)
+// p times two to the power that stands in the lowest bits of `shifted`.
+GS_HD Floats scale_by_power(Floats p, Floats shifted) { return (Floats)((Ints)p + ((Ints)shifted << 23)); }
+#endif
+
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+    using type = Lanes<I...>;
+};
+
+template <int G, int... I>
+GS_HD Floats fold_lanes(Floats a, Floats b, Lanes<I...>) {
+    const Floats low = __builtin_shufflevector(a, b, (I % G < G / 2 ? I : I - G / 2 + kWidth)...);
+    const Floats high = __builtin_shufflevector(a, b, (I % G < G / 2 ? I + G / 2 : I + kWidth)...);
+    return low + high;
+}
+
+// Within groups of G lanes: the folded halves of a in the lower half, those of b in the upper half.
+template <int G>
+GS_HD Floats fold_pair(Floats a, Floats b) {
+    return fold_lanes<G>(a, b, typename MakeLanes<kWidth>::type{});
+}
+
+}  // namespace GS_BUILD
+}  // namespace gs
+
+#endif  // GS_STANDARD_VECTORS
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+#endif
+
+namespace gs {
+namespace GS_BUILD {
+
+template <>
+struct ElementOf<Floats> {
+    using type = float;
+};
+
+GS_HD Floats fused(Floats a, Floats b, Floats c) { return a * b + c; }  // contracted where the machine can
+
+#if defined(_MSC_VER) && !defined(__clang__)
+GS_HD int lowest_bit(uint32_t bits) {
+    unsigned long index;
+    _BitScanForward(&index, bits);
+    return static_cast<int>(index);
+}
+GS_HD void prefetch(const void*) {}
+#else
+GS_HD int lowest_bit(uint32_t bits) { return __builtin_ctz(bits); }
+GS_HD void prefetch(const void* p) { __builtin_prefetch(p); }
+#endif
+
+#if defined(GS_STANDARD_VECTORS) || !defined(__AVX2__)
+GS_HD Floats minimum(Floats a, Floats b) { return select(a < b, a, b); }
+GS_HD Floats maximum(Floats a, Floats b) { return select(a > b, a, b); }
 GS_HD uint32_t at_least(Floats a, Floats b) {
     const Ints mask = a >= b;
     uint32_t bits = 0;
@@ -72,7 +137,7 @@ GS_HD Floats reciprocal(Floats a) { return 1.0f / a; }
 
 // 2^q for q up to about 100, relative error below 2e-7; 0 or nearly so for very negative q.
 GS_HD Floats exp2(Floats q) {
-#if defined(__AVX512DQ__)
+#if defined(__AVX512DQ__) && !defined(GS_STANDARD_VECTORS)
     const Floats f = (Floats)_mm512_reduce_ps((__m512)q, 0x08);  // q minus the nearest integer
     const Floats whole = q - f;
 #else
@@ -86,28 +151,11 @@ GS_HD Floats exp2(Floats q) {
     p = p * f + 2.40222421e-1f;
     p = p * f + 6.93146978e-1f;
     p = p * f + 1.0f;
-#if defined(__AVX512DQ__)
+#if defined(__AVX512DQ__) && !defined(GS_STANDARD_VECTORS)
     return (Floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-    return (Floats)((Ints)p + ((Ints)shifted << 23));
+    return scale_by_power(p, shifted);
 #endif
-}
-
-template <int... I>
-struct Lanes {};
-template <int N, int... I>
-struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeLanes<0, I...> {
-    using type = Lanes<I...>;
-};
-
-// Within groups of G lanes: the folded halves of a in the lower half, those of b in the upper half.
-template <int G, int... I>
-GS_HD Floats fold_pair(Floats a, Floats b, Lanes<I...>) {
-    const Floats low = __builtin_shufflevector(a, b, (I % G < G / 2 ? I : I - G / 2 + kWidth)...);
-    const Floats high = __builtin_shufflevector(a, b, (I % G < G / 2 ? I + G / 2 : I + kWidth)...);
-    return low + high;
 }
 
 // Lane sums of `count` <= kWidth vectors: where[] (see lane_of) says which lane holds which.
@@ -118,7 +166,7 @@ GS_HD Floats lane_sums(Floats* v) {
     } else {
         constexpr int half = (Count + 1) / 2;
         for (int i = 0; i < half; ++i)
-            v[i] = fold_pair<G>(v[i], i + half < Count ? v[i + half] : Floats{}, typename MakeLanes<kWidth>::type{});
+            v[i] = fold_pair<G>(v[i], i + half < Count ? v[i + half] : Floats{});
         return lane_sums<half, G / 2>(v);
     }
 }

@@ -5,12 +5,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <limits>
 #include <new>
 #include <numeric>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "nearest.h"
 
 #if defined(_WIN32)
 #define KNN_API extern "C" __declspec(dllexport)
@@ -20,38 +21,15 @@
 
 namespace {
 
+using namespace knn;
+
 constexpr uint32_t kLeafPoints = 8;
 constexpr int64_t kLeavesPerTask = 256;
-
-struct Box {
-    float low[3], high[3];
-
-    float squared_distance(const float p[3]) const {
-        float sum = 0;
-        for (int k = 0; k < 3; ++k) {
-            const float d = std::max(0.0f, std::max(low[k] - p[k], p[k] - high[k]));
-            sum += d * d;
-        }
-        return sum;
-    }
-};
 
 struct Node {
     Box box;
     uint32_t first, last;  // of the ordered points
     uint32_t children;     // index of two neighbours in the list of nodes, 0 for a leaf
-};
-
-// The three smallest of the numbers that were added.
-struct Nearest {
-    float d[3] = {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::infinity(),
-                  std::numeric_limits<float>::infinity()};
-
-    void add(float x) {
-        d[2] = std::min(d[2], std::max(d[1], x));
-        d[1] = std::min(d[1], std::max(d[0], x));
-        d[0] = std::min(d[0], x);
-    }
 };
 
 class Tree {
@@ -76,22 +54,18 @@ class Tree {
             Nearest nearest;
             scan(nodes_[home], i, nearest);
             descend(home, i, nearest);
-            float sum = 0;
-            for (int k = 0; k < neighbors; ++k) sum += nearest.d[k];
-            out[order_[i]] = sum / static_cast<float>(neighbors);
+            out[order_[i]] = nearest.mean(neighbors);
         }
     }
 
   private:
     Box box_of(uint32_t first, uint32_t last) const {
         Box box;
-        for (int k = 0; k < 3; ++k) box.low[k] = box.high[k] = points_[3 * int64_t(order_[first]) + k];
-        for (uint32_t i = first; i < last; ++i)
-            for (int k = 0; k < 3; ++k) {
-                const float x = points_[3 * int64_t(order_[i]) + k];
-                box.low[k] = std::min(box.low[k], x);
-                box.high[k] = std::max(box.high[k], x);
-            }
+        box.start(&points_[3 * int64_t(order_[first])]);
+        for (uint32_t i = first; i < last; ++i) {
+            const float* p = &points_[3 * int64_t(order_[i])];
+            box.include(p, p);
+        }
         return box;
     }
 
@@ -115,8 +89,7 @@ class Tree {
         const float* p = &ordered_[3 * int64_t(self)];
         for (uint32_t i = node.first; i < node.last; ++i) {
             const float* q = &ordered_[3 * int64_t(i)];
-            const float x = q[0] - p[0], y = q[1] - p[1], z = q[2] - p[2];
-            if (i != self) nearest.add(x * x + y * y + z * z);
+            if (i != self) nearest.add(squared_length(q[0] - p[0], q[1] - p[1], q[2] - p[2]));
         }
     }
 

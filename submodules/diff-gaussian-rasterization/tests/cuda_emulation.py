@@ -1,0 +1,41 @@
+"""CUDA kernels on the CPU (`cuda_emulation.h`), for tests where there is no GPU."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FLAGS = ["-std=c++17", "-O2", "-march=native", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-Wall", "-Wextra"]
+
+
+class Emulation:
+    """Launches kernels as `nvrtc.Module` does. With `reverse`, threads of a block begin in reverse order."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.library.emulate.restype = ctypes.c_char_p
+        self.reverse = False
+
+    def launch(self, kernel: str, blocks: int, threads: int, argument: ctypes.Structure) -> None:
+        error = self.library.emulate(
+            kernel.encode(), blocks, threads, ctypes.byref(argument), int(self.reverse)
+        )
+        assert not error, f"{kernel}: {error.decode()}"
+
+
+def compile_emulation(source: Path, kernels: Path, folder: Path) -> Emulation:
+    """`source` includes the header, then a file of `kernels`. Skips the test where there is no C++ compiler."""
+    found = (shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name)
+    compiler = next((path for path in found if path), None)
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    library = folder / f"{source.stem}.so"
+    subprocess.run(
+        [compiler, *FLAGS, "-Wno-unused-function", "-I", kernels, "-I", HERE, source, "-o", library],
+        check=True,
+    )
+    return Emulation(library)

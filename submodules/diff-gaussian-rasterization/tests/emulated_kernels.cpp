@@ -1,0 +1,29 @@
+// The rasterizer's CUDA kernels for a CPU.
+#include "cuda_emulation.h"
+
+#include "kernels.cu"
+
+EMULATE(gs_project, CudaFrame);
+EMULATE(gs_list_pairs, CudaFrame);
+EMULATE(gs_list_tiles, CudaFrame);
+EMULATE(gs_draw, CudaFrame);
+EMULATE(gs_replay, CudaFrame);
+EMULATE(gs_replay_absolute, CudaFrame);
+EMULATE(gs_project_backward, CudaFrame);
+
+// Faults that the emulation must find.
+void half_a_warp(CudaFrame) {
+    if (threadIdx.x % 2) __syncwarp();
+}
+void two_collectives(CudaFrame) {
+    if (threadIdx.x % 2)
+        __syncwarp();
+    else
+        __any_sync(~0u, true);
+}
+void half_a_block(CudaFrame) {
+    if (threadIdx.x < 32) __syncthreads();
+}
+EMULATE(half_a_warp, CudaFrame);
+EMULATE(two_collectives, CudaFrame);
+EMULATE(half_a_block, CudaFrame);

@@ -106,7 +106,8 @@ class Training:
         if sample_flip(self.rng):
             images = images.flip(-1)
 
-        guided = self.guidance(images, self.prompts(cameras.azimuth_deg), step, self.noise_rng)   # L_VDM and L_op
+        text = self.prompts(cameras.azimuth_deg, cameras.world_to_camera.inverse())               # y, c
+        guided = self.guidance(images, text, step, self.noise_rng)                                # L_VDM and L_op
         losses = {
             **guided.losses,
             "tv": params.lambda_tv * (total_variation(views.images) + total_variation(shapes)),
@@ -316,7 +317,7 @@ def optimize(
                 line = _log_line(step, metrics, training, time.perf_counter() - started)
                 started = time.perf_counter()
                 run.log(line)
-                progress.set_postfix(_shown(line))
+                progress.set_postfix(_shown(line, training.guidance.name))
             outputs.write_due(step, training.gaussians)
             outputs.write_pictures_due(step, training.pictures)
             if callback is not None:
@@ -360,7 +361,7 @@ def _log_line(step: int, metrics: dict[str, Tensor | float], training: Training,
     return line | {"seconds_per_iteration": round(seconds / training.config.log_interval, 4)}
 
 
-def _shown(line: dict[str, float]) -> dict[str, str]:
+def _shown(line: dict[str, float], method: str) -> dict[str, str]:
     """The numbers of the progress bar: distillation and operator loss, timestep, Gaussians."""
-    names = {"loss/vdm": "vdm", "loss/sds": "sds", "loss/degradation": "op", "timestep": "t", "gaussians": "n"}
+    names = {f"loss/{method}": method, "loss/degradation": "op", "timestep": "t", "gaussians": "n"}
     return {short: f"{line[name]:.4g}" for name, short in names.items() if name in line}

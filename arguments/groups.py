@@ -8,7 +8,11 @@ from pathlib import Path
 
 from arguments.option import option
 
-GUIDANCES = ("SD", "vdm", "sds")
+METHODS = (
+    "vdm", "sds", "vsd", "dreamflow", "asd", "lods", "lods_lora", "lmc", "csd", "nfsd", "ism", "ssd", "consistent3d",
+)  # fmt: skip
+"""The losses: each is ``guidance/<name>.py``."""
+GUIDANCES = ("SD", *METHODS)
 """Words for ``GuidanceParams.guidance``; ``SD`` is LucidDreamer's and leaves the choice to ``sds``."""
 
 
@@ -218,6 +222,11 @@ class GuidanceParams:
 
     text: str = option("", "the prompt; ', front view' and the like are added to it")
     negative: str = option("", "negative prompt: the base of classifier-free guidance")
+    cfg_base: str = option(
+        "negative",
+        "prompt of that base (LucidDreamer's, or Eq. 4's empty one)",
+        choices=("negative", "empty"),
+    )
     inverse_text: str = option("", "prompt of the DDIM inversion (ISM)")
     model_key: str | None = option(
         None, "toybox (comes with this program), a local folder, a .safetensors file, or a hub id"
@@ -230,9 +239,14 @@ class GuidanceParams:
     textual_inversion_path: str | None = option(None, "textual inversion to add to the model")
     fp16: bool = option(True, "run the diffusion model in half precision (where the device can)")
     vram_O: bool = option(False, "save memory: offload and slice the diffusion model")
-    guidance: str = option("SD", "the loss; SD: vdm, or sds where sds is true", choices=GUIDANCES)
+    guidance: str = option(
+        "SD", "the loss (docs/methods.md); SD: vdm, or sds where sds is true", choices=GUIDANCES
+    )
     sds: bool = option(False, "LucidDreamer's switch for plain SDS")
     guidance_scale: float = option(7.5, "weight s in e_0 + s (e_y - e_0)")
+    guidance_scale_final: float | None = option(
+        None, "s at the end of the run, reached linearly (Consistent3D: 50); none: s stays"
+    )
     cfg_form: str = option(
         "standard", "standard as above; paper: e_y + s (e_y - e_0), Eq. 4", choices=("standard", "paper")
     )
@@ -242,11 +256,23 @@ class GuidanceParams:
         "w(t): sqrt((1-a)/a), 1-a, 1, or sqrt(a)(1-a)",
         choices=("ism", "sds", "uniform", "fantasia3d"),
     )
+    gradient_clip: tuple[float, float] = option(
+        (0.0, 0.0), "limit of the gradient's elements at the start and later; 0: none", low=0
+    )
+    gradient_clip_iter: int = option(
+        1000, "steps from the first limit to the second (GaussianDreamer: 1.5 to 2 over 1000)", low=1
+    )
+    gradient_normalize: bool = option(False, "divide the gradient by its norm (CSD's first stage)")
     C_batch_size: int = option(1, "views per step", unit="views", low=1, high=1024)
     t_range: tuple[float, float] = option(
         (0.02, 0.5), "timesteps after the warm-up, as shares of the schedule", low=0, high=1, ordered=True
     )
     max_t_range: float = option(0.98, "upper end of the timesteps at the start", low=0, high=1)
+    timestep_schedule: str = option(
+        "warmup",
+        "range of t: LucidDreamer's, ProlificDreamer's, or one falling t (DreamGaussian; HiFA)",
+        choices=("warmup", "two_stage", "linear", "sqrt"),
+    )
     num_train_timesteps: int | None = option(None, "length of the schedule; none: 1000", low=2, high=1000)
     timestep_per_view: bool = option(False, "one timestep per view, else one per step for all")
     noise_seed: int = option(0, "seed of noise and timesteps", low=0)
@@ -259,12 +285,78 @@ class GuidanceParams:
     operator: str = option("ulite", "the learned degradation M", choices=("ulite", "linear", "ulite_noise"))
     operator_input: str = option("cond", "what M reads: e_y, or the guided noise", choices=("cond", "cfg"))
     operator_lr: float = option(0.01, "learning rate of M", above=0)
+    operator_init: str | None = option(
+        None, "start M from that of a run (its folder) or a .safetensors file; none: random weights"
+    )
+    lookahead: bool = option(False, "update M before its output is used, not after")
+    dca_learned: bool = option(False, "the coefficient is what M explains of the noise at that t, not Eq. 18")
     m_norm: str = option("batch", "normalisation inside M", choices=("batch", "group"))
     m_time: str = option("none", "how M is told the timestep", choices=("none", "film"))
     perpneg: bool = option(True, "Perp-Neg: push away from the prompts of other views")
     negative_w: float = option(-2.0, "Perp-Neg's base weight", high=0)
     front_decay_factor: float = option(2.0, "Perp-Neg: decay of the front prompt's weight", low=0)
     side_decay_factor: float = option(10.0, "Perp-Neg: decay of the side prompt's weight", low=0)
+    lora_rank: int = option(4, "VSD, DreamFlow, ASD, LODS: rank of the LoRA", low=1, high=256)
+    lora_lr: float = option(1e-4, "VSD, DreamFlow, ASD: learning rate of the LoRA", above=0)
+    lora_warmup_iter: int = option(
+        500, "VSD, DreamFlow, ASD: steps over which that rate rises", unit="steps", low=0
+    )
+    lora_camera_dropout: float = option(
+        0.1, "VSD, DreamFlow, ASD: chance that the LoRA is not told the camera", low=0, high=1
+    )
+    dreamflow_t_range: tuple[float, float] = option(
+        (0.2, 1.0),
+        "DreamFlow: shares of the schedule that t falls through (inferred)",
+        low=0,
+        high=1,
+        ordered=True,
+    )
+    dreamflow_inner_steps: int = option(5, "DreamFlow: steps at one t (inferred)", unit="steps", low=1)
+    asd_gamma: float = option(-0.75, "ASD: weight of the discriminator's second term; 0: VSD", above=-1)
+    lods_scale: float = option(1000.0, "LODS: s; its gradient is 1/s of SDS's", low=1)
+    lods_lr: float = option(1e-4, "LODS: learning rate of the null embedding (3D Gaussians)", above=0)
+    lods_lora_lr: float = option(5e-7, "LODS with LoRA: learning rate of the LoRA", above=0)
+    lods_lora_scale: float = option(0.5, "LODS with LoRA: factor on what the LoRA adds", above=0)
+    lmc_init: str | None = option(
+        None, "LMC: take the corrective from a run or a .safetensors file; none: train it first"
+    )
+    lmc_space: str = option(
+        "image",
+        "LMC: what the corrective imitates, the model's image or its noise",
+        choices=("image", "noise"),
+    )
+    lmc_bank: int = option(64, "LMC: latents to generate and train on (inferred)", low=1, high=100_000)
+    lmc_sampling_steps: int = option(
+        25, "LMC: DDIM steps for each (inferred)", unit="steps", low=1, high=1000
+    )
+    lmc_steps: int = option(2000, "LMC: steps of that training (inferred)", unit="steps", low=1)
+    lmc_lr: float = option(1e-4, "LMC: learning rate of that training (inferred)", above=0)
+    csd_form: str = option(
+        "own", "CSD: its own bracket, or that of the paper's Table 1", choices=("own", "table")
+    )
+    csd_negative: tuple[float, float] = option(
+        (0.0, 1.0), "CSD: weight of the negative prompt at the start and later", low=0, high=1
+    )
+    csd_anneal: float = option(0.5, "CSD: share of the run from the first to the second", above=0, high=1)
+    nfsd_cutoff: int = option(
+        200, "NFSD: timestep from which the negative prompt is subtracted", low=0, high=1000
+    )
+    ssd_cutoff: int = option(300, "SSD: timestep up to which it also seeks modes (inferred)", low=0, high=999)
+    consistent3d_t_range: tuple[float, float] = option(
+        (0.1, 0.7),
+        "Consistent3D: shares of the schedule that the lower t falls through",
+        low=0,
+        high=1,
+        ordered=True,
+    )
+    consistent3d_interval: tuple[float, float] = option(
+        (100, 300),
+        "Consistent3D: the upper t is above it by a draw from this range",
+        unit="timesteps",
+        low=1,
+        high=999,
+        ordered=True,
+    )
     delta_t: int = option(80, "ISM: interval after the warm-up", unit="timesteps", low=1, high=999)
     delta_t_start: int = option(100, "ISM: interval at the start", unit="timesteps", low=1, high=999)
     annealing_intervals: bool = option(True, "ISM: anneal delta_t_start to delta_t")
@@ -280,3 +372,18 @@ class GuidanceParams:
         if self.guidance == "SD":
             return "sds" if self.sds else "vdm"
         return self.guidance
+
+
+@dataclass(frozen=True)
+class ImageParams:
+    """Text to 2D (train2d.py): the picture that is optimised in the place of Gaussians."""
+
+    particle: str = option(
+        "latent",
+        "what is optimised: latents, or pixels through the encoder (artifacts, says prolific_dreamer2d)",
+        choices=("latent", "pixel"),
+    )
+    particles: int = option(1, "pictures made at once, from one prompt", low=1, high=1024)
+    steps: int = option(1000, "optimisation steps", unit="steps", low=1, high=10_000_000)
+    lr: float = option(0.03, "Adam's learning rate, betas 0.9 and 0.99 (prolific_dreamer2d: 0.03)", above=0)
+    picture_interval: int = option(100, "steps between pictures of the process", unit="steps", low=1)

@@ -4,6 +4,8 @@ Knows nothing of Gaussians, cameras or run folders. `ScoreModel` is the prior, `
 `build_guidance` the loss that the settings name.
 """
 
+from importlib import import_module
+
 import torch
 
 from arguments import GuidanceParams, OptimizationParams
@@ -27,12 +29,11 @@ def build_guidance(
     score_model: DiffusionPrior,
     rng: torch.Generator = torch.default_generator,
 ) -> Guidance:
-    """The loss that `params.guidance_method` names.
+    """The loss that `params.guidance_method` names: the method of `guidance/<name>.py`.
 
     Args:
-        optimization: `warmup_iter` is read, the steps over which the range of t is annealed.
+        optimization: `warmup_iter` and `iterations` are read, over which the range of t and other things are annealed.
         rng: draws the initial weights of what the loss trains.
     """
-    if params.guidance_method == "sds":
-        return SDSGuidance(params, optimization, score_model)
-    return VDMGuidance(params, optimization, score_model, rng)
+    import_module(f"guidance.{params.guidance_method}")
+    return Guidance.methods[params.guidance_method](params, optimization, score_model, rng)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arguments import GuidanceParams
+from guidance.noise import seeded
 
 TIME_WIDTH = 128
 NORM_GROUPS = 8
@@ -209,8 +210,7 @@ def build_degradation(params: GuidanceParams, shape: tuple[int, int, int], rng: 
         shape: C, h, w of a latent.
     """
     timed = params.m_time == "film"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+    with seeded(rng):
         if params.operator == "linear":
             return Linear(shape)
         if params.operator == "ulite_noise":

@@ -40,6 +40,30 @@ def perpendicular_negatives(
     return direction + (weights[:, :, None, None, None] * sideways).sum(dim=1)
 
 
+def clipped(gradient: Float[Tensor, "B C h w"], limit: float) -> Float[Tensor, "B C h w"]:
+    """Every element within ±`limit`; 0 is no limit. What is not a number stays, so that the step is skipped."""
+    return gradient.clamp(-limit, limit) if limit > 0 else gradient
+
+
+def normalized(gradient: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+    """Divided by the Euclidean norm of the whole batch (CSD, first stage)."""
+    return gradient / gradient.norm().clamp_min(1e-8)
+
+
+def projection(
+    onto: Float[Tensor, "B C h w"], vector: Float[Tensor, "B C h w"]
+) -> tuple[Float[Tensor, "B 1 1 1"], Float[Tensor, "B C h w"]]:
+    """r = <vector, onto> / <onto, onto> of each view, and vector - r onto, which is orthogonal to `onto`."""
+    inner = (vector * onto).sum(dim=(1, 2, 3), keepdim=True)
+    ratio = inner / onto.square().sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+    return ratio, vector - ratio * onto
+
+
+def norms(tensor: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 1 1 1"]:
+    """Euclidean norm of each view."""
+    return tensor.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+
+
 def with_gradient(latents: Float[Tensor, "B C h w"], gradient: Float[Tensor, "B C h w"]) -> Float[Tensor, ""]:
     """A loss whose gradient at `latents` is exactly `gradient`, summed over views as in LucidDreamer.
 

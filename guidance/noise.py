@@ -1,5 +1,8 @@
 """Normal noise from one seeded CPU generator, so that a run is the same on every device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,3 +24,11 @@ def sample_noise(
     if offset:
         noise = noise + offset * standard_normal_like(latents[:1, :, :1, :1], rng)
     return noise
+
+
+@contextmanager
+def seeded(rng: torch.Generator) -> Iterator[None]:
+    """Within the block, initial weights of modules are drawn from `rng`; torch's own state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        yield

@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -14,11 +14,13 @@ class DiffusionPrior(Protocol):
     Attributes:
         alphas_cumprod: ᾱ_t, on the device of the latents.
         latent_channels, latent_size: C and (h, w) of a latent.
+        text_shape: L and D of an encoded text.
     """
 
     alphas_cumprod: Float[Tensor, " T"]
     latent_channels: int
     latent_size: tuple[int, int]
+    text_shape: tuple[int, int]
 
     def encode_images(
         self, images: Float[Tensor, "B 3 H W"], rng: torch.Generator
@@ -31,4 +33,23 @@ class DiffusionPrior(Protocol):
         noisy_latents: Float[Tensor, "M C h w"],
         timesteps: Int[Tensor, " M"],
         text: Float[Tensor, "M L D"],
-    ) -> Float[Tensor, "M C h w"]: ...
+    ) -> Float[Tensor, "M C h w"]:
+        """ε_φ(x_t, t, y), without gradient."""
+        ...
+
+    def predict_noise_with_gradient(
+        self,
+        noisy_latents: Float[Tensor, "M C h w"],
+        timesteps: Int[Tensor, " M"],
+        text: Float[Tensor, "M L D"],
+    ) -> Float[Tensor, "M C h w"]:
+        """ε_φ(x_t, t, y), with gradient to what estimators train: the text, or a LoRA."""
+        ...
+
+    def estimators(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        """Announce parameters whose gradient passes through the model."""
+        ...
+
+    def build_lora(self, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator) -> nn.Module:
+        """A trainable ε_lora(x_t, t, y, c) on the frozen model: `guidance.lora.LoRA`."""
+        ...

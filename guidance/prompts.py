@@ -23,37 +23,66 @@ class TextEncoder(Protocol):
 
 
 @dataclass(frozen=True)
+class SharedText:
+    """Texts that are the same from every side: the prompt without view, the negative, the empty, the inversion's."""
+
+    subject: Float[Tensor, "L D"]
+    negative: Float[Tensor, "L D"]
+    empty: Float[Tensor, "L D"]
+    inverse: Float[Tensor, "L D"]
+
+
+@dataclass(frozen=True)
 class ViewText:
-    """Encoded text of B views. K is 2 with Perp-Neg and 0 without; a weight of 0 says that the branch is not used."""
+    """Encoded text of B views. K is 2 with Perp-Neg and 0 without; a weight of 0 says that the branch is not used.
+
+    `poses` are camera-to-world matrices, for estimators that are told the camera; none means that there is no camera.
+    """
 
     positive: Float[Tensor, "B L D"]
     base: Float[Tensor, "B L D"]
     negatives: Float[Tensor, "B K L D"]
     negative_weights: Float[Tensor, "B K"]
+    shared: SharedText | None = None
+    poses: Float[Tensor, "B 4 4"] | None = None
 
     def __len__(self) -> int:
         return len(self.positive)
 
+    def rows(self, name: str) -> Float[Tensor, "B L D"]:
+        """The shared text `name`, once for each view."""
+        return getattr(self.shared, name).expand(len(self), -1, -1)
+
 
 class ViewPrompts:
-    """The prompt with its three view suffixes and the negative prompt, encoded once.
+    """The prompt with and without its three view suffixes, the negative prompt and two more, encoded once.
 
     Args:
         encoder: whatever has `encode_text`; it is not kept, so its text tower can be dropped afterwards.
-        params: `text`, `negative`, `perpneg`, `negative_w`, `front_decay_factor`, `side_decay_factor` are read.
+        params: `text`, `negative`, `inverse_text`, `cfg_base` and Perp-Neg's settings are read.
+        views: add the view suffixes; without them all views see the bare prompt, as in text to 2D.
 
     Raises:
         UserError: the prompt is empty, or a prompt with its view suffix has too many tokens.
     """
 
-    def __init__(self, encoder: TextEncoder, params: GuidanceParams) -> None:
+    def __init__(self, encoder: TextEncoder, params: GuidanceParams, *, views: bool = True) -> None:
         if not params.text.strip():
             raise UserError('GuidanceParams.text: expected a prompt, got an empty one; try text="a red car"')
-        encoded = encoder.encode_text([f"{params.text}, {view} view" for view in VIEWS] + [params.negative])
-        self.views, self.negative = encoded[:-1], encoded[-1]
+        suffixed = [f"{params.text}, {view} view" if views else params.text for view in VIEWS]
+        encoded = encoder.encode_text(
+            [*suffixed, params.negative, params.text, "", params.inverse_text],
+        )
+        self.views, self.negative = encoded[:3], encoded[3]
+        self.shared = SharedText(
+            subject=encoded[4], negative=encoded[3], empty=encoded[5], inverse=encoded[6]
+        )
+        self._base = self.shared.empty if params.cfg_base == "empty" else self.negative
         self._params = params
 
-    def __call__(self, azimuth_deg: Float[Tensor, " B"]) -> ViewText:
+    def __call__(
+        self, azimuth_deg: Float[Tensor, " B"], poses: Float[Tensor, "B 4 4"] | None = None
+    ) -> ViewText:
         count = len(azimuth_deg)
         azimuth_deg = azimuth_deg.to(self.views.device)
         if self._params.perpneg:
@@ -67,9 +96,11 @@ class ViewPrompts:
             branches, weights = azimuth_deg.new_zeros(count, 0).long(), azimuth_deg.new_zeros(count, 0)
         return ViewText(
             positive=torch.einsum("bv,vld->bld", view_mixture(azimuth_deg).to(self.views.dtype), self.views),
-            base=self.negative.expand(count, -1, -1),
+            base=self._base.expand(count, -1, -1),
             negatives=self.views[branches],
             negative_weights=weights,
+            shared=self.shared,
+            poses=poses,
         )
 
 

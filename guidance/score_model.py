@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 SMALL_MEMORY_BATCH = 4
+HALF_GRADIENT_SCALE = 1024.0
 
 
 @dataclasses.dataclass
@@ -48,6 +49,7 @@ class ScoreModel:
     Attributes:
         alphas_cumprod: ᾱ_t of its schedule, (T,) float32.
         latent_channels, latent_size: C and (h, w) of a latent.
+        text_shape: L and D of an encoded text.
         image_size: (H, W) in pixels, the resolution that the model was made for.
         prediction_type: "epsilon" or "v_prediction", the U-Net's own; `predict_noise` always gives ε.
         evaluations: U-Net evaluations so far.
@@ -60,6 +62,7 @@ class ScoreModel:
 
         self.unet, self.vae = _frozen(pipeline.unet, device), _frozen(pipeline.vae, device)
         self.text_encoder: nn.Module | None = _frozen(pipeline.text_encoder, device)
+        self.text_shape = _text_shape(pipeline)
         self._tokenize = personalization.tokenizer_of(pipeline)
         self._source = source
         self.device, self.dtype = device, pipeline.unet.dtype
@@ -77,6 +80,7 @@ class ScoreModel:
         self._scale = self.vae.config.scaling_factor
         self._shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         self.evaluations = Evaluations()
+        self._gradient_scale = HALF_GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
 
     @classmethod
     def from_pretrained(
@@ -143,7 +147,43 @@ class ScoreModel:
         timesteps: Int[Tensor, " M"],
         text: Float[Tensor, "M L D"],
     ) -> Float[Tensor, "M C h w"]:
-        """ε_φ(x_t, t, y), float32; a v-prediction is converted: ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
+        """ε_φ(x_t, t, y), float32, without gradient."""
+        return self._predict_noise(noisy_latents, timesteps, text)
+
+    def predict_noise_with_gradient(
+        self,
+        noisy_latents: Float[Tensor, "M C h w"],
+        timesteps: Int[Tensor, " M"],
+        text: Float[Tensor, "M L D"],
+    ) -> Float[Tensor, "M C h w"]:
+        """ε_φ(x_t, t, y), float32, with gradient to the text and to a LoRA; its backward is counted when it runs."""
+        output = self._predict_noise(noisy_latents, timesteps, text)
+        if output.requires_grad:
+            output.register_hook(self._enter_backward)
+        return output
+
+    def _enter_backward(self, gradient: Tensor) -> Tensor:
+        self.evaluations.backward += len(gradient)
+        return gradient * self._gradient_scale
+
+    def estimators(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        """Announce parameters whose gradient passes through the U-Net, before they are first used.
+
+        In half precision small gradients would vanish on the way: they are scaled up at the U-Net's output, and
+        down again, by the same power of two, where they arrive.
+        """
+        for parameter in parameters:
+            parameter.register_hook(lambda gradient: gradient / self._gradient_scale)
+        return parameters
+
+    def build_lora(self, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator) -> nn.Module:
+        """A trainable twin of the U-Net (see `guidance.lora.LoRA`); at most one can live on a score model."""
+        from guidance.lora import LoRA
+
+        return LoRA(self, rank=rank, scale=scale, with_camera=with_camera, rng=rng)
+
+    def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """A v-prediction is converted: ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
         self.evaluations.forward += len(noisy_latents)
         limit = self._batch_limit or len(noisy_latents)
         parts = zip(noisy_latents.split(limit), timesteps.split(limit), text.split(limit), strict=True)
@@ -240,6 +280,11 @@ def _wrong_architecture(source: models.ModelSource, found: str) -> UserError:
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
     # channels last is the layout that convolutions are fastest in, on the CPU (by a quarter in the VAE) as on CUDA
     return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _text_shape(pipeline: Any) -> tuple[int, int]:
+    length = min(pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings)
+    return length, pipeline.text_encoder.config.hidden_size
 
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:

@@ -97,3 +97,42 @@ def test_one_timestep_for_all_views_or_one_for_each():
 def test_timesteps_are_a_function_of_the_generator():
     first, second = (schedule().sample_timesteps(1, 1, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def falling(kind, steps, **settings):
+    params = GuidanceParams(timestep_schedule=kind, **settings)
+    plan = NoiseSchedule(alphas_cumprod(), params, warmup_steps=10, total_steps=100)
+    return [plan.index_range(step) for step in steps]
+
+
+def test_two_stages_drop_the_upper_end_at_once():
+    assert falling("two_stage", (1, 9, 10, 99)) == [(20, 980), (20, 980), (20, 500), (20, 500)]
+
+
+@pytest.mark.parametrize(("kind", "middle"), [("linear", 740), ("sqrt", 500)])
+def test_one_falling_index_goes_from_one_end_to_the_other(kind, middle):
+    first, quarter, last = falling(kind, (1, 26, 101))
+    assert (first, quarter, last) == ((980, 981), (middle, middle + 1), (20, 21))
+
+
+def test_lambda_is_continuous_but_at_the_cutoff():
+    weights = schedule().dca_weight(torch.arange(1000)).flatten()
+    jumps = (weights[1:] - weights[:-1]).abs()
+    assert jumps.argmax() == 300 and jumps[300].item() == pytest.approx(0.5905, abs=1e-3)
+    assert jumps[torch.arange(999) != 300].max() < 0.003
+
+
+@given(start=st.integers(1, 999), end=st.integers(1, 999))
+def test_a_ddim_step_on_a_straight_path_is_the_forward_process(start, end):
+    """With the true noise, the step lands on the same x_0 and ε at the other level, upwards and downwards."""
+    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plan, start, end = schedule(), torch.tensor([start]), torch.tensor([end])
+    moved = plan.ddim_step(plan.add_noise(latents, noise, start), noise, start, end)
+    assert torch.allclose(moved, plan.add_noise(latents, noise, end), atol=1e-4)
+
+
+@given(index=st.integers(0, 999), length=st.sampled_from([None, 500, 100]))
+def test_indices_and_timesteps_are_each_others_inverse(index, length):
+    plan = schedule(num_train_timesteps=length)
+    index = torch.tensor([index % ((length or 1000) - 1)])
+    assert torch.equal(plan.indices_of(plan.timesteps_of(index)), index)

@@ -121,6 +121,8 @@ class LatentPrior:
         noise_of: (noisy_latents, timesteps, text) -> ε.
     """
 
+    text_shape = (1, 1)
+
     def __init__(self, noise_of, channels: int = 3, size: int = 16) -> None:
         self.alphas_cumprod = alphas_cumprod().float()
         self.latent_channels, self.latent_size = channels, (size, size)
@@ -137,10 +139,30 @@ class LatentPrior:
         self.calls.append(len(noisy_latents))
         return self.noise_of(noisy_latents, timesteps, text)
 
+    predict_noise_with_gradient = predict_noise
+
+    def estimators(self, parameters):
+        return parameters
+
+    def build_lora(self, *, rank, scale, with_camera, rng):
+        return StandIn(lambda noisy_latents, timesteps, text, poses: noisy_latents)
+
     def coefficients(self, timesteps):
         """√ᾱ_t and √(1 - ᾱ_t), each B 1 1 1."""
         value = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return value.sqrt(), (1 - value).sqrt()
+
+
+class StandIn(torch.nn.Module):
+    """A LoRA in name: a factor, 1 at the start, times what `noise_of` says of (x_t, t, text, poses)."""
+
+    def __init__(self, noise_of) -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(()))
+        self.noise_of = noise_of
+
+    def forward(self, noisy_latents, timesteps, text=None, poses=None):
+        return self.factor * self.noise_of(noisy_latents, timesteps, text, poses)
 
 
 def one_point_denoiser(point: Tensor) -> LatentPrior:

@@ -1,0 +1,63 @@
+"""How well an estimator predicts the noise, by timestep: running means over equal ranges of t."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BINS = 10
+MEMORY = 0.95
+"""Share of the old mean that a new value leaves: about the last twenty values count."""
+
+
+class TimestepBins(nn.Module):
+    """Mean squared error and correlation of a prediction with ε in `BINS` ranges of t.
+
+    A range that was not seen yet has error 1 and correlation 0, those of predicting nothing. Near-zero error at small
+    t, where the noise cannot be known from ε_y of many different renders, means that the estimator knows the one
+    render that there is: the method has become SDS.
+    """
+
+    error: Tensor
+    correlation: Tensor
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.width = -(-timesteps // BINS)
+        self.register_buffer("error", torch.ones(BINS))
+        self.register_buffer("correlation", torch.zeros(BINS))
+
+    @torch.no_grad()
+    def update(
+        self,
+        timesteps: Int[Tensor, " B"],
+        prediction: Float[Tensor, "B C h w"],
+        noise: Float[Tensor, "B C h w"],
+    ) -> None:
+        """Count one batch; values that are not finite are left out."""
+        errors = (prediction - noise).square().flatten(1).mean(dim=1)
+        agreement = F.cosine_similarity(_centred(prediction), _centred(noise), dim=1)
+        bins = timesteps // self.width
+        for index in range(len(bins)):
+            place = bins[index]
+            for mean, value in ((self.error, errors[index]), (self.correlation, agreement[index])):
+                kept = MEMORY * mean[place] + (1 - MEMORY) * value
+                mean[place] = torch.where(value.isfinite(), kept, mean[place])
+
+    def error_at(self, timesteps: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The running error at each view's t."""
+        return self.error[timesteps // self.width]
+
+    def stats(self, name: str) -> dict[str, Float[Tensor, ""]]:
+        """`<name>_error/t100-199` and the like, for the log."""
+        named = {}
+        for index in range(BINS):
+            label = f"t{index * self.width:03d}-{(index + 1) * self.width - 1:03d}"
+            named[f"{name}_error/{label}"] = self.error[index].clone()
+            named[f"{name}_correlation/{label}"] = self.correlation[index].clone()
+        return named
+
+
+def _centred(tensor: Tensor) -> Tensor:
+    flat = tensor.flatten(1)
+    return flat - flat.mean(dim=1, keepdim=True)

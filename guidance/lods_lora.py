@@ -1,0 +1,28 @@
+"""Learn to Optimize Denoising Scores, with a LoRA (Yang, Chen et al. 2023)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from guidance.interface import Draw
+from guidance.lods import LODSGuidance
+from guidance.predictions import Predictions
+
+
+class LODSLoRAGuidance(LODSGuidance, name="lods_lora"):
+    """LODS whose null branch is a LoRA on the U-Net with the empty prompt, at scale 0.5 and without camera."""
+
+    def build_null(self, rng: torch.Generator) -> tuple[list[nn.Parameter], float]:
+        params = self.params
+        self.lora = self.score_model.build_lora(
+            rank=params.lora_rank, scale=params.lods_lora_scale, with_camera=False, rng=rng
+        )
+        return list(self.lora.parameters()), params.lods_lora_lr
+
+    def predict_null(self, draw: Draw) -> Predictions:
+        with torch.no_grad():
+            null_noise = self.null_noise(draw)
+        return self.predict(draw, base_noise=null_noise)
+
+    def null_noise(self, draw: Draw) -> Float[Tensor, "B C h w"]:
+        return self.lora(draw.noisy_latents, draw.timesteps, draw.text.rows("empty"))

@@ -1,0 +1,226 @@
+"""Every method with a real U-Net: what it evaluates, what a LoRA does to it, and that a restart changes no bit."""
+
+import pytest
+import torch
+
+from arguments import GuidanceParams, OptimizationParams, load
+from arguments.groups import METHODS
+from dreammapping import Training
+from guidance import ScoreModel, ViewPrompts, build_guidance
+from tests.tiny_models import save_pipeline
+from utils import checkpoint
+
+VIEWS = 2
+SMALL = {
+    "perpneg": False,
+    "text": "a car",
+    "negative": "dull",
+    "lmc_bank": 2,
+    "lmc_sampling_steps": 2,
+    "lmc_steps": 2,
+    "delta_t": 100,
+    "delta_t_start": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
+
+
+@pytest.fixture
+def load_model(folder):
+    def fresh(**settings):
+        params = GuidanceParams(model_key=str(folder), **settings)
+        return ScoreModel.from_pretrained(params, "cpu", offline=True)
+
+    return fresh
+
+
+def at(timestep):
+    share = (timestep - 1) / 1000 + 1e-6
+    return {"t_range": (share, share), "max_t_range": share}
+
+
+def poses():
+    return torch.randn(VIEWS, 4, 4, generator=torch.Generator().manual_seed(5))
+
+
+def latents(count=VIEWS):
+    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+EVALUATIONS = {
+    # method: settings, iteration (of 100), forward and backward evaluations of the U-Net for each view
+    "sds": [({}, 1, 2, 0)],
+    "vsd": [({}, 1, 4, 1)],
+    "dreamflow": [({}, 1, 4, 1)],
+    "asd": [({}, 1, 5, 1)],
+    "lods": [({}, 1, 3, 1)],
+    "lods_lora": [({}, 1, 3, 1)],
+    "lmc": [({}, 1, 2, 0)],
+    "csd": [({}, 1, 2, 0), ({}, 25, 3, 0), ({}, 99, 2, 0)],
+    "nfsd": [(at(199), 1, 2, 0), (at(200), 1, 3, 0)],
+    "ism": [(at(301), 1, 4, 0), (at(501), 1, 5, 0), (at(981), 1, 8, 0)],
+    "ssd": [({}, 1, 2, 0)],
+    "consistent3d": [({}, 1, 4, 0)],
+    "vdm": [({}, 1, 2, 0), ({"lookahead": True}, 1, 2, 0)],
+}
+"""Table 1's cost where nothing is evaluated twice: facts of the published methods, not of our code."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, load_model):
+    model = load_model()
+    for settings, step, forward, backward in EVALUATIONS[method]:
+        model = load_model() if model.evaluations.forward else model
+        params = GuidanceParams(guidance=method, **{**SMALL, **settings})
+        guidance = build_guidance(params, OptimizationParams(iterations=100), model)
+        text = ViewPrompts(model, params)(torch.tensor([0.0, 90.0]), poses())
+        if method == "lmc":  # what it learns before the run is no part of an iteration
+            guidance(torch.rand(VIEWS, 3, 64, 64), text, step, torch.Generator().manual_seed(1))
+        before = model.evaluations.forward
+        images = torch.rand(VIEWS, 3, 64, 64, requires_grad=True)
+        output = guidance(images, text, step, torch.Generator().manual_seed(0))
+        assert output.stats["finite"]
+        torch.stack(list(output.losses.values())).sum().backward()
+        spent = model.evaluations.forward - before, model.evaluations.backward
+        assert spent == (forward * VIEWS, backward * VIEWS)
+        assert images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_gaussians_and_resumes_with_the_same_bits(method, folder, tmp_path):
+    words = [
+        f"model_key={folder}", "device=cpu", "fp16=false", f"guidance={method}", "iterations=6", "init_num_pts=60",
+        "image_w=32", "image_h=32", "C_batch_size=2", "warmup_iter=4", "lora_warmup_iter=3", "lora_lr=0.01",
+        "lods_lora_lr=0.01", "dreamflow_inner_steps=2", "timestep_per_view=true",
+        *(f"{key}={value}" for key, value in SMALL.items()),
+    ]  # fmt: skip
+
+    def fresh():
+        return Training(load(words)[0], offline=True)
+
+    def run(training, steps):
+        for step in steps:
+            metrics = training.iteration(step)
+            assert all(torch.as_tensor(value).isfinite() for value in metrics.values()) and metrics["finite"]
+
+    whole = fresh()
+    run(whole, (1, 2))
+    saved = checkpoint.save(tmp_path, 2, whole.state_dict())
+    run(whole, (3, 4))
+
+    resumed = fresh()
+    resumed.load_state_dict(checkpoint.load(saved))
+    run(resumed, (3, 4))
+    assert whole.skipped == resumed.skipped == 0
+    assert same(whole.state_dict(), resumed.state_dict())
+    start = checkpoint.load(saved)["guidance"]
+    trains = whole.guidance.optimizer is not None
+    moved = [
+        name for name, value in whole.guidance.state_dict().items() if not torch.equal(value, start[name])
+    ]
+    assert bool(moved) == trains
+
+
+def same(left, right):
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def asked(model, lora=None, **told):
+    noisy, timesteps = latents(), torch.tensor([30, 700])
+    text = torch.randn(VIEWS, *model.text_shape, generator=torch.Generator().manual_seed(3))
+    return (
+        model.predict_noise(noisy, timesteps, text) if lora is None else lora(noisy, timesteps, text, **told)
+    )
+
+
+def lora_of(model, with_camera, scale=1.0):
+    return model.build_lora(
+        rank=2, scale=scale, with_camera=with_camera, rng=torch.Generator().manual_seed(1)
+    )
+
+
+@pytest.mark.parametrize("with_camera", [False, True])
+def test_a_lora_leaves_the_frozen_models_bits_alone(load_model, with_camera):
+    model = load_model()
+    frozen = asked(model)
+    lora = lora_of(model, with_camera)
+    assert torch.equal(asked(model), frozen)
+    optimizer = torch.optim.AdamW(lora.parameters(), lr=0.1)
+    asked(model, lora, **({"poses": poses()} if with_camera else {})).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(asked(model), frozen)
+    assert not torch.allclose(asked(model, lora), frozen, atol=1e-3)
+    assert not any(parameter.grad is not None for parameter in model.vae.parameters())
+
+
+def test_a_lora_starts_as_the_frozen_model(load_model):
+    model = load_model()
+    assert torch.allclose(asked(model, lora_of(model, with_camera=False)), asked(model), atol=1e-5)
+
+
+def test_a_lora_that_is_told_the_camera_answers_to_it(load_model):
+    model = load_model()
+    lora = lora_of(model, with_camera=True)
+    front, turned = asked(model, lora, poses=poses()), asked(model, lora, poses=-poses())
+    untold, zeros = asked(model, lora), asked(model, lora, poses=torch.zeros(VIEWS, 4, 4))
+    assert not torch.allclose(front, turned, atol=1e-4)
+    assert torch.equal(untold, zeros)
+
+
+def test_a_loras_gradient_reaches_every_adapter_and_the_camera_and_nothing_else(load_model):
+    model = load_model()
+    lora = lora_of(model, with_camera=True)
+    for name, value in lora.adapters.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value)
+    asked(model, lora, poses=poses()).square().mean().backward()
+    assert all(each.grad is not None and each.grad.abs().sum() > 0 for each in lora.parameters())
+    assert {name.split("/")[-4] for name in lora.adapters} == {"to_q", "to_k", "to_v", "0"}
+    own = {id(parameter) for parameter in lora.parameters()}
+    assert all(each.grad is None for each in model.unet.parameters() if id(each) not in own)
+    assert set(lora.state_dict()) == {name for name, _ in lora.named_parameters()}
+
+
+def test_what_a_lora_adds_is_scaled(load_model):
+    outputs = []
+    for scale in (1.0, 0.5):
+        model = load_model()
+        lora = lora_of(model, with_camera=False, scale=scale)
+        layer = next(name for name in lora.adapters if "to_v" in name and "lora_B" in name)
+        for name, value in lora.adapters.items():
+            if "lora_B" in name:
+                torch.nn.init.constant_(value, 0.01 if name == layer else 0.0)
+        outputs.append(asked(model, lora) - asked(model))
+    assert outputs[0].norm().item() == pytest.approx(2 * outputs[1].norm().item(), rel=0.05)
+    assert outputs[0].abs().max() > 1e-5
+
+
+def test_the_scale_of_half_precision_gradients_cancels(load_model):
+    gradients = []
+    for scale in (1.0, 1024.0):
+        model = load_model()
+        model._gradient_scale = scale
+        lora = lora_of(model, with_camera=True)
+        seen = []
+        model.unet.conv_out.register_full_backward_hook(lambda _m, _i, out, seen=seen: seen.append(out[0]))
+        asked(model, lora, poses=poses()).square().mean().backward()
+        gradients.append([each.grad for each in lora.parameters()] + [seen[0] / scale])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_a_backward_is_counted_when_it_runs(load_model):
+    model = load_model()
+    lora = lora_of(model, with_camera=False)
+    loss = asked(model, lora).square().mean()
+    assert (model.evaluations.forward, model.evaluations.backward) == (VIEWS, 0)
+    loss.backward()
+    assert (model.evaluations.forward, model.evaluations.backward) == (VIEWS, VIEWS)

@@ -41,8 +41,10 @@ def predict(
     """All branches of all views in one U-Net call, branch-major: base, positive, then the negatives that count."""
     count = len(noisy_latents)
     branches, views = (text.negative_weights.abs() > NEGLIGIBLE).T.nonzero(as_tuple=True)
-    every = torch.arange(count, device=noisy_latents.device)
-    rows = torch.cat([every, every, views])
+    device = noisy_latents.device
+    every = torch.arange(count)
+    rows = torch.cat([every, every, views.cpu()]).to(device, non_blocking=True)
+    branches, views = (index.to(device, non_blocking=True) for index in (branches, views))
     embeddings = torch.cat([text.base, text.positive, text.negatives[views, branches]])
 
     noise = score_model.predict_noise(noisy_latents[rows], timesteps[rows], embeddings)
@@ -50,4 +52,4 @@ def predict(
     # a branch that was skipped stands at the base: no direction, whatever its weight
     negatives = base[:, None].repeat(1, text.negative_weights.shape[1], 1, 1, 1)
     negatives[views, branches] = used
-    return Predictions(cond, base, negatives, text.negative_weights)
+    return Predictions(cond, base, negatives, text.negative_weights.to(device, non_blocking=True))

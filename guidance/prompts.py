@@ -24,7 +24,10 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class ViewText:
-    """Encoded text of B views. K is 2 with Perp-Neg and 0 without; a weight of 0 says that the branch is not used."""
+    """Encoded text of B views. K is 2 with Perp-Neg and 0 without; a weight of 0 says that the branch is not used.
+
+    The weights are on the device of the angles that they were made from: on the host, so that no device is waited for.
+    """
 
     positive: Float[Tensor, "B L D"]
     base: Float[Tensor, "B L D"]
@@ -55,7 +58,6 @@ class ViewPrompts:
 
     def __call__(self, azimuth_deg: Float[Tensor, " B"]) -> ViewText:
         count = len(azimuth_deg)
-        azimuth_deg = azimuth_deg.to(self.views.device)
         if self._params.perpneg:
             branches, weights = perpendicular_views(
                 azimuth_deg,
@@ -66,9 +68,9 @@ class ViewPrompts:
         else:
             branches, weights = azimuth_deg.new_zeros(count, 0).long(), azimuth_deg.new_zeros(count, 0)
         return ViewText(
-            positive=torch.einsum("bv,vld->bld", view_mixture(azimuth_deg).to(self.views.dtype), self.views),
+            positive=torch.einsum("bv,vld->bld", view_mixture(azimuth_deg).to(self.views), self.views),
             base=self.negative.expand(count, -1, -1),
-            negatives=self.views[branches],
+            negatives=self.views[branches.to(self.views.device, non_blocking=True)],
             negative_weights=weights,
         )
 

@@ -33,7 +33,7 @@ class VDMGuidance(Guidance):
         super().__init__(params, optimization, score_model)
         shape = (score_model.latent_channels, *score_model.latent_size)
         self.degradation = build_degradation(params, shape, rng).to(score_model.alphas_cumprod.device)
-        self.optimizer = torch.optim.Adam(self.degradation.parameters(), lr=params.operator_lr)
+        self.optimizer = torch.optim.Adam(self.degradation.parameters(), lr=params.operator_lr, fused=True)
         self.dca_cutoff = params.dca_cutoff if params.dca else 0
 
     def forward(

@@ -30,12 +30,12 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         from dreammapping import optimize
 
-        folder, code = optimize(
+        result = optimize(
             config, resume=command.resume, force=command.force, offline=offline, quiet=command.quiet
         )
-        if code == 0:
-            logging.info("finished: %s", folder)
-        return code
+        if result.exit_code == 0:
+            logging.info("finished: %s", result.folder)
+        return result.exit_code
     except UserError as error:
         if debug:
             raise

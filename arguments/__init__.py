@@ -7,6 +7,7 @@ from arguments.config import Config, to_yaml
 from arguments.groups import (
     GenerateCamParams,
     GuidanceParams,
+    HardwareParams,
     ModelParams,
     OptimizationParams,
     PipelineParams,
@@ -18,6 +19,7 @@ __all__ = [
     "Config",
     "GenerateCamParams",
     "GuidanceParams",
+    "HardwareParams",
     "ModelParams",
     "OptimizationParams",
     "PipelineParams",

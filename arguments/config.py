@@ -7,6 +7,7 @@ import yaml
 
 from arguments import groups
 from arguments.option import option
+from arguments.presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +21,15 @@ class Config:
     PipelineParams: groups.PipelineParams = dataclasses.field(default_factory=groups.PipelineParams)
     GenerateCamParams: groups.GenerateCamParams = dataclasses.field(default_factory=groups.GenerateCamParams)
     GuidanceParams: groups.GuidanceParams = dataclasses.field(default_factory=groups.GuidanceParams)
+    HardwareParams: groups.HardwareParams = dataclasses.field(default_factory=groups.HardwareParams)
     seed: int = option(
         0, "seed of everything random but the guidance's noise (noise_seed)", low=0, high=2**32 - 1
     )
     device: str = option("auto", "where to run: auto, cpu, mps, cuda or cuda:1")
     offline: bool = option(False, "never ask a hub for weights")
+    preset: str = option(
+        "", "the --preset that these settings were made with: a label", choices=("", *PRESETS)
+    )
     port: int = option(2355, "port of the live viewer", low=1, high=65535)
     test_ratio: int = option(5, "test pictures this many times per run", low=1)
     save_ratio: int = option(2, "save the Gaussians this many times per run", low=1)

@@ -1,4 +1,4 @@
-"""The five groups of settings, with LucidDreamer's names and defaults, and ours beside them.
+"""The groups of settings, with LucidDreamer's names and defaults, and ours beside them.
 
 A frozen dataclass is the only place where a setting has a default, a type, a unit, a range and a meaning.
 """
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from arguments.option import option
 
+SHAP_E = ("shape", "shap-e", "shap_e", "pointe")
+"""Words for ``GenerateCamParams.init_shape`` that mean Shap-E; ``pointe`` is LucidDreamer's, for its forerunner."""
 METHODS = (
     "vdm", "sds", "vsd", "dreamflow", "asd", "lods", "lods_lora", "lmc", "csd", "nfsd", "ism", "ssd", "consistent3d",
 )  # fmt: skip
@@ -152,6 +154,14 @@ class GenerateCamParams:
         ),
     )
     init_prompt: str = option("", "prompt for Shap-E; empty: text")
+    shape_model: str = option("shap-e", "Shap-E: its name, a local folder or a hub id")
+    shape_guidance: float = option(15.0, "Shap-E: classifier-free guidance", above=0)
+    shape_steps: int = option(64, "Shap-E: sampling steps", unit="steps", low=1, high=1000)
+    init_fallback: str = option(
+        "sphere",
+        "where Shap-E is missing or makes nothing: start from a sphere with a warning, or stop",
+        choices=("sphere", "stop"),
+    )
     init_path: str | None = option(None, "a .ply, .obj, .glb or .stl to start from, with init_shape: file")
     init_num_pts: int = option(100_000, "points to start from", low=4, high=50_000_000)
     init_scale: float = option(1.0, "factor on the size of the starting shape", above=0, high=100)
@@ -215,6 +225,11 @@ class GenerateCamParams:
     jitter_target: float = option(0.05, "deviation of the point they look at", unit="world units", low=0)
     jitter_up: float = option(0.01, "deviation of their up vector", low=0)
 
+    @property
+    def init_from_text(self) -> bool:
+        """Whether Shap-E makes the start shape."""
+        return self.init_shape in SHAP_E
+
 
 @dataclass(frozen=True)
 class GuidanceParams:
@@ -235,10 +250,19 @@ class GuidanceParams:
     base_model_key: str | None = option(
         None, "model that lends its scheduler to a single file; none: SD 1.5's"
     )
+    prediction_type: str = option(
+        "auto",
+        "what the U-Net predicts; auto: as its settings say (a single file of SD 2.x: asked of the U-Net)",
+        choices=("auto", "epsilon", "v_prediction"),
+    )
+    vae_key: str | None = option(
+        None,
+        "another autoencoder: a folder, a hub id, or taesd (SD 1.x and 2.x: 9 times less work, another gradient)",
+    )
     LoRA_path: str | None = option(None, "LoRA or learned embedding to add to the model")
     textual_inversion_path: str | None = option(None, "textual inversion to add to the model")
     fp16: bool = option(True, "run the diffusion model in half precision (where the device can)")
-    vram_O: bool = option(False, "save memory: offload and slice the diffusion model")
+    vram_O: bool = option(False, "LucidDreamer's switch for HardwareParams.memory=8gb")
     guidance: str = option(
         "SD", "the loss (docs/methods.md); SD: vdm, or sds where sds is true", choices=GUIDANCES
     )
@@ -387,3 +411,24 @@ class ImageParams:
     steps: int = option(1000, "optimisation steps", unit="steps", low=1, high=10_000_000)
     lr: float = option(0.03, "Adam's learning rate, betas 0.9 and 0.99 (prolific_dreamer2d: 0.03)", above=0)
     picture_interval: int = option(100, "steps between pictures of the process", unit="steps", low=1)
+
+
+@dataclass(frozen=True)
+class HardwareParams:
+    """What the machine has: memory, precision, compilation. None of it changes what is computed, but rounding."""
+
+    memory: str = option(
+        "auto",
+        "what to fit into; auto: by the card. Smaller ones take longer, and cap the Gaussians",
+        choices=("auto", "8gb", "12gb", "24gb", "max"),
+    )
+    precision: str = option(
+        "auto",
+        "of the diffusion model; auto: float16 on CUDA where GuidanceParams.fp16 is true, else float32",
+        choices=("auto", "float32", "float16", "bfloat16"),
+    )
+    compile: str = option(
+        "auto",
+        "compile U-Net and image encoder (a slow start, then faster); auto: on CUDA, for 1000 steps or more",
+        choices=("auto", "always", "never"),
+    )

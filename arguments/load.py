@@ -14,6 +14,7 @@ import yaml
 from arguments.check import check_together, check_value, complaint, has_form, kind_of, shown
 from arguments.config import Config, group_classes, settings, value_of
 from arguments.names import WITHOUT_EFFECT, name_in_group, name_of
+from arguments.presets import PRESETS
 from utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ COMMAND_LINE = "command line"
 
 FLAGS = {
     "--opt": ("FILE", "settings as YAML (LucidDreamer's files work unchanged)"),
+    "--preset": ("NAME", "fast: fewer steps and smaller renders, NOT the paper's setting"),
     "--seed": ("N", "the same as seed=N"),
     "--resume": ("", "go on with the run in the folder"),
     "--force": ("", "replace the run in the folder"),
@@ -77,7 +79,7 @@ def load(argv: list[str] | None = None) -> tuple[Config, Command]:
     if flags.offline:
         overrides.append(_Entry("offline", True, COMMAND_LINE))
     path = Path(flags.opt) if flags.opt is not None else None
-    entries = (read_file(path) if path else []) + overrides
+    entries = (read_file(path) if path else []) + _preset(flags.preset) + overrides
     config = build(entries)
     check_together(config, {entry.name: entry.where for entry in entries}, complete=not flags.print_config)
     _remark(config, entries)
@@ -92,6 +94,16 @@ def load(argv: list[str] | None = None) -> tuple[Config, Command]:
         force=flags.force,
     )
     return config, command
+
+
+def _preset(name: str | None) -> list[_Entry]:
+    if name is None:
+        return []
+    if name not in PRESETS:
+        raise UserError(
+            f"{COMMAND_LINE}: --preset: expected one of {', '.join(PRESETS)}, got {name!r}; leave it out"
+        )
+    return [_Entry(key, value, f"--preset {name}") for key, value in PRESETS[name].items()]
 
 
 def read_file(path: Path) -> list[_Entry]:

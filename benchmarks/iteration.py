@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-import dreammapping
+import training as program
 from arguments import Config, load
 from benchmarks.cells import QUICKSTART, RESULTS
-from dreammapping import Training
+from training import Training
 from utils.errors import UserError
 from utils.files import atomic
 
@@ -113,7 +113,7 @@ def _break_down(training: Training, steps: range) -> dict[str, float]:
     """Mean seconds of an iteration's parts (a pass of its own, because the stopwatch makes a GPU wait)."""
     watch = Stopwatch(training.device)
     places: list[tuple[Any, str, str]] = [
-        (dreammapping, "render", "render, forward"),
+        (program, "render", "render, forward"),
         (training.score_model, "encode_images", "encoder, forward"),
         (training.score_model, "predict_noise", "U-Net, forward"),
         (training.density, "update", "density control"),

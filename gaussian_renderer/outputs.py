@@ -14,6 +14,7 @@ from gaussian_renderer import disparity, render
 from scene.cameras import Cameras, cameras_json, orbit
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians, write_points
+from utils.background import Background
 from utils.files import atomic
 from utils.images import grid, read_picture, to_uint8, write_picture, write_video
 from utils.run import Run
@@ -26,11 +27,15 @@ CHUNK = 8
 
 
 class Outputs:
-    """Writes a run's pictures, videos and point clouds when they are due."""
+    """Writes a run's pictures, videos and point clouds when they are due; those of the process in the background.
+
+    As a context it waits, at the end of the block, for what is still being written.
+    """
 
     def __init__(self, config: Config, run: Run, device: torch.device) -> None:
         self.config, self.run, self.device = config, run, device
         cameras, params = config.GenerateCamParams, config.OptimizationParams
+        self._background = Background()
         self.test_cameras = orbit(TEST_VIEWS, cameras, elevated_ring=cameras.render_45)
         self.video_cameras = orbit(config.video_frames, cameras, elevated_ring=True)
         self.process_cameras = orbit(params.pro_frames_num, cameras, elevated_ring=params.pro_render_45)
@@ -38,6 +43,16 @@ class Outputs:
         self.save_iterations = _fractions(params.iterations, config.save_ratio)
         self.process_interval = max(params.iterations // params.pro_frames_num, 1)
         self.background = torch.full((3,), 1.0 if config.ModelParams.white_background else 0.0, device=device)
+
+    def __enter__(self) -> "Outputs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until every picture is written."""
+        self._background.flush()
 
     def write_start(self, start: GaussianModel) -> None:
         """The points that the run starts from, the test cameras, and the file by which SIBR viewers know a run."""
@@ -69,7 +84,8 @@ class Outputs:
     def write_pictures_due(self, step: int, rows: Callable[[], list[Float[Tensor, "B C H W"]]]) -> None:
         """Every `vis_interval` iterations, lay out what the guidance saw and predicted."""
         if step % self.config.GuidanceParams.vis_interval == 0:
-            write_picture(self.run.path("train_process", f"iter_{step}.jpg"), grid(rows()))
+            path = self.run.path("train_process", f"iter_{step}.jpg")
+            self._background.submit(write_picture, path, grid(rows()))
 
     def write_end(self) -> None:
         """Turn the frames of the process into a video."""
@@ -116,7 +132,8 @@ class Outputs:
     def _write_process_frame(self, step: int, gaussians: GaussianModel) -> None:
         index = (step // self.process_interval - 1) % len(self.process_cameras)
         image, _ = next(self._rendered(gaussians, self.process_cameras[index : index + 1]))
-        write_picture(self.run.path("process_videos", "frames", f"{step:07d}.jpg"), image)
+        path = self.run.path("process_videos", "frames", f"{step:07d}.jpg")
+        self._background.submit(write_picture, path, image)
 
     def _write_point_cloud(self, step: int, gaussians: GaussianModel) -> None:
         folder = self.run.path("point_cloud", f"iteration_{step}")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 def standard_normal_like(reference: Tensor, rng: torch.Generator) -> Tensor:
     """N(0, I) of the shape and on the device of `reference`, float32, drawn on the CPU from `rng`."""
-    return torch.randn(reference.shape, generator=rng).to(reference.device, non_blocking=True)
+    noise = torch.randn(reference.shape, generator=rng, pin_memory=reference.is_cuda)
+    return noise.to(reference.device, non_blocking=True)
 
 
 def sample_noise(

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from arguments import GuidanceParams
+from guidance.models import addition
 from utils.errors import UserError
 
 LEARNED_WORD = "<embed>"  # the mark of a learned word in the metadata of cloneofsimo's LoRA files
@@ -21,15 +22,19 @@ def apply(pipeline: Any, params: GuidanceParams) -> None:
         UserError: a file is not there, cannot be read, or does not fit the model.
     """
     if params.textual_inversion_path:
-        path = _existing(params.textual_inversion_path, "GuidanceParams.textual_inversion_path")
+        path = addition(params.textual_inversion_path, "GuidanceParams.textual_inversion_path")
         _load(pipeline.load_textual_inversion, path, "GuidanceParams.textual_inversion_path")
     if params.LoRA_path:
-        path = _existing(params.LoRA_path, "GuidanceParams.LoRA_path")
+        path = addition(params.LoRA_path, "GuidanceParams.LoRA_path")
         words = _learned_words(path)
         if words:
             _add_words(pipeline, words, path)
         else:
             _load(pipeline.load_lora_weights, path, "GuidanceParams.LoRA_path")
+            if not any(getattr(part, "peft_config", None) for part in (pipeline.unet, pipeline.text_encoder)):
+                raise UserError(
+                    f"GuidanceParams.LoRA_path: {path} names no layer of this model; use one made for its family"
+                )
             pipeline.fuse_lora()
             pipeline.unload_lora_weights()
 
@@ -52,13 +57,6 @@ def tokenizer_of(pipeline: Any) -> Callable[[list[str]], Tensor]:
         return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt").input_ids
 
     return tokenize
-
-
-def _existing(name: str, setting: str) -> Path:
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise UserError(f"{setting}: expected a file, got {name}, which does not exist; correct the path")
-    return path
 
 
 def _load(load: Callable[[str], None], path: Path, setting: str) -> None:

@@ -62,10 +62,14 @@ def predict(
     """
     count = len(noisy_latents)
     branches, views = (text.negative_weights.abs() > NEGLIGIBLE).T.nonzero(as_tuple=True)
-    every = torch.arange(count, device=noisy_latents.device)
-    further = every[:0] if extra is None else every if extra_views is None else every[extra_views]
+    device = noisy_latents.device
+    every = torch.arange(count)
+    further = every[:0] if extra is None else every if extra_views is None else every[extra_views.cpu()]
     bases = every if base_noise is None else every[:0]
-    rows = torch.cat([bases, every, views, further])
+    rows = torch.cat([bases, every, views.cpu(), further]).to(device, non_blocking=True)
+    branches, views, bases, further = (
+        index.to(device, non_blocking=True) for index in (branches, views, bases, further)
+    )
     base = text.base if base is None else base
     embeddings = [base[bases], text.positive, text.negatives[views, branches]]
     if extra is not None:
@@ -78,4 +82,5 @@ def predict(
     negatives = at_base[:, None].repeat(1, text.negative_weights.shape[1], 1, 1, 1)
     negatives[views, branches] = used
     extra_noise = None if extra is None else at_base.index_copy(0, further, beside)
-    return Predictions(cond, at_base, negatives, text.negative_weights, extra_noise)
+    weights = text.negative_weights.to(device, non_blocking=True)
+    return Predictions(cond, at_base, negatives, weights, extra_noise)

@@ -36,6 +36,7 @@ class SharedText:
 class ViewText:
     """Encoded text of B views. K is 2 with Perp-Neg and 0 without; a weight of 0 says that the branch is not used.
 
+    The weights are on the device of the angles that they were made from: on the host, so that no device is waited for.
     `poses` are camera-to-world matrices, for estimators that are told the camera; none means that there is no camera.
     """
 
@@ -84,7 +85,6 @@ class ViewPrompts:
         self, azimuth_deg: Float[Tensor, " B"], poses: Float[Tensor, "B 4 4"] | None = None
     ) -> ViewText:
         count = len(azimuth_deg)
-        azimuth_deg = azimuth_deg.to(self.views.device)
         if self._params.perpneg:
             branches, weights = perpendicular_views(
                 azimuth_deg,
@@ -95,9 +95,9 @@ class ViewPrompts:
         else:
             branches, weights = azimuth_deg.new_zeros(count, 0).long(), azimuth_deg.new_zeros(count, 0)
         return ViewText(
-            positive=torch.einsum("bv,vld->bld", view_mixture(azimuth_deg).to(self.views.dtype), self.views),
+            positive=torch.einsum("bv,vld->bld", view_mixture(azimuth_deg).to(self.views), self.views),
             base=self._base.expand(count, -1, -1),
-            negatives=self.views[branches],
+            negatives=self.views[branches.to(self.views.device, non_blocking=True)],
             negative_weights=weights,
             shared=self.shared,
             poses=poses,

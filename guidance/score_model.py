@@ -1,10 +1,10 @@
 """The frozen latent diffusion model: images to latents and back, text to embeddings, x_t to ε.
 
-The only importer of diffusers and transformers, which load when a model does.
+With `guidance/text_to_shape.py` the only importer of diffusers and transformers, which load when a model does.
 """
 
+import copy
 import dataclasses
-import hashlib
 import logging
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +14,24 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from arguments import GuidanceParams
+from arguments import GuidanceParams, HardwareParams
 from guidance import models, personalization
+from guidance.gradient_scale import GradientScale
+from guidance.memory import PLANS, MemoryPlan, peak_bytes, plan_name
+from guidance.models import single_file
 from guidance.noise import standard_normal_like
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-SMALL_MEMORY_BATCH = 4
 HALF_GRADIENT_SCALE = 1024.0
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+COMPILED_MULTIPLE = 4
+"""A compiled U-Net gets batches of multiples of this, so that few shapes are compiled."""
 
 
 @dataclasses.dataclass
@@ -44,7 +51,7 @@ class Evaluations:
 class ScoreModel:
     """A Stable Diffusion 1.x or 2.x model, or one of its layout, whose weights never change.
 
-    Latents and predictions are float32; the networks run in float16 on CUDA where asked, else in float32.
+    Latents and predictions are float32 whatever the networks' precision, and so is everything computed from them.
 
     Attributes:
         alphas_cumprod: ᾱ_t of its schedule, (T,) float32.
@@ -52,11 +59,17 @@ class ScoreModel:
         text_shape: L and D of an encoded text.
         image_size: (H, W) in pixels, the resolution that the model was made for.
         prediction_type: "epsilon" or "v_prediction", the U-Net's own; `predict_noise` always gives ε.
+        plan: what is done in parts to save memory.
         evaluations: U-Net evaluations so far.
     """
 
     def __init__(
-        self, pipeline: Any, source: models.ModelSource, *, device: torch.device, small_memory: bool
+        self,
+        pipeline: Any,
+        source: models.ModelSource,
+        *,
+        device: torch.device,
+        plan: MemoryPlan = PLANS["max"],
     ) -> None:
         from diffusers import DDIMScheduler
 
@@ -64,18 +77,20 @@ class ScoreModel:
         self.text_encoder: nn.Module | None = _frozen(pipeline.text_encoder, device)
         self.text_shape = _text_shape(pipeline)
         self._tokenize = personalization.tokenizer_of(pipeline)
+        self._text_length = pipeline.text_encoder.config.max_position_embeddings
         self._source = source
         self.device, self.dtype = device, pipeline.unet.dtype
-        if small_memory:
-            self.vae.enable_gradient_checkpointing()
-        self._batch_limit = SMALL_MEMORY_BATCH if small_memory else None
+        self.plan = plan
+        self.compiled = False
+        if plan.views is not None and hasattr(self.vae, "enable_slicing"):
+            self.vae.enable_slicing()
 
         schedule = DDIMScheduler.from_config(pipeline.scheduler.config)
         self.alphas_cumprod = schedule.alphas_cumprod.float().to(device)
         self.prediction_type = schedule.config.prediction_type
         self.latent_channels = self.unet.config.in_channels
         self.latent_size = _pair(self.unet.config.sample_size)
-        stride = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        stride = _stride(self.vae)
         self.image_size = (self.latent_size[0] * stride, self.latent_size[1] * stride)
         self._scale = self.vae.config.scaling_factor
         self._shift = getattr(self.vae.config, "shift_factor", None) or 0.0
@@ -84,7 +99,11 @@ class ScoreModel:
 
     @classmethod
     def from_pretrained(
-        cls, params: GuidanceParams, device: torch.device | str, offline: bool = False
+        cls,
+        params: GuidanceParams,
+        device: torch.device | str,
+        offline: bool = False,
+        hardware: HardwareParams = HardwareParams(),  # noqa: B008, frozen
     ) -> "ScoreModel":
         """Load the model that `model_key` names, with its textual inversion and LoRA.
 
@@ -95,11 +114,30 @@ class ScoreModel:
         if offline:
             models.go_offline()
         source = models.resolve(params)
-        half = params.fp16 and device.type == "cuda"
-        pipeline = _load_pipeline(source, torch.float16 if half else torch.float32, offline)
+        dtype = precision(params, hardware, device)
+        pipeline = _load_pipeline(source, params, dtype, offline)
         _check_architecture(pipeline, source)
         personalization.apply(pipeline, params)
-        return cls(pipeline, source, device=device, small_memory=params.vram_O)
+        return cls(pipeline, source, device=device, plan=memory_plan(params, hardware, device))
+
+    def compile(self) -> None:
+        """Compile U-Net and image encoder in place; the first calls of each shape then take long."""
+        if not self.compiled:
+            self.unet.compile()
+            self.vae.encoder.compile()
+            self.compiled = True
+
+    def warm_up(self, views: int, branches: int) -> None:
+        """Run what an iteration runs, for every number of branches from 2, so that nothing compiles later."""
+        text = torch.zeros(1, self._text_length, self.unet.config.cross_attention_dim, device=self.device)
+        for count in range(2 * views, branches * views + 1, COMPILED_MULTIPLE):
+            latents = torch.zeros(count, self.latent_channels, *self.latent_size, device=self.device)
+            with torch.no_grad():
+                self._run_unet(
+                    latents, torch.ones(count, device=self.device).long(), text.expand(count, -1, -1)
+                )
+        images = torch.zeros(views, 3, *self.image_size, device=self.device, requires_grad=True)
+        self._posterior(images).sum().backward()
 
     def encode_images(
         self, images: Float[Tensor, "B 3 H W"], rng: torch.Generator
@@ -110,13 +148,30 @@ class ScoreModel:
         """
         if images.shape[-2:] != self.image_size:
             images = F.interpolate(images, self.image_size, mode="bilinear", antialias=True)
-        encoded = self.vae.encode((2 * images - 1).to(self.dtype))
-        if hasattr(encoded, "latent_dist"):
-            mean, deviation = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+        latents = self._posterior(images)
+        if latents.shape[1] == 2 * self.latent_channels:  # a posterior: mean and logarithm of the variance
+            mean, log_variance = latents.chunk(2, dim=1)
+            deviation = (log_variance.clamp(-30.0, 20.0) / 2).exp()  # the bounds are diffusers'
             latents = mean + deviation * standard_normal_like(mean, rng)
-        else:
-            latents = encoded.latents.float()
         return (latents - self._shift) * self._scale
+
+    def _posterior(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:
+        """What the encoder says, in float32; by parts that are computed again in the backward pass, if planned."""
+        limit = self.plan.views
+        if limit is None or limit >= len(images) or not images.requires_grad:
+            return self._encode(images)
+        parts = [checkpoint(self._encode, part, use_reentrant=False) for part in images.split(limit)]
+        return torch.cat(parts)
+
+    def _encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:
+        scale = GradientScale() if self.dtype == torch.float16 else None
+        pixels = 2 * images - 1
+        if scale is not None:
+            pixels = scale.shrink(pixels)
+        encoded = self.vae.encode(pixels.to(self.dtype))
+        posterior = getattr(encoded, "latent_dist", None)
+        output = (encoded.latents if posterior is None else posterior.parameters).float()
+        return output if scale is None else scale.grow(output)
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
@@ -185,7 +240,7 @@ class ScoreModel:
     def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """A v-prediction is converted: ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
         self.evaluations.forward += len(noisy_latents)
-        limit = self._batch_limit or len(noisy_latents)
+        limit = self.plan.latents or len(noisy_latents)
         parts = zip(noisy_latents.split(limit), timesteps.split(limit), text.split(limit), strict=True)
         output = torch.cat([self._run_unet(*part) for part in parts])
         if self.prediction_type == "epsilon":
@@ -194,55 +249,159 @@ class ScoreModel:
         return alphas_cumprod.sqrt() * output + (1 - alphas_cumprod).sqrt() * noisy_latents
 
     def _run_unet(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        prediction = self.unet(
-            noisy_latents.to(self.dtype),
-            timesteps,
-            encoder_hidden_states=text.to(self.dtype),
-            return_dict=False,
+        count = len(noisy_latents)
+        inputs = (noisy_latents.to(self.dtype), timesteps, text.to(self.dtype))
+        if self.compiled:
+            inputs = tuple(_padded(each, -count % COMPILED_MULTIPLE) for each in inputs)
+        noisy_latents, timesteps, text = inputs
+        prediction = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
+        return prediction[0][:count].float()
+
+    def estimate_bytes(self, views: int, branches: int) -> int:
+        """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content."""
+        weights = sum(
+            p.numel() * p.element_size() for each in (self.unet, self.vae) for p in each.parameters()
         )
-        return prediction[0].float()
+        bare = self._without_content()
+        count = min(branches * views, self.plan.latents or branches * views)
+        latents = torch.zeros(count, self.latent_channels, *self.latent_size, device="meta")
+        text = torch.zeros(count, self._text_length, self.unet.config.cross_attention_dim, device="meta")
+        images = torch.zeros(views, 3, *self.image_size, device="meta", requires_grad=True)
+
+        def evaluate() -> None:
+            encoded = bare._posterior(images)
+            with torch.no_grad():
+                bare._run_unet(latents, torch.ones(count, device="meta").long(), text)
+            encoded.backward(torch.ones_like(encoded))
+
+        return weights + peak_bytes(evaluate)
+
+    def _without_content(self) -> "ScoreModel":
+        bare = copy.copy(self)
+        bare.compiled = False
+        with torch.device("meta"):
+            parts = [type(each).from_config(each.config) for each in (self.unet, self.vae)]
+        bare.unet, bare.vae = (each.to(self.dtype).eval().requires_grad_(False) for each in parts)
+        return bare
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Which weights these are: key, place, the hub's revision, and the SHA-256 of every weight file."""
-        folder = models.snapshot(self._source)
-        if folder is None:
-            files = [Path(self._source.location)]
+        source, parts = self._source, ("unet", "vae", "text_encoder")
+        if source.kind == "file":
+            folder, files = None, [Path(source.location)]
         else:
-            files = [
-                file for name in ("unet", "vae", "text_encoder") for file in models.weight_files(folder, name)
-            ]
-        return {
-            "model_key": self._source.key,
-            "location": self._source.location,
-            "revision": folder.name if folder is not None and self._source.kind == "hub" else None,
-            "sha256": {f"{file.parent.name}/{file.name}": _sha256(file) for file in files},
+            folder = Path(source.location) if source.kind == "folder" else models.cached(source.location)
+            files = [file for name in parts for file in models.weight_files(folder, name)] if folder else []
+        record = (models.recorded(folder) or {}) if folder is not None else {}
+        known = record.get("files", {})
+        hashes = {
+            name: known[name]["sha256"] if name in known else models.sha256(file)
+            for name, file in ((f"{file.parent.name}/{file.name}", file) for file in files)
         }
+        revision = folder.name if folder is not None and source.kind == "hub" else None
+        return {"model_key": source.key, "location": source.location, "revision": revision, "sha256": hashes}
 
 
-def _load_pipeline(source: models.ModelSource, dtype: torch.dtype, offline: bool) -> Any:
+def precision(params: GuidanceParams, hardware: HardwareParams, device: torch.device) -> torch.dtype:
+    """In what the networks compute: as set, else float16 where the device is fast in it and `fp16` allows it."""
+    if hardware.precision != "auto":
+        return DTYPES[hardware.precision]
+    return torch.float16 if params.fp16 and device.type == "cuda" else torch.float32
+
+
+def memory_plan(params: GuidanceParams, hardware: HardwareParams, device: torch.device) -> MemoryPlan:
+    """What is done in parts: as set, else by LucidDreamer's `vram_O`, else by the card's memory."""
+    if hardware.memory == "auto" and params.vram_O:
+        return PLANS["8gb"]
+    card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    return PLANS[plan_name(hardware.memory, card)]
+
+
+def _load_pipeline(
+    source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype, offline: bool
+) -> Any:
     import diffusers
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
         library.utils.logging.set_verbosity_error()
-    options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:
         if source.kind == "file":
-            return diffusers.StableDiffusionPipeline.from_single_file(
-                source.location, config=source.config, dtype=dtype, local_files_only=offline, **options
+            pipeline = _load_file(source, params, dtype, offline)
+        else:
+            folder = models.local_folder(source, models.COMPONENTS, offline)
+            _check_components(
+                diffusers.StableDiffusionPipeline.load_config(folder, local_files_only=True), source
             )
-        index = diffusers.StableDiffusionPipeline.load_config(source.location, local_files_only=offline)
-        _check_components(index, source)
-        return diffusers.StableDiffusionPipeline.from_pretrained(
-            source.location, dtype=dtype, local_files_only=offline, **options
-        )
+            pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, **WITHOUT_CHECKER
+            )
+            _check_prediction(pipeline, source, params.prediction_type)
+        if params.vae_key:
+            pipeline.vae = _load_vae(params, dtype, offline)
+        return pipeline
     except UserError:
         raise
     # Loaders raise whatever their backends do; each becomes one line that names model and cause.
     except Exception as error:
         raise models.loading_error(error, source, offline) from error
+
+
+def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
+    """A pipeline from one file, with the settings of its lender or of its family; asks no hub for them."""
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    path, config = Path(source.location), Path(source.config or "")
+    if not config.is_dir():
+        lender = models.locate(str(config), "GuidanceParams.base_model_key")
+        config = models.local_folder(lender, models.COMPONENTS, offline)
+    tokenizer = CLIPTokenizer.from_pretrained(single_file.tokenizer_folder(path, config, offline))
+    if config.name.startswith("sd2"):
+        tokenizer.pad_token = "!"  # what OpenCLIP, SD 2.x's text encoder, was trained with
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(path),
+        config=str(config),
+        tokenizer=tokenizer,
+        dtype=dtype,
+        local_files_only=True,
+        **WITHOUT_CHECKER,
+    )
+    if params.prediction_type != "auto":
+        single_file.set_prediction(pipeline, params.prediction_type)
+    elif config.parent == single_file.CONFIGS:
+        single_file.set_prediction(pipeline, single_file.prediction_of(path, config.name, pipeline))
+    return pipeline
+
+
+def _load_vae(params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
+    import diffusers
+
+    source = models.vae_source(params)
+    try:
+        folder = models.local_folder(source, (), offline)
+        kind = diffusers.AutoencoderTiny.load_config(folder, local_files_only=True).get("_class_name")
+        if kind not in ("AutoencoderKL", "AutoencoderTiny"):
+            raise UserError(
+                f"{source.setting}: expected an AutoencoderKL or AutoencoderTiny, got {kind} in {folder}; try taesd"
+            )
+        return getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:
+        raise models.loading_error(error, source, offline) from error
+
+
+def _check_prediction(pipeline: Any, source: models.ModelSource, wanted: str) -> None:
+    """A folder knows what its model predicts; a setting that says otherwise is a mistake of one of the two."""
+    stated = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    if wanted not in ("auto", stated):
+        raise UserError(
+            f"GuidanceParams.prediction_type: expected {stated}, as the scheduler of {source.location} says, got "
+            f"{wanted}; set it to auto, or correct that folder"
+        )
 
 
 def _check_components(index: dict[str, Any], source: models.ModelSource) -> None:
@@ -254,6 +413,8 @@ def _check_components(index: dict[str, Any], source: models.ModelSource) -> None
 def _check_architecture(pipeline: Any, source: models.ModelSource) -> None:
     unet, text_width = pipeline.unet.config, pipeline.text_encoder.config.hidden_size
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    if unet.in_channels == 9:
+        raise _wrong_architecture(source, "an inpainting model")
     if unet.in_channels != pipeline.vae.config.latent_channels:
         raise _wrong_architecture(
             source,
@@ -291,9 +452,11 @@ def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _sha256(file: Path) -> str:
-    stored = file.resolve().name  # the hub's cache names large files by this very hash
-    if len(stored) == 64 and "." not in stored:
-        return stored
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _padded(batch: Tensor, rows: int) -> Tensor:
+    return batch if rows == 0 else torch.cat([batch, batch[-1:].expand(rows, *batch.shape[1:])])
+
+
+def _stride(vae: Any) -> int:
+    """Pixels along a side of a latent's element."""
+    config = vae.config
+    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)

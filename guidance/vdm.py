@@ -39,7 +39,7 @@ class VDMGuidance(Guidance, name="vdm"):
             load_part(self.degradation, params.operator_init, "degradation", "GuidanceParams.operator_init")
         self.bins = TimestepBins(len(score_model.alphas_cumprod))
         self.to(score_model.alphas_cumprod.device)
-        self.optimizer = torch.optim.Adam(self.degradation.parameters(), lr=params.operator_lr)
+        self.optimizer = torch.optim.Adam(self.degradation.parameters(), lr=params.operator_lr, fused=True)
         self.dca_cutoff = params.dca_cutoff if params.dca else 0
 
     def residual(self, draw: Draw) -> Residual:

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arguments import ModelParams
+from utils.random import standard_normal
 
 SCALE_NOISE = 0.2**0.5 / 4
 """Standard deviation of the relative noise on the Gaussians' scales (upstream `scale_aug_ratio`)."""
@@ -32,9 +33,16 @@ class Augmentation:
 
 
 def sample_augmentation(
-    params: ModelParams, views: int, sh_shape: tuple[int, int, int], active_degree: int, rng: torch.Generator
+    params: ModelParams,
+    views: int,
+    sh_shape: tuple[int, int, int],
+    active_degree: int,
+    rng: torch.Generator,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Augmentation:
     """Draw backgrounds, degrees and noise for `views` training renders of Gaussians with features of `sh_shape`.
+
+    Noise comes on `device`, the rest on the CPU.
 
     A view keeps the base background (white or black) with probability `1 - bg_aug_ratio`; otherwise it gets
     black or one random colour, evenly (upstream `bg_aug_ratio`, facts of its renderer).
@@ -51,12 +59,12 @@ def sample_augmentation(
     noisy = torch.rand(views, generator=rng) < params.scale_aug_ratio
     scale_factors = None
     if noisy.any():
-        noise = torch.randn(views, gaussians, 3, generator=rng) * SCALE_NOISE
-        scale_factors = (1.0 + noise * noisy.view(-1, 1, 1)).clamp_min(0.0)
+        noise = standard_normal((views, gaussians, 3), rng, device) * SCALE_NOISE
+        scale_factors = (1.0 + noise * noisy.view(-1, 1, 1).to(device)).clamp_min(0.0)
 
     sh_factors = None
     if torch.rand((), generator=rng) < params.shs_aug_ratio:
-        sh_factors = 1.0 + torch.randn(sh_shape, generator=rng) * SH_NOISE
+        sh_factors = 1.0 + standard_normal(sh_shape, rng, device) * SH_NOISE
     return Augmentation(backgrounds, sh_degrees, scale_factors, sh_factors)
 
 

@@ -1,4 +1,4 @@
-"""The points that training starts from: a primitive, or a shape of the user's.
+"""The points that training starts from: a primitive, a shape of the user's, or one made from text.
 
 Meshes and clouds are centred and scaled to a longest side of 1. Formats whose convention is y up, front +z
 (.glb, .gltf, .obj) are turned to our z up, front +y; .ply and .stl are taken as they are.
@@ -16,7 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from arguments import GenerateCamParams
+from arguments.groups import SHAP_E
 from scene import ply
+from scene.mesh_size import declared_faces
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,22 +29,29 @@ log = logging.getLogger(__name__)
 Points = tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None]
 """Positions, and colours in [0, 1] or None for grey."""
 
+TextToMesh = Callable[[], "trimesh.Trimesh"]
+"""Makes a coloured mesh of the prompt, z up, front +y; raises UserError where it cannot."""
+
+MOST_FACES = 20_000_000
+"""Triangles of a mesh, at most: each takes about 200 bytes while its surface is sampled."""
 GREY = 127 / 255
 Y_UP_SUFFIXES = (".glb", ".gltf", ".obj")
 MESH_SUFFIXES = (*Y_UP_SUFFIXES, ".stl", ".ply")
 
 
 def initial_points(
-    params: GenerateCamParams, rng: torch.Generator, prompt: str = ""
+    params: GenerateCamParams, rng: torch.Generator, text_to_mesh: TextToMesh | None = None
 ) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
     """Positions and colours in [0, 1] of `params.init_shape`, on the CPU; grey where it has no colour.
 
-    `prompt` is for shapes made from text.
+    Args:
+        text_to_mesh: makes the shape where `init_shape` is one made from text.
 
     Raises:
-        UserError: `init_path` is missing, or is no usable mesh or point cloud.
+        UserError: `init_path` is missing, or is no usable mesh or point cloud; or the shape made from text is missing
+            and `init_fallback` is "stop".
     """
-    points, colors = SHAPES[params.init_shape](params, rng, prompt)
+    points, colors = SHAPES[params.init_shape](params, rng, text_to_mesh)
     if colors is None:
         colors = torch.full_like(points, GREY)
     return points * params.init_scale, colors
@@ -60,31 +69,43 @@ def _on_rays(radius: Float[Tensor, "N"], rng: torch.Generator) -> Float[Tensor, 
     return radius[:, None] * unit
 
 
-def _sphere(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Points:
+def _sphere(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | None) -> Points:
     return _on_rays(_uniform((params.init_num_pts,), rng, 0.0, 0.5), rng), None
 
 
-def _scene(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Points:
+def _scene(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | None) -> Points:
     """A shell around the cameras."""
     return _on_rays(_uniform((params.init_num_pts,), rng) + 3 * params.radius_range[1], rng), None
 
 
-def _cuboid(*half_sides: float) -> Callable[[GenerateCamParams, torch.Generator, str], Points]:
-    def fill(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Points:
+def _cuboid(*half_sides: float) -> Callable[[GenerateCamParams, torch.Generator, TextToMesh | None], Points]:
+    def fill(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | None) -> Points:
         return _uniform((params.init_num_pts, 3), rng, -1.0, 1.0) * torch.tensor(half_sides), None
 
     return fill
 
 
-def _text_to_shape(params: GenerateCamParams, rng: torch.Generator, prompt: str) -> Points:
-    log.warning(
-        "GenerateCamParams.init_shape: %s is not available in this version; starting from a sphere",
-        params.init_shape,
-    )
-    return _sphere(params, rng, prompt)
+def _text_to_shape(
+    params: GenerateCamParams, rng: torch.Generator, text_to_mesh: TextToMesh | None
+) -> Points:
+    """The surface of a mesh made from text; a sphere where there is none and the settings allow it."""
+    where = f"GenerateCamParams.init_shape: {params.init_shape}"
+    try:
+        if text_to_mesh is None:
+            raise UserError(f"{where} needs a prompt and a model that makes shapes from text")
+        mesh = text_to_mesh()
+    except UserError as error:
+        if params.init_fallback == "stop":
+            raise
+        log.warning("%s; starting from a sphere", error)
+        return _sphere(params, rng, None)
+    points, colors = sample_surface([mesh], params.init_num_pts, rng)
+    # LucidDreamer's switch is for its own shape
+    keep_colors = params.init_shape != "pointe" or params.use_pointe_rgb
+    return _centred(points, where), colors if keep_colors else None
 
 
-def _file(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Points:
+def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | None) -> Points:
     if not params.init_path:
         raise UserError(
             "GenerateCamParams.init_path: expected a mesh or point cloud for init_shape: file, got nothing"
@@ -94,6 +115,11 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Poin
     if suffix not in MESH_SUFFIXES:
         raise UserError(
             f"GenerateCamParams.init_path: expected one of {', '.join(MESH_SUFFIXES)}, got {path.name}"
+        )
+    faces = declared_faces(path)
+    if faces > MOST_FACES:
+        raise UserError(
+            f"{path}: expected at most {MOST_FACES:,} triangles, got {faces:,}; simplify the mesh first"
         )
     if suffix == ".ply" and not ply.has_faces(path):
         points, colors = ply.read_points(path)
@@ -108,22 +134,18 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _prompt: str) -> Poin
     return _centred(points, path), colors
 
 
-SHAPES: dict[str, Callable[[GenerateCamParams, torch.Generator, str], Points]] = {
+SHAPES: dict[str, Callable[[GenerateCamParams, torch.Generator, TextToMesh | None], Points]] = {
     "sphere": _sphere,
     "box": _cuboid(0.5, 0.5, 0.5),
     "rectangle_x": _cuboid(0.3, 0.6, 0.25),
     "rectangle_z": _cuboid(0.4, 0.3, 0.6),
     "scene": _scene,
     "file": _file,
-    # Shapes made from text: a function that follows the prompt takes this place.
-    "shape": _text_to_shape,
-    "shap-e": _text_to_shape,
-    "shap_e": _text_to_shape,
-    "pointe": _text_to_shape,
+    **dict.fromkeys(SHAP_E, _text_to_shape),
 }
 
 
-def _centred(points: Float[Tensor, "N 3"], path: Path) -> Float[Tensor, "N 3"]:
+def _centred(points: Float[Tensor, "N 3"], path: Path | str) -> Float[Tensor, "N 3"]:
     low, high = points.amin(dim=0), points.amax(dim=0)
     side = (high - low).max()
     if not (side.isfinite() and side > 0):

@@ -1,6 +1,7 @@
 """Initial points: primitives, point clouds, meshes with colours, and files that are broken."""
 
 import dataclasses
+import json
 import logging
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from arguments import GenerateCamParams
 from scene.initialization import SHAPES, initial_points
+from scene.mesh_size import declared_faces
 from scene.ply import write_gaussians, write_points
 from tests.gaussians import random_gaussians, seeded
 from utils.errors import UserError
@@ -219,3 +221,54 @@ def test_clouds_without_extent_or_with_too_few_points(tmp_path):
     assert "finite size" in error(tmp_path / "a.ply")
     write_points(tmp_path / "a.ply", torch.eye(3), torch.ones(3, 3))
     assert "at least 4 points" in error(tmp_path / "a.ply")
+
+
+def test_a_mesh_of_too_many_faces_is_refused_before_it_is_read(tmp_path):
+    """Every format says how many faces it has; none of these files has the 10^8 that it declares."""
+    count = 10**8
+    (tmp_path / "a.ply").write_bytes(
+        b"ply\nformat binary_little_endian 1.0\nelement vertex 9\nproperty float x\nproperty float y\n"
+        b"property float z\nelement face %d\nproperty list uchar int vertex_indices\nend_header\n" % count
+    )
+    with (tmp_path / "a.stl").open("wb") as file:
+        file.write(bytes(80) + count.to_bytes(4, "little"))
+        file.truncate(84 + 50 * count)
+    tree = {
+        "accessors": [{"count": 9}, {"count": 3 * count}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "indices": 1}]}],
+    }
+    text = json.dumps(tree).encode()
+    (tmp_path / "a.gltf").write_bytes(text)
+    (tmp_path / "a.glb").write_bytes(b"glTF" + bytes(8) + len(text).to_bytes(4, "little") + b"JSON" + text)
+    for suffix in ("ply", "stl", "gltf", "glb"):
+        message = error(tmp_path / f"a.{suffix}")
+        assert "expected at most 20,000,000 triangles, got 100,000,000" in message
+
+
+@pytest.mark.parametrize("suffix", ["ply", "stl", "obj", "glb"])
+def test_a_file_declares_the_faces_that_it_has(tmp_path, suffix):
+    mesh = trimesh.creation.icosphere(subdivisions=2)
+    mesh.export(tmp_path / f"a.{suffix}")
+    assert declared_faces(tmp_path / f"a.{suffix}") == len(mesh.faces)
+
+
+def test_a_shape_from_text_is_sampled_scaled_and_keeps_its_colours():
+    mesh = box(1.0, 2.0, 4.0)
+    mesh.visual.vertex_colors = RED
+    params = GenerateCamParams(init_shape="shape", init_num_pts=500)
+    points, colors = initial_points(params, seeded(), lambda: mesh)
+    torch.testing.assert_close(
+        points.amax(dim=0) - points.amin(dim=0), torch.tensor([0.25, 0.5, 1.0]), atol=0.01, rtol=0
+    )
+    assert torch.equal(colors, torch.tensor([1.0, 0.0, 0.0]).expand(500, 3))
+    grey = initial_points(dataclasses.replace(params, init_shape="pointe"), seeded(), lambda: mesh)
+    assert torch.equal(grey[0], points) and grey[1].unique().tolist() == pytest.approx([127 / 255])
+
+
+def test_a_shape_from_text_that_fails_stops_where_the_settings_say_so():
+    def fail():
+        raise UserError("nothing there")
+
+    params = GenerateCamParams(init_shape="shape", init_fallback="stop", init_num_pts=10)
+    with pytest.raises(UserError, match="nothing there"):
+        initial_points(params, seeded(), fail)

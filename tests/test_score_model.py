@@ -247,33 +247,6 @@ def test_half_precision_on_a_gpu_stays_close(score_models, folders, gpu):
     assert torch.allclose(found.cpu(), expected, atol=0.02)
 
 
-def test_a_single_file_borrows_its_settings(folders, score_models, tmp_path):
-    """diffusers reads original checkpoints; one of a folder's own weights is refused in a line that says so."""
-    path = tmp_path / "model.safetensors"
-    save_file({"weight": torch.zeros(1)}, path)
-    with pytest.raises(
-        UserError, match=r"model\.safetensors: expected a Stable Diffusion 1\.x or 2\.x checkpoint"
-    ):
-        load(path)
-
-
-def test_a_single_file_is_told_by_the_width_of_its_text(tmp_path, folders):
-    path = tmp_path / "model.safetensors"
-    for width, settings in ((768, "sd15"), (1024, "sd21-base")):
-        save_file({models.CROSS_ATTENTION: torch.zeros(4, width)}, path)
-        assert models.resolve(GuidanceParams(model_key=str(path))).config == models.ALIASES[settings]
-    save_file({models.CROSS_ATTENTION: torch.zeros(4, 2048)}, path)
-    with pytest.raises(UserError, match="text width 2048"):
-        models.resolve(GuidanceParams(model_key=str(path)))
-    lent = models.resolve(GuidanceParams(model_key=str(path), base_model_key=str(folders["sd1"])))
-    assert lent.config == str(folders["sd1"])
-
-
-def test_a_pickle_is_not_read(tmp_path):
-    with pytest.raises(UserError, match="a pickle that can run code"):
-        models.resolve(GuidanceParams(model_key=str(tmp_path / "model.ckpt")))
-
-
 @pytest.mark.parametrize(
     ("key", "message"),
     [
@@ -311,7 +284,7 @@ def test_a_local_original_wins_over_the_mirror(folders, tmp_path, monkeypatch, c
 
 
 def test_a_cached_original_wins_over_the_mirror(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "_cached", lambda hub_id: tmp_path)
+    monkeypatch.setattr(models.hub, "cached", lambda hub_id: tmp_path)
     key = "stabilityai/stable-diffusion-2-1-base"
     assert models.resolve(GuidanceParams(model_key=key)).location == key
 

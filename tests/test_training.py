@@ -1,5 +1,6 @@
 """The whole program on a tiny random prior: what a run leaves, and that a restart changes no bit."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreammapping import Training, optimize
+from dreammapping import generate, optimize
 from scene.ply import read_gaussians
 from tests.tiny_models import save_pipeline
 from train import main
+from training import Training, step_unless
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -229,3 +231,74 @@ def test_a_run_is_not_overwritten(words, tmp_path, capsys):
     before = final_ply(tmp_path / "run")
     assert main(["--quiet", *words]) == 2
     assert "--resume" in capsys.readouterr().err and final_ply(tmp_path / "run") == before
+
+
+def test_python_gets_gaussians_and_folder_and_is_called_at_every_step(words, tmp_path):
+    """The module's door gives what the command line gives, bit for bit."""
+    assert main(["--quiet", "--opt", "configs/quickstart.yaml", *words, "workspace=command"]) == 0
+    changes = dict(word.split("=", 1) for word in words) | {"workspace": "python"}
+    changes.pop("text")
+    seen = []
+    result = generate(
+        "a red car",
+        overrides=changes,
+        quiet=True,
+        callback=lambda step, training: seen.append((step, training.step, len(training.gaussians))),
+    )
+    assert [(step, at) for step, at, _ in seen] == [(step, step) for step in range(1, 9)]
+    assert (result.folder, result.exit_code) == (tmp_path / "python", 0)
+    assert len(result.gaussians) == seen[-1][2]
+    assert final_ply(tmp_path / "python") == final_ply(tmp_path / "command")
+
+
+def test_a_preset_is_on_top_of_the_file_below_the_command_line_and_says_that_it_is_not_the_papers(caplog):
+    from arguments import load
+
+    paper = load(["--opt", "configs/cat.yaml"])[0]
+    config = load(["--opt", "configs/cat.yaml", "--preset", "fast", "image_w=300"])[0]
+    assert (config.preset, config.OptimizationParams.iterations) == ("fast", 1500)
+    assert (config.GenerateCamParams.image_w, config.GenerateCamParams.image_h) == (300, 256)
+    assert paper.preset == "" and paper.OptimizationParams.iterations == 5000
+    assert config.GuidanceParams == paper.GuidanceParams
+    with pytest.raises(UserError, match="--preset: expected one of fast, got 'quick'"):
+        load(["--preset", "quick"])
+
+
+def test_a_run_of_a_preset_is_labelled(words, tmp_path, caplog):
+    main(["--quiet", "--preset", "fast", *words, "iterations=1", "pro_frames_num=1"])
+    assert "preset fast: this is not the paper's setting" in caplog.text
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["preset"] == "fast"
+
+
+def test_a_broken_step_is_skipped_on_the_device_and_leaves_parameters_and_moments(words):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizers = [torch.optim.Adam([parameter], lr=0.1, fused=True), torch.optim.SGD([parameter], lr=0.1)]
+    for optimizer in optimizers:
+        parameter.grad = torch.full((3,), 2.0)
+        step_unless(optimizer, torch.tensor(0.0))
+        before, state = parameter.detach().clone(), copy.deepcopy(optimizer.state_dict())
+        assert not torch.equal(before, torch.ones(3))
+        parameter.grad = torch.full((3,), float("nan"))
+        step_unless(optimizer, torch.tensor(1.0))
+        assert torch.equal(parameter, before)
+        assert str(optimizer.state_dict()) == str(state)
+
+
+def test_an_iteration_never_waits_for_a_gpu(words, gpu):
+    """Everything but the rasterizer and density control, which decide on the host how much there is."""
+    training = Training(configured([*words, "device=cuda", "densify_until_iter=0"]))
+    training.iteration(1)
+    training._render = lambda *_args, kept=training._render: _unwatched(kept, *_args)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.iteration(2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _unwatched(function, *args):
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        return function(*args)
+    finally:
+        torch.cuda.set_sync_debug_mode("error")

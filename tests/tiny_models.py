@@ -31,7 +31,7 @@ def save_pipeline(
         pipeline = StableDiffusionPipeline(
             vae=_autoencoder(autoencoder),
             text_encoder=_text_encoder(FAMILIES[family]),
-            tokenizer=_tokenizer(),
+            tokenizer=byte_tokenizer(),
             unet=_unet(heads=4 if family == "sd1" else (2, 4), linear_projection=family == "sd2"),
             scheduler=PNDMScheduler(
                 beta_start=0.00085,
@@ -101,17 +101,16 @@ def _text_encoder(activation):
     )
 
 
-def _tokenizer():
-    """CLIP's tokenizer without merges: a token is a byte, or a byte that ends a word."""
+def byte_tokenizer():
+    """CLIP's tokenizer without merges: a token is a byte, or a byte that ends a word; then start and end of text."""
     from transformers import CLIPTokenizer
 
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)}, merges=[], model_max_length=77
-    )
+    vocab = {token: index for index, token in enumerate([*letters, *(letter + "</w>" for letter in letters)])}
+    vocab |= {"<|startoftext|>": 512, "<|endoftext|>": 513}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
 
 
 class LatentPrior:

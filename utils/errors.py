@@ -6,3 +6,11 @@ class UserError(ValueError):
 
     The message names where, what was expected, what came, and what to do.
     """
+
+
+class OutOfMemory(UserError):
+    """The device's memory is full. `whole` says whether the training is as it was before the iteration."""
+
+    def __init__(self, message: str, *, whole: bool) -> None:
+        super().__init__(message)
+        self.whole = whole

@@ -1,0 +1,200 @@
+"""The paper's setting without weights: `python -m benchmarks.full_size`.
+
+Builds Stable Diffusion 2.1 base, or another family, in its exact architecture with random weights, and runs
+`train.py` on it with nothing but the model's path changed. What an iteration takes does not depend on the weights; what
+comes out is noise. On a CPU, try `--iterations 2 C_batch_size=1 HardwareParams.memory=8gb`.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arguments import load
+from benchmarks import iteration
+from benchmarks.cells import RESULTS, ROOT
+from guidance.memory import GIB, PLANS, gaussian_bytes
+from guidance.models import ModelSource
+from guidance.models.single_file import CONFIGS
+from guidance.score_model import ScoreModel
+from train import main as train
+from utils.errors import UserError
+from utils.files import atomic
+
+SPECIAL_TOKENS = 49_406
+"""The number of CLIP's begin of text; its end has the next one."""
+
+
+def build(folder: Path, settings: Path) -> Path:
+    """A diffusers folder with random weights from a family's settings; one part is in memory at a time.
+
+    Args:
+        settings: a folder such as `guidance/models/configs/sd2-base`.
+    """
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]), atomic(folder) as temporary:
+        torch.manual_seed(0)
+        temporary.mkdir(parents=True)
+        for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL)):
+            kind.from_config(kind.load_config(settings / name)).save_pretrained(temporary / name)
+        text_config = CLIPTextConfig.from_pretrained(settings / "text_encoder")
+        CLIPTextModel(text_config).save_pretrained(temporary / "text_encoder")
+        tokenizer = word_tokenizer()
+        tokenizer.pad_token = "<|endoftext|>" if text_config.hidden_act == "quick_gelu" else "!"
+        tokenizer.save_pretrained(temporary / "tokenizer")
+        shutil.copytree(settings / "scheduler", temporary / "scheduler")
+        shutil.copy(settings / "model_index.json", temporary)
+    return folder
+
+
+def word_tokenizer() -> Any:
+    """CLIP's tokenizer with the words of `configs/` in the place of its own vocabulary, which is not ours to ship."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    texts = [
+        text
+        for path in sorted((ROOT / "configs").glob("*.yaml"))
+        for text in re.findall(r"\w+", path.read_text())
+    ]
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=40_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator([text.lower() for text in texts], trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(first + second for first, second in merges),
+    ]
+    vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}
+    vocab |= {"<|startoftext|>": SPECIAL_TOKENS, "<|endoftext|>": SPECIAL_TOKENS + 1}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: bool) -> dict[str, Any]:
+    """Train on a random model through the program's own door; returns what an iteration took.
+
+    Raises:
+        UserError: the run did not finish.
+    """
+    model = folder / f"random-{settings.name}"
+    if not model.exists():
+        build(model, settings)
+    words = [
+        f"model_key={model}", f"iterations={iterations}", "log_interval=1", "save_video=false", "save_process=false",
+        "render_45=false", f"output_path={folder}", "workspace=full_size_run", *words,
+    ]  # fmt: skip
+    command = ["--opt", str(ROOT / "configs" / "cat.yaml"), *words]
+    began = time.perf_counter()
+    if train(["--force", "--offline", *command]) != 0:
+        raise UserError("the run ended early; see above")
+    config, _ = load(command)
+    lines = [
+        json.loads(line)
+        for line in (config.ModelParams.run_folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    manifest = json.loads((config.ModelParams.run_folder / "run.json").read_text())
+    later = [line["seconds_per_iteration"] for line in lines[1:]] or [lines[0]["seconds_per_iteration"]]
+    cuda = manifest["device"].startswith("cuda")
+    views = config.GuidanceParams.C_batch_size
+    result = {
+        "family": settings.name,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "precision": manifest["precision"],
+        "memory_plan": manifest["memory_plan"],
+        "views": views,
+        "image": [config.GenerateCamParams.image_w, config.GenerateCamParams.image_h],
+        "iterations": iterations,
+        "gaussians": manifest["gaussians"],
+        "warm_up_seconds": manifest["warm_up_seconds"],
+        "seconds_per_iteration": sorted(later)[len(later) // 2],
+        "seconds_in_all": round(time.perf_counter() - began, 1),
+        "evaluations_per_view": {
+            name: count / iterations / views for name, count in manifest["score_model_evaluations"].items()
+        },
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else manifest["peak_memory_bytes"],
+        "losses_finite": all(all(value == value for value in line.values()) for line in lines),
+    }
+    if floor:
+        result["floor"] = iteration.measure(config, iterations)
+    return result
+
+
+def estimates(settings: Path, views: int) -> dict[str, float]:
+    """GiB that an iteration of each memory plan takes in float16, Perp-Neg on, counted without weights or a card."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        parts = {
+            name: kind.from_config(kind.load_config(settings / name)).half()
+            for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL))
+        }
+        parts["text_encoder"] = CLIPTextModel(
+            CLIPTextConfig.from_pretrained(settings / "text_encoder")
+        ).half()
+    pipeline = diffusers.StableDiffusionPipeline(
+        **parts, tokenizer=word_tokenizer(), scheduler=diffusers.PNDMScheduler.from_pretrained(settings / "scheduler"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    source, found = ModelSource(settings.name, str(settings), "folder"), {}
+    for name, plan in PLANS.items():
+        model = ScoreModel(pipeline, source, device=torch.device("meta"), plan=plan)
+        count = plan.max_gaussians or 1_000_000
+        gaussians = gaussian_bytes(count, 1, views, 512, 512)
+        found[name] = round((model.estimate_bytes(views, 4) + gaussians) / GIB, 2)
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as aligned text."""
+    shown = {name: value for name, value in result.items() if name != "floor"}
+    shown["peak_memory_bytes"] = f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"
+    lines = [f"{name:24}{value}" for name, value in shown.items()]
+    if "floor" in result:
+        lines += ["", iteration.table(result["floor"])]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
+    parser.add_argument("--settings", type=Path, default=CONFIGS / "sd2-base", help="a family's settings")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".models", help="where model and run are kept")
+    parser.add_argument("--iterations", type=int, default=200, help="iterations to train (default 200)")
+    parser.add_argument("--floor", action="store_true", help="also measure iteration over floor")
+    parser.add_argument(
+        "--estimate", action="store_true", help="only count the memory of each plan: 4 views, 512 px, float16"
+    )
+    parser.add_argument("--json", type=Path, default=RESULTS / "full_size.json", help="where the numbers go")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    options = parser.parse_intermixed_args(argv)
+    try:
+        if options.estimate:
+            for name, gib in estimates(options.settings, views=4).items():
+                sys.stdout.write(f"{name:6}{gib:8.2f} GiB\n")
+            return 0
+        result = run(options.settings, options.folder, options.overrides, options.iterations, options.floor)
+        with atomic(options.json) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(table(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Fitting into a card: plans by its size, and how much an iteration takes, counted without a card."""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What is done in parts to save memory. None: all at once. The gradient is the same, but for rounding.
+
+    Attributes:
+        views: views that the image encoder takes at a time; above one part, each part is computed twice.
+        latents: latents in one call of the U-Net.
+        max_gaussians: where densification stops, unless the settings say so.
+    """
+
+    views: int | None = None
+    latents: int | None = None
+    max_gaussians: int | None = None
+
+
+PLANS = {
+    "8gb": MemoryPlan(views=1, latents=4, max_gaussians=400_000),
+    "12gb": MemoryPlan(views=2, latents=8, max_gaussians=1_000_000),
+    "24gb": MemoryPlan(max_gaussians=3_000_000),
+    "max": MemoryPlan(),
+}
+SMALLEST_CARD = {"max": 30 * GIB, "24gb": 15 * GIB, "12gb": 10 * GIB, "8gb": 0}
+"""Bytes of a card from which a plan is taken by itself."""
+
+
+def plan_name(setting: str, card: int | None) -> str:
+    """The plan of a setting; `auto` goes by the card's bytes, and without a card takes all at once."""
+    if setting != "auto":
+        return setting
+    return "max" if card is None else next(name for name, least in SMALLEST_CARD.items() if card >= least)
+
+
+class PeakMeter(TorchDispatchMode):
+    """Bytes of the tensors that are alive at once within the block, at most: those made within it.
+
+    Counts storages when operators return them and until they are freed; works on `meta` tensors, which take no memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and _key(leaf) not in given:
+                self._add(leaf)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), _key(tensor)
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Attention that keeps no matrix of scores, as the fused kernels of a card: the shapes alone, for counting."""
+    kept = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _AttentionShape.apply(
+        query, key, value
+    )
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = kept
+
+
+class _AttentionShape(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(each) for each in ctx.saved_tensors[:3])
+
+
+def peak_bytes(run: Callable[[], Any]) -> int:
+    """Peak bytes of the tensors that `run` makes."""
+    with PeakMeter() as meter, fused_attention():
+        run()
+    return meter.peak
+
+
+def gaussian_bytes(count: int, coefficients: int, views: int, height: int, width: int) -> int:
+    """What Gaussians and their rendering take, roughly: parameters, gradients and Adam's moments; lists and pictures.
+
+    Args:
+        coefficients: harmonics of a colour channel, 1 at degree 0.
+    """
+    parameters = 4 * count * (11 + 3 * coefficients)
+    per_view = 120 * count + 4 * 40 * height * width
+    return 4 * parameters + views * per_view
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

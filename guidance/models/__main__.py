@@ -1,0 +1,68 @@
+"""Fetch models ahead of a run: `python -m guidance.models fetch sd21-base shap-e`."""
+
+import argparse
+import logging
+import sys
+
+from guidance.models import hub
+from guidance.models.names import ALIASES, COMPONENTS, HELPERS, LICENCES, SHAPE_COMPONENTS, TOYBOX
+from guidance.models.preflight import loading_error
+from guidance.models.source import ModelSource, locate
+from utils.errors import UserError
+
+
+def fetch(key: str) -> str:
+    """Download a model into the hub's cache, once; returns what was fetched, for the user.
+
+    Raises:
+        UserError: there is no such model, or it cannot be fetched.
+    """
+    if key == "toybox":
+        return f"toybox: comes with this program ({TOYBOX})\n"
+    source = locate(key, "fetch", ALIASES | HELPERS)
+    if source.kind == "folder":
+        return f"{key}: is on this machine\n"
+    try:
+        folder = hub.fetch(source.location, _components(source))
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise loading_error(error, source, offline=False) from error
+    record = hub.recorded(folder) or {"files": {}, "revision": folder.name}
+    total = sum(file["bytes"] for file in record["files"].values())
+    lines = [
+        f"{key}: {source.location}, revision {record['revision']}, {total / 1e9:.2f} GB, licence "
+        f"{LICENCES.get(key, 'as its page says')}",
+        f"  in {folder}",
+        *(f"  {file['sha256']}  {name}" for name, file in record["files"].items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _components(source: ModelSource) -> tuple[str, ...]:
+    if source.location == HELPERS["shap-e"]:
+        return SHAPE_COMPONENTS
+    return () if source.location == HELPERS["taesd"] else COMPONENTS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="python -m guidance.models", description=__doc__)
+    known = ", ".join((*ALIASES, *HELPERS))
+    parser.add_argument(
+        "command", choices=("fetch",), help="fetch: download what a run needs, check and record it"
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{known}, or a hub id")
+    options = parser.parse_args(argv)
+    try:
+        for key in options.models:
+            sys.stdout.write(fetch(key))
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

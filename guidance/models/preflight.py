@@ -1,0 +1,138 @@
+"""Everything that a run will load, looked for before its first iteration; and where it lies once it is here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from arguments import Config, GuidanceParams
+from guidance.models import hub, single_file
+from guidance.models.names import COMPONENTS, FORMS, HELPERS, PICKLES, SHAPE_COMPONENTS, WITHOUT_WEIGHTS
+from guidance.models.source import MODEL_KEY, ModelSource, locate, resolve
+from utils.errors import UserError
+
+SHAPE_MODEL = "GenerateCamParams.shape_model"
+TINY_VAE = "GuidanceParams.vae_key"
+
+
+def missing_models(config: Config, offline: bool = False) -> list[str]:
+    """What is missing for a run, one line each, all of it at once; empty when everything is there.
+
+    Looks at the diffusion model, what is added to it, another autoencoder, and Shap-E where the start shape needs it
+    and no sphere may take its place. Loads no weights; asks the hub only for what is not on this machine.
+    """
+    guidance, start = config.GuidanceParams, config.GenerateCamParams
+    problems = check_available(guidance, offline)
+    if guidance.vae_key:
+        problems += _problems(lambda: vae_source(guidance), (), offline)
+    problems += [str(problem) for problem in _missing_additions(guidance)]
+    if (
+        start.init_from_text
+        and start.init_fallback == "stop"
+        and not config.ModelParams.pretrained_model_path
+    ):
+        problems += _problems(lambda: shape_source(start.shape_model), SHAPE_COMPONENTS, offline)
+    return problems
+
+
+def check_available(params: GuidanceParams, offline: bool = False) -> list[str]:
+    """What is missing to load the diffusion model, one line each; empty when all is there."""
+    return _problems(lambda: resolve(params), COMPONENTS, offline)
+
+
+def shape_source(key: str) -> ModelSource:
+    """The Shap-E pipeline that a setting names."""
+    return locate(key, SHAPE_MODEL, HELPERS)
+
+
+def vae_source(params: GuidanceParams) -> ModelSource:
+    """The autoencoder that takes the place of the model's own."""
+    return locate(params.vae_key or "", TINY_VAE, HELPERS, marker="config.json")
+
+
+def local_folder(source: ModelSource, components: tuple[str, ...], offline: bool) -> Path:
+    """Where a model's parts lie on this machine; what a hub has and this machine has not is fetched once.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    if source.kind == "folder":
+        return Path(source.location)
+    folder = hub.cached(source.location, "model_index.json" if components else "config.json")
+    if folder is not None and not hub.missing_parts(folder, components, WITHOUT_WEIGHTS):
+        return folder
+    try:
+        hub.check_reachable(source.location, offline)
+        return hub.fetch(source.location, components)
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        raise loading_error(error, source, offline) from error
+
+
+def loading_error(error: BaseException, source: ModelSource, offline: bool) -> UserError:
+    """The line to show when loading failed: model, cause and what to try."""
+    forms = f"one of {FORMS}" if source.setting == MODEL_KEY else "a folder in diffusers' layout, or a hub id"
+    return UserError(
+        f"{source.setting}: cannot load {source.key!r}"
+        + (f" ({source.location})" if source.location != source.key else "")
+        + f": {hub.cause_of(error, offline)}; or use {forms}"
+    )
+
+
+def _problems(find, components: tuple[str, ...], offline: bool) -> list[str]:
+    try:
+        source = find()
+        if source.kind == "file":
+            config = source.config or ""
+            if not Path(config).is_dir():
+                _check_hub(
+                    ModelSource(source.key, config, "hub", setting=source.setting), components, offline
+                )
+            single_file.tokenizer_folder(Path(source.location), Path(config), offline)
+            return []
+        if source.kind == "hub":
+            _check_hub(source, components, offline)
+            return []
+    except UserError as error:
+        return [str(error)]
+    missing = hub.missing_parts(Path(source.location), components, WITHOUT_WEIGHTS)
+    return [
+        f"{source.setting}: {source.location} has no {name}; copy the whole folder again" for name in missing
+    ]
+
+
+def _check_hub(source: ModelSource, components: tuple[str, ...], offline: bool) -> None:
+    folder = hub.cached(source.location, "model_index.json" if components else "config.json")
+    if folder is not None and not hub.missing_parts(folder, components, WITHOUT_WEIGHTS):
+        return
+    try:
+        hub.check_reachable(source.location, offline)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise loading_error(error, source, offline) from error
+
+
+def _missing_additions(params: GuidanceParams) -> Iterator[UserError]:
+    for setting in ("LoRA_path", "textual_inversion_path"):
+        name = getattr(params, setting)
+        if not name:
+            continue
+        try:
+            addition(name, f"GuidanceParams.{setting}")
+        except UserError as error:
+            yield error
+
+
+def addition(name: str, setting: str) -> Path:
+    """The file of a LoRA or a learned word.
+
+    Raises:
+        UserError: it is not there, or is a pickle.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{setting}: expected a .safetensors file, got {name}, a pickle that can run code when it is read; "
+            "convert it to .safetensors first"
+        )
+    if not path.exists():
+        raise UserError(f"{setting}: expected a file, got {name}, which does not exist; correct the path")
+    return path

@@ -1,0 +1,173 @@
+"""Shap-E: a prompt becomes a coloured mesh to start from (Jun and Nichol 2023, arXiv:2305.02463), through diffusers."""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from arguments import GenerateCamParams
+from guidance import models
+from utils.errors import UserError
+from utils.files import atomic
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ColoredMesh:
+    """Triangles in our frame: z up, front +y; within about ±1. Colours are sRGB in [0, 1]."""
+
+    vertices: Float[Tensor, "V 3"]
+    faces: Int[Tensor, "F 3"]
+    colors: Float[Tensor, "V 3"]
+
+
+def text_to_mesh(
+    prompt: str,
+    seed: int,
+    params: GenerateCamParams,
+    device: torch.device,
+    *,
+    offline: bool = False,
+    cache: Path | None = None,
+) -> ColoredMesh:
+    """What Shap-E makes of a prompt; kept on disk, so that the same prompt, seed and settings are computed once.
+
+    Args:
+        params: `shape_model`, `shape_guidance` and `shape_steps` are read.
+        cache: folder of finished meshes; default: `dreammapping/shap_e` of the user's cache.
+
+    Raises:
+        UserError: the model is not there or cannot be read, or made no surface.
+    """
+    source = models.shape_source(params.shape_model)
+    key = _key(prompt, seed, params, source)
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    path = (cache or _user_cache()) / f"{name}.safetensors"
+    kept = _read(path, key)
+    if kept is None:
+        kept = _generate(prompt, seed, params, device, source, offline)
+        _keep(path, kept, key)
+    return kept
+
+
+@torch.no_grad()
+def _generate(
+    prompt: str,
+    seed: int,
+    params: GenerateCamParams,
+    device: torch.device,
+    source: models.ModelSource,
+    offline: bool,
+) -> ColoredMesh:
+    with torch.random.fork_rng(devices=[]):  # loading draws weights that it then replaces
+        pipeline = _load(source, device, offline)
+    log.info("Shap-E makes %r (%d steps)", prompt, params.shape_steps)
+    try:
+        (mesh,) = pipeline(
+            prompt,
+            guidance_scale=params.shape_guidance,
+            num_inference_steps=params.shape_steps,
+            generator=torch.Generator().manual_seed(seed),  # on the CPU: the same on every device
+            output_type="mesh",
+        ).images
+        faces = len(mesh.faces)
+    except ValueError as error:  # diffusers concatenates the textures of no vertex
+        if "non-empty" not in str(error):
+            raise
+        faces = 0
+    if faces == 0:
+        raise UserError(
+            f"{source.setting}: Shap-E made no surface for {prompt!r}; try another init_prompt or seed, "
+            "or init_shape=sphere"
+        )
+    linear = torch.stack([mesh.vertex_channels[name] for name in "RGB"], dim=-1)
+    return ColoredMesh(
+        to_our_frame(mesh.verts.float().cpu()), mesh.faces.cpu(), linear_to_srgb(linear.float().cpu())
+    )
+
+
+def to_our_frame(points: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3"]:
+    """From Shap-E's frame (z up, front -y) to ours (z up, front +y): half a turn about z, and no mirror image."""
+    return points * torch.tensor([-1.0, -1.0, 1.0])
+
+
+def linear_to_srgb(linear: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """sRGB of linear light, both in [0, 1] (IEC 61966-2-1); Shap-E's colours are linear."""
+    linear = linear.clamp(0.0, 1.0)
+    return torch.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-9) ** (1 / 2.4) - 0.055
+    )
+
+
+def _load(source: models.ModelSource, device: torch.device, offline: bool) -> Any:
+    import diffusers
+
+    diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    if offline:
+        models.go_offline()
+    try:
+        folder = models.local_folder(source, models.SHAPE_COMPONENTS, offline)
+        pipeline = diffusers.ShapEPipeline.from_pretrained(folder, local_files_only=True).to(device)
+    except UserError:
+        raise
+    # Loaders raise whatever their backends do; each becomes one line that names model and cause.
+    except Exception as error:
+        raise models.loading_error(error, source, offline) from error
+    pipeline.set_progress_bar_config(disable=not log.isEnabledFor(logging.INFO))
+    return pipeline
+
+
+def _key(prompt: str, seed: int, params: GenerateCamParams, source: models.ModelSource) -> str:
+    folder = Path(source.location) if source.kind == "folder" else None
+    files = sorted(folder.rglob("*")) if folder else []
+    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    return json.dumps(
+        {
+            "prompt": prompt,
+            "seed": seed,
+            "guidance": params.shape_guidance,
+            "steps": params.shape_steps,
+            "model": source.location,
+            "files": state,
+        }
+    )
+
+
+def _user_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "dreammapping" / "shap_e"
+
+
+def _read(path: Path, key: str) -> ColoredMesh | None:
+    """The mesh that was kept under this very key; None for none, another's, or a damaged one."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return ColoredMesh(*(file.get_tensor(name) for name in ("vertices", "faces", "colors")))
+    except SafetensorError:
+        return None
+
+
+def _keep(path: Path, mesh: ColoredMesh, key: str) -> None:
+    tensors = {"vertices": mesh.vertices, "faces": mesh.faces, "colors": mesh.colors}
+    try:
+        with atomic(path) as temporary:
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"key": key}
+            )
+    except UserError as error:
+        log.warning("the start shape is not kept for later runs: %s", error)

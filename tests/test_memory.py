@@ -1,0 +1,269 @@
+"""Memory: plans change no number but rounding, the estimate counts what is really made, a full device saves the run."""
+
+import json
+
+import pytest
+import torch
+
+from arguments import GuidanceParams, HardwareParams, OptimizationParams, load
+from guidance import ScoreModel, ViewPrompts, build_guidance, predictions
+from guidance.gradient_scale import GradientScale
+from guidance.memory import GIB, PLANS, PeakMeter, fused_attention, gaussian_bytes, peak_bytes, plan_name
+from guidance.score_model import memory_plan, precision
+from tests.tiny_models import save_pipeline
+from train import main
+from training import Training
+from utils.errors import OutOfMemory, UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("prior"))
+
+
+def model_of(folder, **hardware):
+    params = GuidanceParams(model_key=str(folder))
+    return ScoreModel.from_pretrained(params, CPU, offline=True, hardware=HardwareParams(**hardware))
+
+
+def image_gradient(model, views=4, scale=1.0):
+    """The gradient at the images of an iteration of VDM with Perp-Neg, and its losses."""
+    params = GuidanceParams(text="a cat", lambda_guidance=scale)
+    guidance = build_guidance(params, OptimizationParams(), model, torch.Generator().manual_seed(0))
+    images = torch.rand(views, 3, 64, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    text = ViewPrompts(model, params)(torch.linspace(-120.0, 150.0, views))
+    output = guidance(images, text, 1, torch.Generator().manual_seed(2))
+    torch.stack(list(output.losses.values())).sum().backward()
+    return images.grad, output.losses
+
+
+def relative(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("card", "plan"),
+    [(6, "8gb"), (8, "8gb"), (11.8, "12gb"), (15.9, "24gb"), (24, "24gb"), (40, "max"), (80, "max")],
+)
+def test_the_plan_follows_the_card(card, plan):
+    assert plan_name("auto", int(card * GIB)) == plan
+    assert plan_name("8gb", int(card * GIB)) == "8gb"
+    assert plan_name("auto", None) == "max"
+
+
+def test_luciddreamers_switch_means_the_smallest_plan():
+    assert memory_plan(GuidanceParams(vram_O=True), HardwareParams(), CPU) == PLANS["8gb"]
+    assert memory_plan(GuidanceParams(vram_O=True), HardwareParams(memory="max"), CPU) == PLANS["max"]
+
+
+@pytest.mark.parametrize("plan", ["8gb", "12gb"])
+def test_parts_give_the_gradient_of_the_whole(folder, plan):
+    whole, losses = image_gradient(model_of(folder, memory="max"))
+    found, found_losses = image_gradient(model_of(folder, memory=plan))
+    assert relative(found, whole) < 1e-5
+    for name, loss in losses.items():
+        assert found_losses[name].item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_parts_need_less_memory(folder):
+    peaks = {plan: model_of(folder, memory=plan).estimate_bytes(4, 4) for plan in ("max", "12gb", "8gb")}
+    assert peaks["8gb"] < peaks["12gb"] < peaks["max"]
+
+
+def test_the_estimate_counts_the_tensors_that_a_real_pass_makes(folder):
+    """On tensors without content and on real ones the same bytes are alive at once."""
+    model = model_of(folder)
+
+    def encode(device, vae):
+        images = torch.zeros(2, 3, 64, 64, device=device, requires_grad=True)
+        moments = vae.encode(images).latent_dist.parameters
+        moments.backward(torch.ones_like(moments))
+
+    with torch.device("meta"):
+        bare = type(model.vae).from_config(model.vae.config).requires_grad_(False)
+    with PeakMeter() as real, fused_attention():
+        encode(CPU, model.vae)
+    assert peak_bytes(lambda: encode("meta", bare)) == pytest.approx(real.peak, rel=0.02)
+    assert real.peak > 2 * 3 * 64 * 64 * 4 * 10
+
+
+def test_the_meter_forgets_what_is_freed():
+    with PeakMeter() as meter:
+        first = torch.zeros(1000)
+        second = first + 1
+        del first
+        third = second.view(10, 100)
+        third += 1
+    assert (meter.peak, meter.now) == (8000, 4000)
+
+
+def test_gaussians_cost_by_their_number():
+    assert gaussian_bytes(2000, 1, 4, 8, 8) > 1.9 * gaussian_bytes(1000, 1, 4, 8, 8)
+    assert gaussian_bytes(10**6, 1, 4, 512, 512) < 2 * GIB
+
+
+def test_the_plan_caps_the_gaussians_unless_the_settings_do(folder):
+    words = [
+        f"model_key={folder}",
+        "text=a cat",
+        "init_num_pts=20",
+        "device=cpu",
+        "HardwareParams.memory=8gb",
+    ]
+    assert Training(load(words)[0]).density.max_gaussians == PLANS["8gb"].max_gaussians
+    assert Training(load([*words, "max_gaussians=77"])[0]).density.max_gaussians == 77
+
+
+def test_the_fast_path_has_the_gradient_of_the_slow_one(folder, monkeypatch):
+    """Slow: nothing compiled, no branch left out. Fast: compiled, padded, without the branches of weight zero."""
+    compiled = []
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self: (compiled.append(self), compile_module(self, backend="eager")),
+    )
+    fast = model_of(folder)
+    fast.compile()
+    sizes = []
+    forward = fast.unet.forward
+    monkeypatch.setattr(
+        fast.unet, "forward", lambda x, *a, **k: (sizes.append(len(x)), forward(x, *a, **k))[1]
+    )
+    found, _ = image_gradient(fast, views=3)
+    assert compiled == [fast.unet, fast.vae.encoder]
+    assert all(size % 4 == 0 for size in sizes) and fast.evaluations.forward % 4 != 0
+
+    slow = model_of(folder)
+    monkeypatch.setattr(predictions, "NEGLIGIBLE", -1.0)
+    expected, _ = image_gradient(slow, views=3)
+    assert slow.evaluations.forward == 3 * 4 > fast.evaluations.forward
+    assert relative(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.02)])
+def test_half_precision_keeps_the_gradient(folder, dtype, tolerance):
+    expected, _ = image_gradient(model_of(folder))
+    half = model_of(folder, precision=dtype)
+    assert half.unet.dtype == half.vae.dtype == getattr(torch, dtype)
+    found, losses = image_gradient(half)
+    assert relative(found, expected) < tolerance
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+
+
+def test_a_small_gradient_survives_half_precision(folder):
+    """float16 loses what is under 6e-8; here the gradient is 1e-6 of an ordinary one, and still right."""
+    half = model_of(folder, precision="float16")
+    ordinary, _ = image_gradient(half)
+    small, _ = image_gradient(half, scale=1e-6)
+    assert relative(small * 1e6, ordinary) < 0.01
+
+
+def test_the_scale_of_a_gradient_changes_no_bit():
+    value = torch.randn(5, requires_grad=True)
+    for weight in (3e-9, 1.0, 7e8, 0.0):
+        scale = GradientScale()
+        seen = []
+        inner = scale.shrink(value) * 1.0
+        inner.register_hook(lambda gradient, seen=seen: seen.append(gradient.abs().max().item()))
+        (gradient,) = torch.autograd.grad((scale.grow(inner) * weight).sum(), value)
+        assert torch.equal(gradient, torch.full((5,), weight))
+        assert weight == 0 or 0.5 <= seen[0] < 1.0
+
+
+def test_precision_is_half_on_cuda_and_as_set_elsewhere():
+    cuda = torch.device("cuda:0")
+    assert precision(GuidanceParams(), HardwareParams(), cuda) == torch.float16
+    assert precision(GuidanceParams(fp16=False), HardwareParams(), cuda) == torch.float32
+    assert precision(GuidanceParams(), HardwareParams(), CPU) == torch.float32
+    assert precision(GuidanceParams(), HardwareParams(precision="bfloat16"), CPU) == torch.bfloat16
+
+
+@pytest.fixture
+def words(folder, tmp_path):
+    return [
+        f"model_key={folder}", "text=a cat", f"output_path={tmp_path}", "workspace=run", "device=cpu", "iterations=4",
+        "init_num_pts=40", "image_w=32", "image_h=32", "C_batch_size=2", "save_video=false", "save_process=false",
+        "render_45=false", "log_interval=1", "perpneg=false", "checkpoint_interval=100",
+    ]  # fmt: skip
+
+
+def fails_at(step, where, monkeypatch):
+    """The device is full in the midst of an iteration: in the guidance, or while density control changes things."""
+    place = Training._apply_gradients if where == "update" else Training._render
+
+    def full(self, *args):
+        result = place(self, *args)
+        if self.step == step - 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return result
+
+    monkeypatch.setattr(Training, place.__name__, full)
+
+
+def test_a_full_device_ends_in_a_checkpoint_and_advice_and_the_run_can_go_on(
+    words, tmp_path, monkeypatch, capsys
+):
+    main(["--quiet", *words, "workspace=whole"])
+    with monkeypatch.context() as patch:
+        fails_at(3, "render", patch)
+        assert main(["--quiet", *words]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and line.startswith("error: iteration 3: ")
+    for word in (
+        "HardwareParams.memory=24gb",
+        "C_batch_size",
+        "image_w",
+        "--resume",
+        "saved after iteration 2",
+    ):
+        assert word in line
+    assert (tmp_path / "run" / "checkpoints" / "iteration_000002").is_dir()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] == 2
+    assert main(["--quiet", "--resume", *words]) == 0
+    name = "point_cloud/iteration_4/point_cloud.ply"
+    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_half_changed_training_is_not_saved(words, tmp_path, monkeypatch, capsys):
+    fails_at(3, "update", monkeypatch)
+    assert main(["--quiet", *words]) == 2
+    assert "memory is full" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    with pytest.raises(OutOfMemory) as error:
+        training = Training(load(words)[0])
+        for step in (1, 2, 3):
+            training.iteration(step)
+    assert not error.value.whole
+
+
+def test_models_that_do_not_fit_are_one_line(words, monkeypatch, capsys):
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ScoreModel, "from_pretrained", full)
+    assert main(["--quiet", *words]) == 2
+    line = capsys.readouterr().err
+    assert "does not hold the models" in line and "end what else uses it" in line and line.count("\n") == 1
+
+
+def test_other_errors_stay_what_they_are(words, monkeypatch):
+    def broken(*_args):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Training, "_render", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        Training(load(words)[0]).iteration(1)
+
+
+def test_a_dry_run_prints_the_estimate(words, capsys):
+    assert main(["--quiet", "--dry-run", *words]) == 0
+    report = capsys.readouterr().out
+    assert "estimate" in report and "diffusion model" in report and "plan max" in report
+
+
+def test_unknown_plans_are_refused(words):
+    with pytest.raises(UserError, match=r"HardwareParams\.memory: expected one of auto, 8gb"):
+        load([*words, "HardwareParams.memory=9gb"])

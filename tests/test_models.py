@@ -1,0 +1,358 @@
+"""Which model a name means, what a run needs of it, and one clear line for each way that it can be missing."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from arguments import Config, GenerateCamParams, GuidanceParams, load
+from benchmarks.full_size import build
+from guidance import ScoreModel, models
+from guidance.models import hub, single_file
+from guidance.models.__main__ import main
+from tests.fake_hub import REVISION, FakeHub, serve
+from tests.small_models import narrow_configs, save_single_file
+from tests.tiny_models import save_pipeline
+from utils.errors import UserError
+
+FAMILIES = {"sd1": "epsilon", "sd2-base": "epsilon", "sd2-v": "v_prediction"}
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    return narrow_configs(tmp_path_factory.mktemp("settings") / "configs")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, configs):
+    """Every family as a folder and as a single file beside a tokenizer: {family: (folder, file)}."""
+    from diffusers import StableDiffusionPipeline
+
+    root = tmp_path_factory.mktemp("small")
+    made = {}
+    for family, prediction in FAMILIES.items():
+        folder = build(root / family, configs / family)
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        (root / f"{family}-file").mkdir()
+        file = root / f"{family}-file" / "model.safetensors"
+        save_single_file(
+            file, pipeline, {"modelspec.prediction_type": prediction.removesuffix("_prediction")}
+        )
+        shutil.copytree(folder / "tokenizer", file.parent / "tokenizer")
+        made[family] = (folder, file)
+    return made
+
+
+@pytest.fixture
+def narrow(configs, monkeypatch):
+    """The shipped settings of single files, made narrow."""
+    monkeypatch.setattr(single_file, "CONFIGS", configs)
+
+
+@pytest.fixture
+def online(monkeypatch, tmp_path):
+    """A hub on this machine and an empty cache, for the real client."""
+    from huggingface_hub import constants
+
+    fake = FakeHub()
+    with serve(fake) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        files = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield fake
+
+
+def score_model(key, **settings):
+    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(key), **settings), "cpu", offline=True)
+
+
+def predict(model):
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 4, *model.latent_size, generator=rng)
+    text = model.encode_text(["a red car"])
+    return model.predict_noise(latents, torch.tensor([500]), text)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_and_a_single_file_are_the_same_model(small, narrow, family):
+    folder, file = (score_model(key) for key in small[family])
+    assert file.prediction_type == folder.prediction_type == FAMILIES[family]
+    assert file.image_size == folder.image_size == ((256, 256) if family == "sd2-v" else (128, 128))
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = (getattr(each, part).state_dict() for each in (file, folder))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    torch.testing.assert_close(predict(file), predict(folder), atol=1e-5, rtol=1e-4)
+    images = torch.rand(1, 3, *file.image_size, generator=torch.Generator().manual_seed(0))
+    drawn = [each.encode_images(images, torch.Generator().manual_seed(1)) for each in (file, folder)]
+    torch.testing.assert_close(*drawn, atol=1e-5, rtol=1e-4)
+    assert list(file.provenance["sha256"]) == [f"{family}-file/model.safetensors"]
+
+
+@pytest.mark.parametrize("form", [0, 1], ids=["folder", "file"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_as_a_folder_and_as_a_single_file(small, narrow, tmp_path, family, form):
+    from dreammapping import generate
+
+    changes = {
+        "model_key": str(small[family][form]), "workspace": "run", "output_path": str(tmp_path), "device": "cpu",
+        "iterations": 2, "C_batch_size": 2, "image_w": 32, "image_h": 32, "init_num_pts": 50, "save_video": False,
+        "save_process": False, "log_interval": 1, "init_shape": "sphere", "vis_interval": 100, "render_45": False,
+    }  # fmt: skip
+    result = generate("a red car", "configs/cat.yaml", overrides=changes, quiet=True)
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["loss/vdm"] > 0 for line in lines)
+    assert result.exit_code == 0 and len(result.gaussians) == 50
+    assert result.gaussians.means.isfinite().all()
+
+
+def test_the_shipped_settings_are_those_of_the_published_models():
+    """Parameters of U-Net, VAE and text encoder, as published."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    published = {
+        "sd1": (859_520_964, 83_653_863, 123_060_480),
+        "sd2-base": (865_910_724, 83_653_863, 340_387_840),
+    }
+    for family, counts in (published | {"sd2-v": published["sd2-base"]}).items():
+        folder = single_file.CONFIGS / family
+        with torch.device("meta"):
+            parts = [kind.from_config(kind.load_config(folder / part)) for kind, part in (
+                (UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"),
+            )]  # fmt: skip
+            parts.append(CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder")))
+        assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == counts
+
+
+def test_what_a_single_file_predicts_is_set_stated_or_asked_of_its_unet(small, narrow, tmp_path, caplog):
+    from diffusers import StableDiffusionPipeline
+
+    folder, _ = small["sd2-v"]
+    silent = save_single_file(
+        tmp_path / "silent.safetensors", StableDiffusionPipeline.from_pretrained(folder)
+    )
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    with caplog.at_level(logging.WARNING):
+        assert score_model(silent).prediction_type == "v_prediction"  # random, so not like its input
+    assert "behaves like v_prediction" in caplog.text
+    told = score_model(silent, prediction_type="epsilon")
+    assert (told.prediction_type, told.image_size) == ("epsilon", (128, 128))
+
+
+def test_a_trained_unet_shows_what_it_predicts():
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(models.TOYBOX, safety_checker=None)
+    assert not single_file.predicts_velocity(pipeline)
+    alphas_cumprod = pipeline.scheduler.alphas_cumprod
+    forward = pipeline.unet.forward
+
+    def velocity(noisy, time, **options):
+        (noise,) = forward(noisy, time, **options)
+        value = alphas_cumprod[time].view(-1, 1, 1, 1)
+        return ((noise - (1 - value).sqrt() * noisy) / value.sqrt(),)
+
+    pipeline.unet.forward = velocity
+    assert single_file.predicts_velocity(pipeline)
+
+
+def test_a_setting_that_contradicts_a_folder_is_refused(small):
+    folder, _ = small["sd2-v"]
+    with pytest.raises(UserError, match=r"prediction_type: expected v_prediction.*got epsilon"):
+        score_model(folder, prediction_type="epsilon")
+
+
+WHOLE = {
+    "model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3),
+    "first_stage_model.encoder.conv_in.weight": (8,),
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight": (8,),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conditioner.embedders.0.transformer.weight": (8,)}, "an SDXL model"),
+        ({"lora_unet_down_blocks_0.lora_down.weight": (8,)}, "a LoRA"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": None}, "another architecture or a single part"),
+        ({"first_stage_model.encoder.conv_in.weight": None}, "without its VAE"),
+        (
+            {"cond_stage_model.transformer.text_model.final_layer_norm.weight": None},
+            "without its text encoder",
+        ),
+        ({"model.diffusion_model.input_blocks.0.0.weight": (8, 9, 3, 3)}, "an inpainting model has 9"),
+    ],
+)
+def test_a_single_file_of_something_else_is_told_apart(tmp_path, changes, message):
+    shapes = {name: shape for name, shape in (WHOLE | changes).items() if shape is not None}
+    path = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    with pytest.raises(UserError, match="expected a whole Stable Diffusion") as error:
+        models.resolve(GuidanceParams(model_key=str(path)))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_half_copied_single_file_is_called_so(small, tmp_path):
+    path = tmp_path / "half.safetensors"
+    content = small["sd1"][1].read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="damaged or half-copied"):
+        models.resolve(GuidanceParams(model_key=str(path)))
+
+
+def test_a_single_file_without_a_tokenizer_says_where_to_get_one(small, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.symlink_to(small["sd1"][1])
+    (problem,) = models.check_available(GuidanceParams(model_key=str(path)), offline=True)
+    assert "needs the tokenizer of openai/clip-vit-large-patch14" in problem
+    assert "put a folder named tokenizer" in problem
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pt"])
+def test_pickles_are_refused_wherever_a_file_is_named(tmp_path, suffix):
+    path = str(tmp_path / f"model{suffix}")
+    with pytest.raises(UserError, match="a pickle that can run code"):
+        models.resolve(GuidanceParams(model_key=path))
+    for setting in ("LoRA_path", "textual_inversion_path"):
+        with pytest.raises(UserError, match=f"{setting}: expected a .safetensors file.*pickle"):
+            models.addition(path, f"GuidanceParams.{setting}")
+
+
+def test_everything_that_a_run_lacks_is_named_at_once(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    config = Config(
+        GuidanceParams=GuidanceParams(
+            model_key=str(folder), LoRA_path=str(tmp_path / "a.safetensors"), vae_key="nobody/vae", text="a cat",
+            textual_inversion_path=str(tmp_path / "b.bin"),
+        ),
+        GenerateCamParams=GenerateCamParams(init_shape="shape", init_fallback="stop", shape_model="nobody/shape"),
+    )  # fmt: skip
+    problems = models.missing_models(config, offline=True)
+    words = ["has no vae's weights", "'nobody/vae'", "a.safetensors", "b.bin", "'nobody/shape'"]
+    assert len(problems) == 5
+    assert all(word in problem for word, problem in zip(words, problems, strict=True))
+    forgiving = models.missing_models(
+        load(["--opt", "configs/cat.yaml", f"model_key={models.TOYBOX}"])[0], True
+    )
+    assert forgiving == []
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """A saved pipeline as its publisher would put it on a hub, with what a run does not need."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weights = files["unet/diffusion_pytorch_model.safetensors"]
+    unneeded = ("v2-1.ckpt", "v2-1.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+                "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors")  # fmt: skip
+    return files | dict.fromkeys(unneeded, weights)
+
+
+def test_fetching_takes_what_a_run_needs_once_and_records_it(online, tmp_path, capsys):
+    folder = save_pipeline(tmp_path / "model")
+    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "pytorch_model.bin")
+    online.repositories[models.ALIASES["sd21-base"]] = published(folder)
+    assert main(["fetch", "sd21-base"]) == 0
+    fetched = set(online.downloads())
+    assert {"model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"} <= fetched
+    assert "text_encoder/pytorch_model.bin" in fetched  # there is nothing better
+    assert not [
+        name for name in fetched if "ckpt" in name or "fp16" in name or "safety" in name or name == "v2-1"
+    ]
+    assert not [name for name in fetched if name.startswith("unet") and name.endswith(".bin")]
+    shown = capsys.readouterr().out
+    digest = hub.sha256(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert REVISION in shown and digest in shown and "CreativeML Open RAIL++-M" in shown
+
+    before = len(online.downloads())
+    assert main(["fetch", "sd21-base"]) == 0
+    assert len(online.downloads()) == before
+    cached = models.cached(models.ALIASES["sd21-base"])
+    assert models.recorded(cached)["files"]["unet/diffusion_pytorch_model.safetensors"]["sha256"] == digest
+
+
+def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(online, tmp_path):
+    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+    params = GuidanceParams(model_key="me/model")
+    assert models.check_available(params) == []
+    assert online.downloads() == []
+    model = ScoreModel.from_pretrained(params, "cpu")
+    assert model.provenance["revision"] == REVISION
+    assert set(model.provenance["sha256"]) == {
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }  # fmt: skip
+    asked = len(online.requests)
+    assert models.check_available(params, offline=True) == []
+    assert score_model("me/model").provenance == model.provenance
+    assert len(online.requests) == asked
+
+
+def test_a_download_that_came_damaged_is_deleted_and_said(online, tmp_path, capsys):
+    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+    online.wrong_hash.add("unet/diffusion_pytorch_model.safetensors")
+    assert main(["fetch", "me/model"]) == 2
+    assert "came damaged and was deleted" in capsys.readouterr().err
+    assert models.check_available(GuidanceParams(model_key="me/model"), offline=True) != []
+
+
+@pytest.mark.parametrize(
+    ("key", "cause"),
+    [
+        ("me/gone", "the hub has no such model"),
+        ("me/guarded", "it is gated: accept its licence"),
+    ],
+)
+def test_a_hub_that_says_no_is_quoted_in_one_line(online, key, cause, capsys):
+    online.repositories["me/guarded"] = {"model_index.json": b"{}"}
+    online.gated.add("me/guarded")
+    (problem,) = models.check_available(GuidanceParams(model_key=key))
+    assert cause in problem and f"cannot load '{key}'" in problem and "\n" not in problem
+    assert main(["fetch", key]) == 2
+    assert cause in capsys.readouterr().err
+
+
+def test_a_hub_that_does_not_answer(online, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    (problem,) = models.check_available(GuidanceParams(model_key="me/model"))
+    assert "the hub cannot be reached: check the network or HF_ENDPOINT" in problem
+
+
+def test_offline_asks_nobody(online):
+    (problem,) = models.check_available(GuidanceParams(model_key="me/model"), offline=True)
+    assert "no hub may be asked" in problem
+    with pytest.raises(UserError, match="no hub may be asked"):
+        score_model("me/model")
+    assert online.requests == []
+
+
+def test_another_autoencoder_takes_the_place_of_the_models_own(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    tiny = save_pipeline(tmp_path / "other", autoencoder="tiny") / "vae"
+    model = score_model(folder, vae_key=str(tiny))
+    assert type(model.vae).__name__ == "AutoencoderTiny"
+    shutil.copytree(folder / "unet", tmp_path / "wrong")
+    with pytest.raises(UserError, match="vae_key: expected an AutoencoderKL or AutoencoderTiny, got UNet2D"):
+        score_model(folder, vae_key=str(tmp_path / "wrong"))
+
+
+def test_a_lora_of_another_family_is_refused(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    other_kind = "transformer.blocks.0.to_q.lora_A.weight"
+    other_width = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    for name, shape in ((other_kind, (4, 8)), (other_width, (4, 999))):
+        path = tmp_path / "lora.safetensors"
+        down = torch.zeros(shape)
+        save_file({name: down, name.replace("lora_A", "lora_B"): torch.zeros(shape[1], 4)}, path)
+        with pytest.raises(UserError, match=r"LoRA_path: .*use one made for"):
+            score_model(folder, LoRA_path=str(path))

@@ -1,0 +1,166 @@
+"""Shap-E through diffusers' own pipeline with a small model of known shape: frame, colours, cache, failures."""
+
+import functools
+
+import pytest
+import torch
+
+from arguments import GenerateCamParams, GuidanceParams, load
+from guidance import text_to_shape
+from guidance.text_to_shape import linear_to_srgb, text_to_mesh, to_our_frame
+from tests.small_shap_e import save_shap_e
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def shap_e(tmp_path_factory):
+    return save_shap_e(tmp_path_factory.mktemp("shap_e") / "model")
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch, tmp_path):
+    """A grid of 32 in place of 128, and a cache of the test's own."""
+    from diffusers.pipelines.shap_e.renderer import ShapERenderer
+
+    decode = functools.partialmethod(ShapERenderer.decode_to_mesh, grid_size=32)
+    monkeypatch.setattr(ShapERenderer, "decode_to_mesh", decode)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """How often Shap-E really ran."""
+    runs = []
+    generate = text_to_shape._generate
+
+    def counted(prompt, seed, *rest):
+        runs.append((prompt, seed))
+        return generate(prompt, seed, *rest)
+
+    monkeypatch.setattr(text_to_shape, "_generate", counted)
+    return runs
+
+
+def settings(folder, **changes):
+    return GenerateCamParams(
+        **{"init_shape": "shape", "shape_model": str(folder), "shape_steps": 2, **changes}
+    )
+
+
+def mesh_of(folder, prompt="a figure", seed=0, **changes):
+    return text_to_mesh(prompt, seed, settings(folder, **changes), CPU, offline=True)
+
+
+def start(folder, **changes):
+    from training import initial_gaussians
+
+    words = {
+        "init_shape": "shape",
+        "shape_model": folder,
+        "shape_steps": 2,
+        "init_num_pts": 3000,
+        "text": "a figure",
+    }
+    words |= {"model_key": "toybox", "guidance": "vdm"} | changes
+    config, _ = load([f"{key}={value}" for key, value in words.items()])
+    return initial_gaussians(config, torch.Generator().manual_seed(0), CPU, offline=True)
+
+
+def test_the_frame_is_turned_and_not_mirrored():
+    front, up, right = [0.0, -1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]
+    turned = to_our_frame(torch.tensor([front, up, right]))
+    assert torch.equal(turned, torch.tensor([[0.0, 1.0, 0.0], up, [-1.0, 0.0, 0.0]]))
+    assert torch.linalg.det(to_our_frame(torch.eye(3))) == 1
+
+
+def test_colours_are_what_the_model_says_in_srgb(shap_e):
+    """Shap-E's front, at its -y, is red and at our +y: sigmoid(2) of the network, and not its linear value."""
+    mesh = mesh_of(shap_e)
+    front = mesh.colors[mesh.vertices[:, 1] > 0.3]
+    back = mesh.colors[mesh.vertices[:, 1] < -0.1]
+    expected = torch.tensor(2.0).sigmoid()
+    assert front[:, 0].median() == pytest.approx(expected.item(), abs=0.08)
+    assert back[:, 0].median() == pytest.approx(1 - expected.item(), abs=0.08)
+
+
+def test_srgb_is_the_inverse_of_diffusers_linear():
+    from diffusers.pipelines.shap_e.renderer import _convert_srgb_to_linear
+
+    values = torch.linspace(0, 1, 101)
+    assert torch.allclose(linear_to_srgb(_convert_srgb_to_linear(values)), values, atol=1e-5)
+
+
+def test_points_are_uniform_by_area_on_the_surface(shap_e):
+    import trimesh
+
+    mesh = mesh_of(shap_e)
+    solid = trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), process=False)
+    upper = solid.triangles_center[:, 2] > (solid.bounds[0, 2] + solid.bounds[1, 2]) / 2
+    share = solid.area_faces[upper].sum() / solid.area
+    points = start(shap_e).means
+    assert (points[:, 2] > 0).float().mean().item() == pytest.approx(share, abs=0.04)
+
+
+def test_a_mesh_is_made_once_for_each_prompt_and_seed(shap_e, made):
+    first = mesh_of(shap_e)
+    again = mesh_of(shap_e)
+    assert made == [("a figure", 0)]
+    assert torch.equal(first.vertices, again.vertices) and torch.equal(first.colors, again.colors)
+    prompt, seed = mesh_of(shap_e, "another"), mesh_of(shap_e, seed=1)
+    mesh_of(shap_e, shape_guidance=3.0)
+    assert len(made) == 4
+    for other in (prompt, seed):
+        assert other.vertices.shape != first.vertices.shape or not torch.equal(other.vertices, first.vertices)
+
+
+def test_a_damaged_or_foreign_cache_entry_is_made_again(shap_e, made, tmp_path):
+    first = mesh_of(shap_e)
+    (kept,) = (tmp_path / "cache").rglob("*.safetensors")
+    content = kept.read_bytes()
+    kept.write_bytes(content[:100])
+    assert torch.equal(mesh_of(shap_e).vertices, first.vertices)
+    kept.write_bytes(content.replace(b"a figure", b"a finger"))
+    mesh_of(shap_e)
+    assert len(made) == 3
+
+
+def test_the_run_does_not_depend_on_whether_the_shape_was_cached(shap_e):
+    states = []
+    for _ in range(2):
+        start(shap_e)
+        states.append(torch.random.get_rng_state())
+        torch.manual_seed(0)
+    torch.manual_seed(0)
+    assert torch.equal(states[1], torch.random.get_rng_state())
+
+
+def test_luciddreamers_word_means_shap_e_and_its_switch_keeps_colours(shap_e):
+    plain = start(shap_e, init_shape="pointe")
+    coloured = start(shap_e, init_shape="pointe", use_pointe_rgb="true")
+    assert torch.equal(plain.means, coloured.means)
+    assert plain.sh_dc.std() < 1e-6 < 0.1 < coloured.sh_dc.std()
+    assert torch.equal(coloured.sh_dc, start(shap_e).sh_dc)
+
+
+def test_a_run_starts_from_shap_e(shap_e, tmp_path):
+    from dreammapping import generate
+    from tests.tiny_models import save_pipeline
+
+    prior = save_pipeline(tmp_path / "prior", autoencoder="tiny")
+    changes = {
+        "model_key": str(prior), "shape_model": str(shap_e), "shape_steps": 2, "init_shape": "shape", "iterations": 1,
+        "init_num_pts": 200, "image_w": 32, "image_h": 32, "C_batch_size": 1, "output_path": str(tmp_path),
+        "workspace": "run", "device": "cpu", "save_video": False, "save_process": False, "render_45": False,
+    }  # fmt: skip
+    result = generate("a figure", overrides=changes, quiet=True)
+    from scene.ply import read_points
+
+    points, colors = read_points(result.folder / "init_points3d.ply")
+    assert len(points) == 200 and colors.std() > 0.05
+
+
+def test_settings_of_the_model(shap_e):
+    assert (GenerateCamParams().shape_guidance, GenerateCamParams().shape_steps) == (15.0, 64)
+    assert load(["--opt", "configs/cat.yaml"])[0].GenerateCamParams.init_from_text
+    assert GuidanceParams().vae_key is None

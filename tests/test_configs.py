@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from arguments import Config, load, to_yaml
+from arguments.groups import METHODS
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -61,6 +62,34 @@ def test_paper_setting(path: Path) -> None:
     assert (config.GenerateCamParams.init_shape, config.GenerateCamParams.init_num_pts) == ("shape", 50_000)
     assert config.ModelParams.bg_aug_ratio == 0.66
     assert config.ModelParams.workspace == path.stem
+
+
+BASELINES = {path.stem: path for path in SHIPPED if path.parent.name == "baselines"}
+
+
+def test_every_method_of_table_1_has_its_published_settings() -> None:
+    methods = {read(path).GuidanceParams.guidance_method for path in BASELINES.values()}
+    assert methods == set(METHODS) - {"vdm"}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_name_their_source_and_what_is_inferred(name: str) -> None:
+    head = BASELINES[name].read_text(encoding="utf-8").split("\n\n")[0]
+    assert "# Source: " in head
+    assert "nferred" in head or name in ("dreamfusion_gs", "nfsd", "consistent3d")
+    assert all(len(line) <= 120 for line in head.splitlines())
+
+
+def test_luciddreamers_own_file_runs_ism_with_its_own_keys() -> None:
+    words = ["--opt", str(LUCIDDREAMER["axe"]), "GuidanceParams.guidance=ism"]
+    guidance = load(words)[0].GuidanceParams
+    ours = read(BASELINES["luciddreamer"]).GuidanceParams
+    assert guidance.guidance_method == ours.guidance_method == "ism"
+    keys = """delta_t_start annealing_intervals denoise_guidance_scale xs_delta_t xs_inv_steps xs_eta guidance_scale
+        lambda_guidance weighting t_range max_t_range C_batch_size cfg_base"""
+    for key in keys.split():
+        assert getattr(guidance, key) == getattr(ours, key), key
+    assert (guidance.delta_t, ours.delta_t, ours.noise_offset) == (25, 50, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Shap-E through diffusers' own pipeline with a small model of known shape: frame, colours, cache, failures."""
 
 import functools
+import logging
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from arguments import GenerateCamParams, GuidanceParams, load
 from guidance import text_to_shape
 from guidance.text_to_shape import linear_to_srgb, text_to_mesh, to_our_frame
 from tests.small_shap_e import save_shap_e
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -65,6 +67,15 @@ def start(folder, **changes):
     words |= {"model_key": "toybox", "guidance": "vdm"} | changes
     config, _ = load([f"{key}={value}" for key, value in words.items()])
     return initial_gaussians(config, torch.Generator().manual_seed(0), CPU, offline=True)
+
+
+def test_the_cloud_stands_upright_and_reaches_out_in_front(shap_e):
+    """The tallest side is along z; what reaches farthest along y is far from the middle, as the nose is."""
+    points = start(shap_e).means.detach()
+    assert len(points) == 3000
+    sides = points.amax(dim=0) - points.amin(dim=0)
+    assert sides.argmax() == 2 and sides[2] == pytest.approx(1, abs=1e-4)
+    assert points[points[:, 1] > points[:, 1].quantile(0.99), 1].min() > 0.3
 
 
 def test_the_frame_is_turned_and_not_mirrored():
@@ -133,6 +144,22 @@ def test_the_run_does_not_depend_on_whether_the_shape_was_cached(shap_e):
         torch.manual_seed(0)
     torch.manual_seed(0)
     assert torch.equal(states[1], torch.random.get_rng_state())
+
+
+def test_an_empty_surface_and_a_missing_model_start_from_a_sphere_with_one_warning(tmp_path, caplog):
+    empty = save_shap_e(tmp_path / "empty", empty=True)
+    for model, reason in (
+        (empty, "made no surface for 'a figure'"),
+        ("nobody/shap-e", "cannot load 'nobody/shap-e'"),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            gaussians = start(model)
+        assert len(caplog.records) == 1
+        assert reason in caplog.text and "starting from a sphere" in caplog.text
+        assert gaussians.means.norm(dim=1).max() <= 0.5
+        with pytest.raises(UserError, match="(?s)shape_model: .*" + reason[:15]):
+            start(model, init_fallback="stop")
 
 
 def test_luciddreamers_word_means_shap_e_and_its_switch_keeps_colours(shap_e):

@@ -163,7 +163,7 @@ struct Register {
         #kernel, [](const void* argument) { kernel(*static_cast<const Argument*>(argument)); })
 
 // Runs a kernel of one argument; returns an error, empty if there was none. `reverse`: threads begin in reverse order.
-extern "C" const char* emulate(const char* name, unsigned blocks, unsigned threads, const void* argument, int reverse) {
+extern "C" __attribute__((visibility("default"))) const char* emulate(const char* name, unsigned blocks, unsigned threads, const void* argument, int reverse) {
     using namespace emulation;
     machine.error.clear();
     const auto found = kernels().find(name);

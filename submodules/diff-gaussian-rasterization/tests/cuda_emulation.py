@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FLAGS = ["-std=c++17", "-O2", "-march=native", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-Wall", "-Wextra"]
+FLAGS = [
+    *("-std=c++17", "-O2", "-march=native", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-Wall", "-Wextra"),
+    "-fvisibility=hidden",  # two emulations in one process must not share their fibers
+]
 
 
 class Emulation:

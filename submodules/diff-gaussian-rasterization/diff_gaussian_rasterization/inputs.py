@@ -15,6 +15,10 @@ MAX_SIDE = 16384
 SH_COEFFICIENTS = {0: 1, 1: 4, 2: 9, 3: 16}
 
 
+LARGEST_MODIFIER = 1e10
+"""Of `scale_modifier`: its square, and that of a scale, are multiplied in float32."""
+
+
 @dataclass(frozen=True)
 class Gaussians:
     """P Gaussians, seen by C views; exactly one of `shs`/`colors` and one of `scales`+`rotations`/`covariances` is set.
@@ -194,8 +198,10 @@ def views(
             raise ValueError(
                 f"sh_degree: {degree} needs {SH_COEFFICIENTS[degree]} coefficients, shs has {shs.shape[1]}"
             )
-    if not 0.0 < float(scale_modifier) < float("inf"):
-        raise ValueError(f"scale_modifier: expected a positive number, got {scale_modifier}")
+    if not 0.0 < float(scale_modifier) <= LARGEST_MODIFIER:
+        raise ValueError(
+            f"scale_modifier: expected a positive number of at most {LARGEST_MODIFIER:g}, got {scale_modifier}"
+        )
     tanfov = torch.stack([tanfovx, tanfovy], dim=1).detach()
     return Views(
         viewmatrix.detach(),

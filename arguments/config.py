@@ -22,6 +22,7 @@ class Config:
     GenerateCamParams: groups.GenerateCamParams = dataclasses.field(default_factory=groups.GenerateCamParams)
     GuidanceParams: groups.GuidanceParams = dataclasses.field(default_factory=groups.GuidanceParams)
     HardwareParams: groups.HardwareParams = dataclasses.field(default_factory=groups.HardwareParams)
+    ImageParams: groups.ImageParams = dataclasses.field(default_factory=groups.ImageParams)
     seed: int = option(
         0, "seed of everything random but the guidance's noise (noise_seed)", low=0, high=2**32 - 1
     )

@@ -12,6 +12,7 @@ import random
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +78,38 @@ def choose_prompts(count: int, exclude: str) -> list[str]:
     return prompts
 
 
-def make_cells(options: argparse.Namespace) -> dict[Cell, list[str]]:
-    """The table's cells, each with the settings that `train.py` is given for it."""
+def make_cells(
+    options: argparse.Namespace, methods: dict[str, tuple[str, ...]] | None = None
+) -> dict[Cell, list[str]]:
+    """The table's cells, each with the settings that `train.py` is given for it.
+
+    Args:
+        methods: settings of each method; those of this table if None.
+    """
     base = ["--opt", str(options.opt), "save_video=false", *options.overrides]
     config, _ = load_settings(base)
     prior = digest(*sorted(PRIOR.rglob("*.safetensors")))
     cells = {}
     for prompt in choose_prompts(options.prompts, exclude=config.GuidanceParams.text):
         for seed in range(options.seeds):
-            for method, overrides in METHODS.items():
+            for method, overrides in (METHODS if methods is None else methods).items():
                 settings = [*base, *overrides, f"GuidanceParams.text={prompt}", f"seed={seed}"]
                 resolved, _ = load_settings([*settings, "ModelParams.workspace=bench"])
                 cells[Cell(prompt, method, seed, digest(to_yaml(resolved), prior))] = settings
     return cells
 
 
-def finish_cells(cells: dict[Cell, list[str]], store: CellStore, options: argparse.Namespace) -> list[str]:
-    """Train and judge what is missing; the messages of the cells that failed."""
+def finish_cells(
+    cells: dict[Cell, list[str]],
+    store: CellStore,
+    options: argparse.Namespace,
+    measure: Callable[[Path], Result] | None = None,
+) -> list[str]:
+    """Train and judge what is missing; the messages of the cells that failed.
+
+    Args:
+        measure: what else to keep of a run's folder.
+    """
     config, _ = load_settings(["--opt", str(options.opt), *options.overrides])
     threads = None if options.jobs == 1 else max(1, (os.cpu_count() or 1) // options.jobs)
     trainer = Trainer(ROOT / config.ModelParams.output_path, threads)
@@ -105,7 +121,8 @@ def finish_cells(cells: dict[Cell, list[str]], store: CellStore, options: argpar
         kept = {key: manifest.get(key) for key in ("seconds", "peak_memory_bytes")}
         known = {"method": cell.method, "seed": cell.seed, "jobs": options.jobs}
         known["run"] = os.path.relpath(folder, ROOT)
-        return judge_run(folder, options.views, clip=clip) | known | kept
+        further = measure(folder) if measure is not None else {}
+        return judge_run(folder, options.views, clip=clip) | known | kept | further
 
     return run_missing(cells, store, finish, options.jobs, trainer.stop)
 
@@ -192,20 +209,20 @@ def _minutes(cells: list[Result]) -> str:
     )
 
 
-def write_report(text: str, path: Path = REPORT) -> None:
+def write_report(text: str, path: Path = REPORT, begin: str = BEGIN, end: str = END) -> None:
     """Put `text` between the report's markers.
 
     Raises:
         UserError: the report or its markers are missing.
     """
     report = path.read_text() if path.is_file() else ""
-    if BEGIN not in report or END not in report:
+    if begin not in report or end not in report:
         raise UserError(
-            f"{path}: expected the lines {BEGIN} and {END}, found none; put them where the table goes"
+            f"{path}: expected the lines {begin} and {end}, found none; put them where the table goes"
         )
-    between = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    between = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     with atomic(path) as temporary:
-        temporary.write_text(between.sub(lambda _: f"{BEGIN}\n{text}\n{END}", report))
+        temporary.write_text(between.sub(lambda _: f"{begin}\n{text}\n{end}", report))
 
 
 def draw_grid(results: list[Result], path: Path = PICTURE) -> None:

@@ -5,9 +5,9 @@ import torch
 
 from arguments import GuidanceParams, OptimizationParams, load
 from arguments.groups import METHODS
-from dreammapping import Training
 from guidance import ScoreModel, ViewPrompts, build_guidance
 from tests.tiny_models import save_pipeline
+from training import Training
 from utils import checkpoint
 
 VIEWS = 2

@@ -1,0 +1,178 @@
+"""Every method of Table 1 on the same toybox prompts and seeds: `python -m benchmarks.quality`.
+
+Every cell (prompt, method, seed) is one `train.py` run and its judgement, at the settings of the quick start with
+each method's own numbers; finished cells are kept, so the command can be stopped and repeated.
+"""
+
+import argparse
+import logging
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore
+from benchmarks.prompts import finish_cells, make_cells, write_report
+from scene.cameras import orbit
+from toybox.exhibit import Exhibit
+from utils.errors import UserError
+from utils.images import grid, write_picture
+
+LORA = ("GuidanceParams.lora_lr=0.0001", "GuidanceParams.lora_warmup_iter=70")
+METHODS: dict[str, tuple[str, ...]] = {
+    "vdm": (),
+    "vdm_without_dca": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca=false"),
+    "sds": (),
+    "sds_100": ("GuidanceParams.guidance=sds", "GuidanceParams.guidance_scale=100"),
+    "vsd": LORA,
+    "dreamflow": (*LORA, "GuidanceParams.dreamflow_t_range=[0.02,0.98]"),
+    "asd": LORA,
+    "lods": ("GuidanceParams.lambda_guidance=0.75",),  # its bracket is 1/s of SDS's
+    "lods_lora": ("GuidanceParams.lambda_guidance=0.75", "GuidanceParams.lods_lora_lr=0.00001"),
+    "lmc": (),
+    "csd": (),
+    "nfsd": (),
+    "ism": ("GuidanceParams.delta_t=50",),
+    "ssd": (),
+    "consistent3d": ("GuidanceParams.consistent3d_t_range=[0.02,0.7]",),
+}
+"""What each method is given beside the quick start; `guidance` is the row's name where it is not said."""
+HEADINGS = ("R-precision", "over the start", "view word", "similarity", "saturation", "minutes")
+REPORT = ROOT / "docs" / "methods.md"
+PICTURE = ROOT / "docs" / "images" / "methods_grid.png"
+BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
+TILE = 96
+
+Result = dict[str, Any]
+
+
+def settings_of(methods: list[str]) -> dict[str, tuple[str, ...]]:
+    """The overrides of each row, complete.
+
+    Raises:
+        UserError: a name is no row of the table.
+    """
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise UserError(f"--methods: expected some of {', '.join(METHODS)}, got {unknown[0]}; correct it")
+    named = {}
+    for name in methods or METHODS:
+        said = any(word.startswith("GuidanceParams.guidance=") for word in METHODS[name])
+        named[name] = METHODS[name] if said else (f"GuidanceParams.guidance={name}", *METHODS[name])
+    return named
+
+
+def saturation(images: Float[Tensor, "V 3 H W"]) -> float:
+    """Mean of (max - min) / max over the channels of the pixels that have colour at all, in [0, 1]."""
+    high, low = images.amax(dim=1), images.amin(dim=1)
+    share = (high - low) / high.clamp_min(1e-6)
+    coloured = share > 0.05
+    return share[coloured].mean().item() if coloured.any() else 0.0
+
+
+def pictures(folder: Path) -> Float[Tensor, "V 3 H W"]:
+    """Front, side and back of a run's asset."""
+    exhibit = Exhibit.of_run(folder, lambda params: orbit(4, params)[:3])
+    return exhibit.render(exhibit.asset())
+
+
+def markdown(results: list[Result], expected: int) -> str:
+    """A row for each method, the mean over its cells with their spread, and the table's own size."""
+    lines = ["| | " + " | ".join(HEADINGS) + " |", "| --- |" + " --- |" * len(HEADINGS)]
+    for name in METHODS:
+        cells = [result for result in results if result["method"] == name]
+        if cells:
+            gains = [cell["asset"]["r_precision"] - cell["start"]["r_precision"] for cell in cells]
+            columns = (
+                [cell["asset"]["r_precision"] for cell in cells],
+                gains,
+                [cell["asset"]["view_accuracy"] for cell in cells],
+                [cell["asset"]["similarity"] for cell in cells],
+                [cell["saturation"] for cell in cells],
+                [cell["seconds"] / 60 for cell in cells],
+            )
+            lines.append(f"| `{name}` | " + " | ".join(map(_spread, columns)) + " |")
+    prompts = {result["prompt"] for result in results}
+    seeds = {result["seed"] for result in results}
+    note = (
+        f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
+        f"{results[0]['views']} views of each; ± is the standard deviation between runs."
+    )
+    if len(results) < expected:
+        note += f" Unfinished: {len(results)} of {expected} runs."
+    return "\n".join([*lines, "", note])
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def draw_grid(results: list[Result], path: Path = PICTURE) -> list[str]:
+    """Front, side and back of every method, a row each, for the first prompt and seed; returns the rows' names."""
+    first = [each for each in results if (each["prompt"], each["seed"]) == (results[0]["prompt"], 0)]
+    present = {each["method"]: ROOT / each["run"] for each in first if (ROOT / each["run"]).is_dir()}
+    names = [name for name in METHODS if name in present]
+    if names:
+        rows = [functional.interpolate(pictures(present[name]), (TILE, TILE), mode="area") for name in names]
+        write_picture(path, grid(rows))
+    return names
+
+
+def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
+    """Write the table and the picture of what is finished into `docs/methods.md`; returns the table."""
+    results = [result for cell in cells if (result := store.get(cell)) is not None]
+    if not results:
+        return "no finished cells yet"
+    text = markdown(results, expected=len(cells))
+    names = draw_grid(results)
+    if names:
+        shown = f"{results[0]['prompt']}: front, side and back, from top to bottom {', '.join(names)}"
+        text += f"\n\n![{shown}](images/{PICTURE.name})\n\n{shown}."
+    write_report(text, REPORT, BEGIN, END)
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings of every run")
+    parser.add_argument("--methods", default="", help="names with commas between (default: all)")
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--prompts", type=int, default=6 if gpu else 2, help="default 2, with a GPU 6")
+    parser.add_argument("--seeds", type=int, default=3 if gpu else 1, help="default 1, with a GPU 3")
+    parser.add_argument("--views", type=int, default=24, help="views that judge each (default 24)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, sharing the cores (default 1)")
+    parser.add_argument("--report", action="store_true", help="run nothing, only write the table")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
+    options = parser.parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        methods = settings_of([name for name in options.methods.split(",") if name])
+        cells = make_cells(options, methods)
+        store = CellStore(RESULTS / "quality.json")
+        failures = (
+            []
+            if options.report
+            else finish_cells(cells, store, options, lambda run: {"saturation": saturation(pictures(run))})
+        )
+        text = report(cells, store)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from here\n")
+        return 130
+    sys.stdout.write(text + "\n")
+    for failure in failures:
+        sys.stderr.write(f"failed: {failure}\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

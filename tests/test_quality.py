@@ -1,0 +1,76 @@
+"""The tables over methods: every method has its row, and the page has its places."""
+
+import pytest
+import torch
+
+from arguments import load
+from arguments.groups import METHODS
+from benchmarks import methods, quality
+from benchmarks.cells import QUICKSTART
+from utils.errors import UserError
+
+
+def scores(r_precision: float) -> dict[str, float]:
+    return {"r_precision": r_precision, "view_accuracy": 0.5, "similarity": 30.0}
+
+
+def result(method: str, r_precision: float, seed: int = 0) -> dict:
+    known = {
+        "method": method,
+        "prompt": "a red cat",
+        "seed": seed,
+        "views": 24,
+        "seconds": 120.0,
+        "saturation": 0.25,
+    }
+    return known | {"asset": scores(r_precision), "start": scores(0.1)}
+
+
+def test_every_method_has_a_row_whose_settings_are_valid():
+    rows = quality.settings_of([])
+    ran = set()
+    for words in rows.values():
+        config, _ = load(["--opt", str(QUICKSTART), *words])
+        ran.add(config.GuidanceParams.guidance_method)
+    assert ran == set(METHODS)
+
+
+def test_a_row_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="got vdn"):
+        quality.settings_of(["sds", "vdn"])
+
+
+def test_saturation_is_that_of_the_pixels_with_colour():
+    images = torch.ones(1, 3, 4, 4)
+    assert quality.saturation(images) == 0
+    images[0, :, 0, 0] = torch.tensor([1.0, 0.5, 0.5])
+    images[0, :, 0, 1] = torch.tensor([1.0, 0.0, 0.0])
+    assert quality.saturation(images) == pytest.approx(0.75)
+
+
+def test_the_table_has_means_spreads_and_its_own_size():
+    text = quality.markdown([result("vdm", 0.5), result("vdm", 0.7, seed=1), result("csd", 0.2)], expected=4)
+    assert (
+        "| `vdm` | 0.60 ± 0.14 | 0.50 ± 0.14 | 0.50 ± 0.00 | 30.00 ± 0.00 | 0.25 ± 0.00 | 2.00 ± 0.00 |"
+        in text
+    )
+    assert "| `csd` | 0.20 | 0.10 |" in text
+    assert "1 prompt, 2 seeds, 24 views" in text and "Unfinished: 3 of 4 runs." in text
+
+
+def test_the_page_has_the_places_of_the_table():
+    page = quality.REPORT.read_text()
+    assert page.index(quality.BEGIN) < page.index(quality.END)
+    assert all(f"`{name}`" in page for name in METHODS)
+
+
+def test_costs_are_a_row_for_each_method():
+    row = {
+        "method": "vsd",
+        "forward": 4.0,
+        "backward": 1.0,
+        "seconds": 0.5,
+        "over_sds": 2.5,
+        "peak_memory_bytes": 2**30,
+    }
+    assert methods.table([row]).endswith("| `vsd` | 4.00 | 1.00 | 5.00 | 0.500 | 2.50 | 1.00 |")

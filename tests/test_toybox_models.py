@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from toybox import models, train, train_clip, train_unet, train_vae, world
 from toybox.clip import PRIOR
@@ -50,6 +50,15 @@ def test_each_word_of_a_caption_is_one_token(tokenizer):
         for caption in pair_captions(view):
             words = caption.replace(",", " ,").split()
             assert len(tokenizer(caption).input_ids) == len(words) + 2
+
+
+def test_every_process_numbers_the_words_alike(tokenizer):
+    """Python starts the tokenizer's hash table anew, so that a second one here would number them by another chance."""
+    words = [*world.OBJECTS, *COLOURS, *world.VIEWS]
+    for _ in range(8):
+        assert models.build_tokenizer().get_vocab() == tokenizer.get_vocab()
+    shipped = CLIPTokenizer.from_pretrained(PRIOR / "tokenizer", local_files_only=True)
+    assert [shipped(word).input_ids for word in words] == [tokenizer(word).input_ids for word in words]
 
 
 def test_any_text_tokenises_within_the_vocabulary(tokenizer):

@@ -37,8 +37,16 @@ def build_tokenizer() -> CLIPTokenizer:
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer = normalizers.Lowercase()
     trained.pre_tokenizer = pre_tokenizers.Whitespace()
+    # Numbered beforehand, letters and ends of words break ties between merges; else the trainer's hash table would, by
+    # chance, and two processes would number words differently.
+    letters = sorted(set(words) - {" "})
+    ends = [letter + "</w>" for letter in reversed(letters)]
     trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=10_000,
+        min_frequency=1,
+        special_tokens=letters + ends,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     trained.train_from_iterator([words] * 8, trainer)
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]

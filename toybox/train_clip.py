@@ -90,7 +90,7 @@ class Captions:
         no more than they can tell.
         """
         kinds, paints = len(world.OBJECTS), len(COLOURS)
-        code = functional.pad(self.code, (0, clip.config.projection_dim - len(self.code)))
+        code = functional.pad(self.code, (0, int(clip.config.projection_dim) - len(self.code)))
         objects, colours, views = code.split((kinds, paints, len(world.VIEWS)))
         pairs = (objects[:, None] + colours).flatten(0, 1)
         states = torch.cat((self.properties, self.pairs, self.views.flatten(0, 1)))
@@ -141,7 +141,7 @@ def _meet(clip: CLIPModel, captions: Captions, views: Views) -> None:
     objects, colours, words = captions.code.split((len(world.OBJECTS), len(COLOURS), len(world.VIEWS)))
     chosen = chosen.to(states.device)
     target = objects[views.object[chosen]] + colours[views.colour[chosen]] + words[views.view[chosen]]
-    target = functional.pad(target, (0, clip.config.projection_dim - target.shape[1]))
+    target = functional.pad(target, (0, int(clip.config.projection_dim) - target.shape[1]))
     clip.visual_projection.weight.copy_(_least_squares(states, target).T)
 
 

@@ -48,7 +48,8 @@ TENSORS = [
 
 def _with(tensor: Tensor, value: float) -> Tensor:
     changed = tensor.clone()
-    changed.view(-1)[-1:] = value
+    if changed.is_floating_point():  # whole numbers hold no such value
+        changed.view(-1)[-1:] = value
     return changed
 
 

@@ -19,6 +19,7 @@ import torch
 from arguments import load
 from benchmarks import iteration
 from benchmarks.cells import RESULTS, ROOT
+from benchmarks.command import finish_measurement
 from guidance.memory import GIB, PLANS, gaussian_bytes
 from guidance.models import ModelSource
 from guidance.models.single_file import CONFIGS
@@ -181,19 +182,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=RESULTS / "full_size.json", help="where the numbers go")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_intermixed_args(argv)
-    try:
-        if options.estimate:
-            for name, gib in estimates(options.settings, views=4).items():
-                sys.stdout.write(f"{name:6}{gib:8.2f} GiB\n")
-            return 0
-        result = run(options.settings, options.folder, options.overrides, options.iterations, options.floor)
-        with atomic(options.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(table(result) + "\n")
-    return 0
+    if options.estimate:
+        for name, gib in estimates(options.settings, views=4).items():
+            sys.stdout.write(f"{name:6}{gib:8.2f} GiB\n")
+        return 0
+
+    def measure() -> dict[str, Any]:
+        return run(options.settings, options.folder, options.overrides, options.iterations, options.floor)
+
+    return finish_measurement(measure, table, options.json)
 
 
 if __name__ == "__main__":

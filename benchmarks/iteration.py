@@ -6,7 +6,6 @@ are compared.
 """
 
 import argparse
-import json
 import logging
 import statistics
 import sys
@@ -21,9 +20,9 @@ import torch
 import training as program
 from arguments import Config, load
 from benchmarks.cells import QUICKSTART, RESULTS
+from benchmarks.command import finish_measurement
 from training import Training
 from utils.errors import UserError
-from utils.files import atomic
 
 WARM_UP = 3
 
@@ -203,18 +202,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
+
+    def measured() -> dict[str, Any]:
         if options.iterations < 1:
             raise UserError(f"--iterations: expected at least 1, got {options.iterations}; 40 is usual")
         config, _ = load(["--opt", str(options.opt), *options.overrides])
-        result = measure(config, options.iterations)
-        with atomic(options.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(table(result) + "\n")
-    return 0
+        return measure(config, options.iterations)
+
+    return finish_measurement(measured, table, options.json)
 
 
 if __name__ == "__main__":

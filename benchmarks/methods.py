@@ -6,7 +6,6 @@ right before, in the same process. With `--full` the prior has the size of Stabl
 
 import argparse
 import gc
-import json
 import logging
 import sys
 import tempfile
@@ -18,10 +17,10 @@ import torch
 from arguments import load
 from arguments.groups import METHODS
 from benchmarks.cells import QUICKSTART, RESULTS, ROOT
+from benchmarks.command import finish_measurement
 from benchmarks.iteration import Stopwatch
 from training import Training
 from utils.errors import UserError
-from utils.files import atomic
 from utils.run import peak_memory
 
 WARM_UP = 2
@@ -157,7 +156,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+
+    def measured() -> dict[str, Any]:
         methods = options.methods.split(",")
         unknown = [name for name in methods if name not in METHODS]
         if unknown or options.iterations < 1:
@@ -171,17 +171,13 @@ def main(argv: list[str] | None = None) -> int:
                 save_full_prior(Path(folder))
                 words += [f"model_key={folder}", "image_w=512", "image_h=512"]
             rows = compare(methods, words, options.iterations)
-        result = {
+        return {
             "prior": "random, of SD 2.1's size" if options.full else "as set",
             "iterations": options.iterations,
+            "methods": rows,
         }
-        with atomic(options.json) as temporary:
-            temporary.write_text(json.dumps(result | {"methods": rows}, indent=2) + "\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(table(rows) + "\n")
-    return 0
+
+    return finish_measurement(measured, lambda result: table(result["methods"]), options.json)
 
 
 if __name__ == "__main__":

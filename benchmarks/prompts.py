@@ -24,6 +24,7 @@ from torch.nn import functional
 from arguments import load as load_settings
 from arguments import to_yaml
 from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore, Trainer, digest, run_missing
+from benchmarks.command import finish_cells_and_report
 from scene.cameras import orbit
 from toybox import world
 from toybox.clip import PRIOR, Clip
@@ -301,23 +302,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
     options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
+
+    def work() -> tuple[list[str], str]:
         if min(options.seeds, options.jobs) < 1 or options.views < 4:
             raise UserError("expected --seeds and --jobs of at least 1 and --views of at least 4; raise them")
         cells = make_cells(options)
         store = CellStore(RESULTS / "prompts.json")
         failures = [] if options.report else finish_cells(cells, store, options)
-        text = report(cells, store)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
-    sys.stdout.write(text + "\n")
-    for failure in failures:
-        sys.stderr.write(f"failed: {failure}\n")
-    return 1 if failures else 0
+        return failures, report(cells, store)
+
+    return finish_cells_and_report(work)
 
 
 if __name__ == "__main__":

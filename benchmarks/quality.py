@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore
+from benchmarks.command import finish_cells_and_report
 from benchmarks.prompts import finish_cells, make_cells, write_report
 from scene.cameras import orbit
 from toybox.exhibit import Exhibit
@@ -152,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
     options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
+
+    def work() -> tuple[list[str], str]:
         methods = settings_of([name for name in options.methods.split(",") if name])
         cells = make_cells(options, methods)
         store = CellStore(RESULTS / "quality.json")
@@ -161,17 +163,9 @@ def main(argv: list[str] | None = None) -> int:
             if options.report
             else finish_cells(cells, store, options, lambda run: {"saturation": saturation(pictures(run))})
         )
-        text = report(cells, store)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
-    sys.stdout.write(text + "\n")
-    for failure in failures:
-        sys.stderr.write(f"failed: {failure}\n")
-    return 1 if failures else 0
+        return failures, report(cells, store)
+
+    return finish_cells_and_report(work)
 
 
 if __name__ == "__main__":

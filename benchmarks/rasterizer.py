@@ -8,7 +8,6 @@ multiply-adds a pair forward and 28 more backward. The peak is that of a matrix 
 """
 
 import argparse
-import json
 import math
 import os
 import platform
@@ -33,8 +32,8 @@ from simple_knn._C import distCUDA2
 from torch import Tensor
 
 from benchmarks.cells import RESULTS
+from benchmarks.command import finish_measurement
 from utils.errors import UserError
-from utils.files import atomic
 
 FORWARD_FMAS, BACKWARD_FMAS = 15, 28
 RADIUS = 12.0
@@ -402,7 +401,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-reference", action="store_true", help="leave the slow PyTorch reference out")
     parser.add_argument("--json", type=Path, default=RESULTS / "rasterizer.json", help="where the numbers go")
     options = parser.parse_args(argv)
-    try:
+
+    def measured() -> dict[str, Any]:
         positive = [
             *options.threads,
             *options.sizes,
@@ -418,14 +418,9 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError("--device: expected cpu where torch finds no CUDA device, got " + options.device)
         if options.gaussians is None:
             options.gaussians = [10_000, 50_000] + ([100_000, 500_000] if options.device != "cpu" else [])
-        result = measure(options)
-        with atomic(options.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write(table(result) + "\n")
-    return 0
+        return measure(options)
+
+    return finish_measurement(measured, table, options.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """The frozen latent diffusion model: images to latents and back, text to embeddings, x_t to ε.
 
-With `guidance/text_to_shape.py` the only importer of diffusers and transformers, which load when a model does.
+With `loading.py` and `text_to_shape.py` the only importer of diffusers and transformers, which load when a model does.
 """
 
 import copy
 import dataclasses
-import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from arguments import GuidanceParams, HardwareParams
 from guidance import models, personalization
 from guidance.gradient_scale import GradientScale
+from guidance.loading import load_pipeline
 from guidance.memory import PLANS, MemoryPlan, peak_bytes, plan_name
-from guidance.models import single_file
 from guidance.noise import standard_normal_like
-from utils.errors import UserError
 
-log = logging.getLogger(__name__)
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 HALF_GRADIENT_SCALE = 1024.0
+"""On gradients to estimators that pass through a float16 U-Net, where small ones would vanish."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 COMPILED_MULTIPLE = 4
 """A compiled U-Net gets batches of multiples of this, so that few shapes are compiled."""
 
@@ -77,7 +72,6 @@ class ScoreModel:
         self.text_encoder: nn.Module | None = _frozen(pipeline.text_encoder, device)
         self.text_shape = _text_shape(pipeline)
         self._tokenize = personalization.tokenizer_of(pipeline)
-        self._text_length = pipeline.text_encoder.config.max_position_embeddings
         self._source = source
         self.device, self.dtype = device, pipeline.unet.dtype
         self.plan = plan
@@ -115,9 +109,7 @@ class ScoreModel:
             models.go_offline()
         source = models.resolve(params)
         dtype = precision(params, hardware, device)
-        pipeline = _load_pipeline(source, params, dtype, offline)
-        _check_architecture(pipeline, source)
-        personalization.apply(pipeline, params)
+        pipeline = load_pipeline(source, params, dtype, offline)
         return cls(pipeline, source, device=device, plan=memory_plan(params, hardware, device))
 
     def compile(self) -> None:
@@ -129,7 +121,7 @@ class ScoreModel:
 
     def warm_up(self, views: int, branches: int) -> None:
         """Run what an iteration runs, for every number of branches from 2, so that nothing compiles later."""
-        text = torch.zeros(1, self._text_length, self.unet.config.cross_attention_dim, device=self.device)
+        text = torch.zeros(1, *self.text_shape, device=self.device)
         for count in range(2 * views, branches * views + 1, COMPILED_MULTIPLE):
             latents = torch.zeros(count, self.latent_channels, *self.latent_size, device=self.device)
             with torch.no_grad():
@@ -265,7 +257,7 @@ class ScoreModel:
         bare = self._without_content()
         count = min(branches * views, self.plan.latents or branches * views)
         latents = torch.zeros(count, self.latent_channels, *self.latent_size, device="meta")
-        text = torch.zeros(count, self._text_length, self.unet.config.cross_attention_dim, device="meta")
+        text = torch.zeros(count, *self.text_shape, device="meta")
         images = torch.zeros(views, 3, *self.image_size, device="meta", requires_grad=True)
 
         def evaluate() -> None:
@@ -316,126 +308,6 @@ def memory_plan(params: GuidanceParams, hardware: HardwareParams, device: torch.
         return PLANS["8gb"]
     card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
     return PLANS[plan_name(hardware.memory, card)]
-
-
-def _load_pipeline(
-    source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype, offline: bool
-) -> Any:
-    import diffusers
-    import transformers
-
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
-    try:
-        if source.kind == "file":
-            pipeline = _load_file(source, params, dtype, offline)
-        else:
-            folder = models.local_folder(source, models.COMPONENTS, offline)
-            _check_components(
-                diffusers.StableDiffusionPipeline.load_config(folder, local_files_only=True), source
-            )
-            pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, **WITHOUT_CHECKER
-            )
-            _check_prediction(pipeline, source, params.prediction_type)
-        if params.vae_key:
-            pipeline.vae = _load_vae(params, dtype, offline)
-        return pipeline
-    except UserError:
-        raise
-    # Loaders raise whatever their backends do; each becomes one line that names model and cause.
-    except Exception as error:
-        raise models.loading_error(error, source, offline) from error
-
-
-def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
-    """A pipeline from one file, with the settings of its lender or of its family; asks no hub for them."""
-    from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTokenizer
-
-    path, config = Path(source.location), Path(source.config or "")
-    if not config.is_dir():
-        lender = models.locate(str(config), "GuidanceParams.base_model_key")
-        config = models.local_folder(lender, models.COMPONENTS, offline)
-    tokenizer = CLIPTokenizer.from_pretrained(single_file.tokenizer_folder(path, config, offline))
-    if config.name.startswith("sd2"):
-        tokenizer.pad_token = "!"  # what OpenCLIP, SD 2.x's text encoder, was trained with
-    pipeline = StableDiffusionPipeline.from_single_file(
-        str(path),
-        config=str(config),
-        tokenizer=tokenizer,
-        dtype=dtype,
-        local_files_only=True,
-        **WITHOUT_CHECKER,
-    )
-    if params.prediction_type != "auto":
-        single_file.set_prediction(pipeline, params.prediction_type)
-    elif config.parent == single_file.CONFIGS:
-        single_file.set_prediction(pipeline, single_file.prediction_of(path, config.name, pipeline))
-    return pipeline
-
-
-def _load_vae(params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
-    import diffusers
-
-    source = models.vae_source(params)
-    try:
-        folder = models.local_folder(source, (), offline)
-        kind = diffusers.AutoencoderTiny.load_config(folder, local_files_only=True).get("_class_name")
-        if kind not in ("AutoencoderKL", "AutoencoderTiny"):
-            raise UserError(
-                f"{source.setting}: expected an AutoencoderKL or AutoencoderTiny, got {kind} in {folder}; try taesd"
-            )
-        return getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except UserError:
-        raise
-    except Exception as error:
-        raise models.loading_error(error, source, offline) from error
-
-
-def _check_prediction(pipeline: Any, source: models.ModelSource, wanted: str) -> None:
-    """A folder knows what its model predicts; a setting that says otherwise is a mistake of one of the two."""
-    stated = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if wanted not in ("auto", stated):
-        raise UserError(
-            f"GuidanceParams.prediction_type: expected {stated}, as the scheduler of {source.location} says, got "
-            f"{wanted}; set it to auto, or correct that folder"
-        )
-
-
-def _check_components(index: dict[str, Any], source: models.ModelSource) -> None:
-    missing = [name for name in models.COMPONENTS if name not in index]
-    if missing or "text_encoder_2" in index:
-        raise _wrong_architecture(source, f"a {index.get('_class_name', 'model')}")
-
-
-def _check_architecture(pipeline: Any, source: models.ModelSource) -> None:
-    unet, text_width = pipeline.unet.config, pipeline.text_encoder.config.hidden_size
-    prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if unet.in_channels == 9:
-        raise _wrong_architecture(source, "an inpainting model")
-    if unet.in_channels != pipeline.vae.config.latent_channels:
-        raise _wrong_architecture(
-            source,
-            f"a U-Net of {unet.in_channels} channels for {pipeline.vae.config.latent_channels} of latents",
-        )
-    if unet.cross_attention_dim != text_width:
-        raise _wrong_architecture(
-            source,
-            f"a U-Net that reads text of width {unet.cross_attention_dim} beside a text encoder of {text_width}",
-        )
-    if unet.time_cond_proj_dim or unet.addition_embed_type not in (None, "text") or unet.class_embed_type:
-        raise _wrong_architecture(source, "a U-Net with further conditions (a distilled or SDXL model)")
-    if prediction not in PREDICTION_TYPES:
-        raise _wrong_architecture(source, f"prediction type {prediction}")
-
-
-def _wrong_architecture(source: models.ModelSource, found: str) -> UserError:
-    return UserError(
-        "GuidanceParams.model_key: expected a text-to-image model of the Stable Diffusion 1.x or 2.x kind, got "
-        f"{found} in {source.location}; try {', '.join(('toybox', *models.ALIASES))}"
-    )
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:

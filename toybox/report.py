@@ -199,7 +199,11 @@ def _card(report: dict) -> str:
         )
     )
     stages = [
-        (name, f"{stage['steps']} steps of {stage['batch']}, {stage['seconds']} s on {stage['hardware']}")
+        (
+            name,
+            f"{stage['steps']} steps of {stage['batch']}, {stage['seconds']} s on {stage['hardware']}, "
+            f"from {stage['start']}",
+        )
         for name, stage in report["stages"].items()
     ]
     macs = ", ".join(f"{name} {value}" for name, value in report["giga_macs"].items())
@@ -209,7 +213,8 @@ def _card(report: dict) -> str:
 A small text-to-image prior of a procedural world of {len(world.OBJECTS)} kinds of object in {len(COLOURS)} colours:
 autoencoder (128 px to 4x32x32), CLIP, and a U-Net that predicts noise. `StableDiffusionPipeline.from_pretrained` reads
 this folder, `CLIPModel.from_pretrained` its folder `clip`. Captions read "a red car" or "a red car, front view".
-`python -m toybox.train` makes such a folder from rendered views alone; no other data or weights enter it.
+`python -m toybox.train` makes such a folder from rendered views alone; no other data or weights enter it. The CLIP in
+`clip` and the pipeline have a tokenizer each: they may number words differently.
 
 | | |
 | --- | --- |

@@ -68,7 +68,8 @@ class Training:
             clip, self.tokenizer, self.views, self.budgets["clip"], self._checkpoint("clip"), start
         )
         models.save_clip(clip, self.tokenizer, self.prior / "clip")
-        self._note(loop, train_clip.BATCH, "clip")
+        began = "random weights" if start is None else "the image tower of an earlier CLIP"
+        self._note(loop, train_clip.BATCH, "clip", began)
 
     def unet(self) -> None:
         encoder = models.text_encoder(self._new_clip()).to(self.device)
@@ -105,7 +106,7 @@ class Training:
         files = {stage: self.cache / f"train_{stage}.json" for stage in _TRAINED}
         return {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
 
-    def _note(self, loop: Loop, batch: int, title: str) -> None:
+    def _note(self, loop: Loop, batch: int, title: str, began: str = "random weights") -> None:
         """Keep what the report says of a stage."""
         hardware = f"{torch.get_num_threads() * loop.processes} CPU threads"
         if self.device.type == "cuda":
@@ -117,6 +118,7 @@ class Training:
             "peak_rate": loop.rate,
             "seconds": round(loop.seconds),
             "hardware": hardware,
+            "start": began,
         }
         with atomic(self.cache / f"train_{title}.json") as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")

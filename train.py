@@ -1,6 +1,7 @@
 """Text to 3D Gaussians: `python train.py --opt configs/cat.yaml [Group.key=value ...]`; see `--help`."""
 
 import logging
+import os
 import sys
 
 from arguments import load, to_yaml
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         if result.exit_code == 0:
             logging.info("finished: %s", result.folder)
         return result.exit_code
+    except BrokenPipeError:  # `--help | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as error:
         if debug:
             raise

@@ -173,7 +173,7 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     if flags.help:
         from arguments.describe import describe
 
-        print(describe())  # noqa: T201
+        print(describe(), flush=True)  # noqa: T201
         raise SystemExit(0)
     return flags, words
 

@@ -349,6 +349,15 @@ finally:
     assert max(map(len, done.stdout.splitlines())) <= 140
 
 
+def test_help_that_nobody_reads_to_its_end_is_no_error() -> None:
+    with subprocess.Popen(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 0
+
+
 def test_loading_imports_no_torch() -> None:
     done = run_python(
         f"import sys; from arguments import load; load({ENOUGH!r}); assert 'torch' not in sys.modules"

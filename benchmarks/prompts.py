@@ -49,6 +49,8 @@ HEADINGS = (
     "similarity",
     "minutes",
 )
+TUNED_ON = "an orange cat"
+"""What the settings of the quick start were tuned on."""
 REPORT = ROOT / "docs" / "results.md"
 PICTURE = ROOT / "docs" / "images" / "prompts_grid.png"
 BEGIN, END = "<!-- prompts: begin -->", "<!-- prompts: end -->"
@@ -88,10 +90,9 @@ def make_cells(
         methods: settings of each method; those of this table if None.
     """
     base = ["--opt", str(options.opt), "save_video=false", *options.overrides]
-    config, _ = load_settings(base)
     prior = digest(*sorted(PRIOR.rglob("*.safetensors")))
     cells = {}
-    for prompt in choose_prompts(options.prompts, exclude=config.GuidanceParams.text):
+    for prompt in choose_prompts(options.prompts, exclude=TUNED_ON):
         for seed in range(options.seeds):
             for method, overrides in (METHODS if methods is None else methods).items():
                 settings = [*base, *overrides, f"GuidanceParams.text={prompt}", f"seed={seed}"]

@@ -48,17 +48,16 @@ def _carry(layer: nn.Conv2d, colours: Tensor, kernel: Tensor) -> None:
 
 
 def keep_words_apart(clip: CLIPModel) -> None:
-    """Give the text tower word vectors of unit variance, orthogonal but for chance, and lock it.
+    """Give the text tower word vectors of unit variance, orthogonal but for chance.
 
-    Trained, it would bring captions that differ in one word close together, and the U-Net would learn to tell them
-    apart late. Locked, its states are random features of the words and their order, from which the projection and
-    the U-Net learn.
+    The tower stays as it is here: training reads its states once (`train_clip.Captions`). Trained, it would bring
+    captions that differ in one word close together, and the U-Net would learn to tell them apart late. Locked, its
+    states are random features of the words and their order, from which the projection and the U-Net learn.
     """
     embeddings = clip.text_model.embeddings
     with torch.no_grad():
         embeddings.token_embedding.weight.normal_(0.0, 1.0)
         embeddings.position_embedding.weight.normal_(0.0, 0.3)
-    clip.text_model.requires_grad_(False)
 
 
 def start_as_identity(unet: UNet2DConditionModel) -> None:

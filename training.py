@@ -40,12 +40,14 @@ COMPILE_FROM = 1000
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a setting names; `auto` is CUDA where there is one.
+    """The device that a setting names; `auto` is CUDA where there is one, else the CPU.
 
     Raises:
         UserError: the device does not exist here.
     """
     available = torch.cuda.is_available()
+    if name == "auto" and not available and torch.version.cuda:
+        log.warning("device auto: torch finds no CUDA driver or no card, so the CPU is used")
     device = torch.device(("cuda" if available else "cpu") if name == "auto" else name)
     if device.type == "cuda" and not available:
         raise UserError(f"device: expected one of this machine, got {name}, but there is no CUDA here; use device=auto")

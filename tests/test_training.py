@@ -17,7 +17,7 @@ from dreammapping import generate, optimize
 from scene.ply import read_gaussians
 from tests.tiny_models import save_pipeline
 from train import main
-from training import Training, step_unless
+from training import Training, choose_device, step_unless
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +50,19 @@ def configured(words):
     from arguments import load
 
     return load([*words])[0]
+
+
+@pytest.mark.parametrize(("build", "said"), [("13.0", 1), (None, 0)])
+def test_auto_says_that_it_takes_the_cpu_where_torch_has_cuda_and_the_machine_has_not(
+    build, said, monkeypatch, caplog
+):
+    monkeypatch.setattr(torch.version, "cuda", build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+    assert sum("no CUDA driver or no card" in message for message in caplog.messages) == said
+    with pytest.raises(UserError, match="there is no CUDA here"):
+        choose_device("cuda")
 
 
 def test_a_run_leaves_what_upstreams_users_expect(words, tmp_path):

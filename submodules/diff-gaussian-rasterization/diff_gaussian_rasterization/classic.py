@@ -72,6 +72,7 @@ class GaussianRasterizer(nn.Module):
         inputs.check_tensor("projmatrix", settings.projmatrix, [(4, 4)])
         inputs.check_tensor("campos", settings.campos, [(3,)])
         inputs.check_tensor("bg", settings.bg, [(3,)])
+        tanfovx, tanfovy = (inputs.number(name, getattr(settings, name)) for name in ("tanfovx", "tanfovy"))
         batched = means2D[None]
         drawn = rasterize(
             means3D,
@@ -85,8 +86,8 @@ class GaussianRasterizer(nn.Module):
             viewmatrix=settings.viewmatrix[None],
             projmatrix=settings.projmatrix[None],
             campos=settings.campos[None],
-            tanfovx=settings.viewmatrix.new_full((1,), settings.tanfovx),
-            tanfovy=settings.viewmatrix.new_full((1,), settings.tanfovy),
+            tanfovx=settings.viewmatrix.new_full((1,), tanfovx),
+            tanfovy=settings.viewmatrix.new_full((1,), tanfovy),
             image_height=settings.image_height,
             image_width=settings.image_width,
             bg=settings.bg[None],
@@ -105,7 +106,7 @@ class GaussianRasterizer(nn.Module):
     def mark_visible(self, positions: Float[Tensor, "P 3"]) -> Bool[Tensor, "P"]:
         """True where a position lies beyond the near plane, wherever it projects to."""
         view = inputs.check_tensor("viewmatrix", self.raster_settings.viewmatrix, [(4, 4)])
-        inputs.check_tensor("positions", positions, [(None, 3)], view)
+        inputs.check_tensor("positions", positions, [(None, 3)], view, "viewmatrix")
         return positions @ view[:3, 2] + view[3, 2] > NEAR
 
     markVisible = mark_visible

@@ -190,5 +190,5 @@ class _Rasterize(torch.autograd.Function):
                 "the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image"
             )
         if ctx.absgrad is not None:
-            ctx.absgrad.absgrad.copy_(absolute)
+            ctx.absgrad.absgrad.add_(absolute)
         return None, None, *out.values()

@@ -272,5 +272,5 @@ class _Rasterize(torch.autograd.Function):
         run.launch("gs_replay" if absolute is None else "gs_replay_absolute", run.tiles * THREADS)
         run.launch("gs_project_backward", len(run.like))
         if absolute is not None:
-            ctx.absgrad.absgrad.copy_(absolute)
+            ctx.absgrad.absgrad.add_(absolute)
         return None, None, *out.values()

@@ -5,8 +5,9 @@ looks along +z with y down, quaternions are (w, x, y, z) and are used as they co
 coordinates are pixel centres, and the 2-D mean's gradient is in units of normalised device coordinates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -76,7 +77,11 @@ class Views:
 
 
 def check_tensor(
-    name: str, value: object, shapes: Sequence[tuple[int | None, ...]], like: Tensor | None = None
+    name: str,
+    value: object,
+    shapes: Sequence[tuple[int | None, ...]],
+    like: Tensor | None = None,
+    like_name: str = "means3D",
 ) -> Tensor:
     """`value` itself, if it is a floating tensor of one of `shapes` (None: any size), of `like`'s dtype and device."""
     if not isinstance(value, Tensor):
@@ -93,10 +98,18 @@ def check_tensor(
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {value.dtype}")
     if like is not None and value.dtype != like.dtype:
-        raise TypeError(f"{name}: expected {like.dtype} as means3D has, got {value.dtype}")
+        raise TypeError(f"{name}: expected {like.dtype} as {like_name} has, got {value.dtype}")
     if like is not None and value.device != like.device:
-        raise ValueError(f"{name}: expected device {like.device} as means3D has, got {value.device}")
+        raise ValueError(f"{name}: expected device {like.device} as {like_name} has, got {value.device}")
     return value
+
+
+def number(name: str, value: object) -> float:
+    """`value` as a float, if it is a number or a tensor of one."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
 
 
 def given(tensor: Tensor | None) -> Tensor | None:
@@ -188,7 +201,12 @@ def views(
             raise TypeError(f"{name}: expected an int, got {type(side).__name__}")
         if not 1 <= side <= MAX_SIDE:
             raise ValueError(f"{name}: expected 1 to {MAX_SIDE} pixels, got {side}")
-    degrees = (sh_degree,) * count if isinstance(sh_degree, int) else tuple(int(d) for d in sh_degree)
+    try:
+        degrees = (
+            tuple(map(index, sh_degree)) if isinstance(sh_degree, Iterable) else (index(sh_degree),) * count
+        )
+    except TypeError:
+        raise TypeError(f"sh_degree: expected one int or {count} of them, got {sh_degree!r}") from None
     if len(degrees) != count:
         raise ValueError(f"sh_degree: expected one int or {count} of them, got {len(degrees)}")
     for degree in degrees:
@@ -198,7 +216,8 @@ def views(
             raise ValueError(
                 f"sh_degree: {degree} needs {SH_COEFFICIENTS[degree]} coefficients, shs has {shs.shape[1]}"
             )
-    if not 0.0 < float(scale_modifier) <= LARGEST_MODIFIER:
+    scale_modifier = number("scale_modifier", scale_modifier)
+    if not 0.0 < scale_modifier <= LARGEST_MODIFIER:
         raise ValueError(
             f"scale_modifier: expected a positive number of at most {LARGEST_MODIFIER:g}, got {scale_modifier}"
         )
@@ -212,7 +231,7 @@ def views(
         degrees,
         image_width,
         image_height,
-        float(scale_modifier),
+        scale_modifier,
         bool(antialiasing),
     )
 

@@ -38,7 +38,7 @@ class Module:
         device: a CUDA device.
 
     Raises:
-        Unavailable: no driver, no NVRTC, or a source that it does not compile.
+        Unavailable: no driver, no NVRTC, a source that it does not compile, or code that the driver does not take.
     """
 
     def __init__(self, source: Path, device: torch.device) -> None:
@@ -48,8 +48,11 @@ class Module:
         major, minor = torch.cuda.get_device_capability(device)
         binary = binary_for(source, 10 * major + minor)
         self.handle = c_void_p()
-        with self._current():
-            self._check(self.driver.cuModuleLoadData(byref(self.handle), binary), "cuModuleLoadData")
+        try:
+            with self._current():
+                self._check(self.driver.cuModuleLoadData(byref(self.handle), binary), "cuModuleLoadData")
+        except RuntimeError as error:
+            raise Unavailable(str(error)) from error
 
     def launch(self, kernel: str, blocks: int, threads: int, argument: ctypes.Structure) -> None:
         """Runs a kernel that takes `argument` by value, on torch's current stream of the device. Does not wait."""

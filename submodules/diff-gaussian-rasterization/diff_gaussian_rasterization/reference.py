@@ -102,8 +102,51 @@ def _render_view(gaussians: Gaussians, views: Views, c: int, absolute: Tensor | 
 
 def project(gaussians: Gaussians, views: Views, c: int, absolute: Tensor | None = None) -> Splats:
     """The Gaussians in front of camera `c` whose square of three standard deviations touches the image."""
+    view = views.viewmatrix[c]
+    with (
+        torch.no_grad()
+    ):  # chosen first: what overflows where nothing is drawn must not reach a gradient as 0 x infinity
+        index = (gaussians.means3D @ view[:3, 2] + view[3, 2] > NEAR).nonzero()[:, 0]
+        xy, (a, _, c_), det, _ = _on_screen(gaussians, views, c, index)
+        middle = 0.5 * (a + c_)
+        largest = middle + (middle * middle - det).clamp_min(0.1).sqrt()
+        radii = (3.0 * largest.sqrt()).ceil()
+        size = xy.new_tensor([views.width, views.height])
+        grid = ((size + (TILE - 1)) / TILE).floor()
+        low = ((xy - radii[:, None]) / TILE).trunc().clamp_min(0).minimum(grid)
+        high = ((xy + radii[:, None] + (TILE - 1)) / TILE).trunc().clamp_min(0).minimum(grid)
+        regular = (
+            (det > 0) & (a > 0) & torch.isfinite(det) & torch.isfinite(radii) & torch.isfinite(xy).all(1)
+        )
+        keep = (regular & (high > low).all(1)).nonzero()[:, 0]
+        keep = keep[torch.argsort(_depths(gaussians, view, index[keep]), stable=True)]
+        index = index[keep]
+    xy, (a, b, c_), det, opacity = _on_screen(gaussians, views, c, index)
+    depths = _depths(gaussians, view, index)[:, None]
+    return Splats(
+        index,
+        xy,
+        torch.stack([c_, -b, a], dim=1) / det[:, None],
+        opacity,
+        torch.cat([_colors(gaussians, views, c, index), depths, torch.ones_like(depths)], dim=1),
+        radii[keep].clamp_max(2.0**30).int(),
+        torch.cat([low, high], dim=1)[keep].long(),
+        (views.width, views.height),
+        absolute,
+    )
+
+
+def _depths(gaussians: Gaussians, view: Tensor, index: Tensor) -> Tensor:
+    return gaussians.means3D[index] @ view[:3, 2] + view[3, 2]
+
+
+def _on_screen(
+    gaussians: Gaussians, views: Views, c: int, index: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Of some Gaussians in camera `c`: the centres in pixels, the blurred covariance xx, xy, yy and its determinant,
+    and the opacity with the antialiasing factor.
+    """
     view, clip = views.viewmatrix[c], views.projmatrix[c]
-    index = (gaussians.means3D.detach() @ view[:3, 2] + view[3, 2] > NEAR).nonzero()[:, 0]
     means = gaussians.means3D[index]
     points = means @ view[:3, :3] + view[3, :3]
     size = points.new_tensor([views.width, views.height])
@@ -130,41 +173,11 @@ def project(gaussians: Gaussians, views: Views, c: int, absolute: Tensor | None 
         a, b, c_ = planar[:, 0, 0], planar[:, 0, 1], planar[:, 1, 1]
         det_sharp = a * c_ - b * b
     det = det_sharp + BLUR * (a + c_) + BLUR * BLUR
-    a, c_ = a + BLUR, c_ + BLUR
 
     opacity = gaussians.opacities[index, 0]
     if views.antialiasing:
         opacity = opacity * (det_sharp / det).clamp_min(2.5e-5).sqrt()
-
-    with torch.no_grad():
-        middle = 0.5 * (a + c_)
-        largest = middle + (middle * middle - det).clamp_min(0.1).sqrt()
-        radii = (3.0 * largest.sqrt()).ceil()
-        grid = ((size + (TILE - 1)) / TILE).floor()
-        low = ((xy - radii[:, None]) / TILE).trunc().clamp_min(0).minimum(grid)
-        high = ((xy + radii[:, None] + (TILE - 1)) / TILE).trunc().clamp_min(0).minimum(grid)
-        regular = (
-            (det > 0) & (a > 0) & torch.isfinite(det) & torch.isfinite(radii) & torch.isfinite(xy).all(1)
-        )
-        keep = (regular & (high > low).all(1)).nonzero()[:, 0]
-        keep = keep[torch.argsort(points[keep, 2], stable=True)]
-    conic = torch.stack([c_, -b, a], dim=1)[keep] / det[keep, None]
-    features = torch.cat(
-        [_colors(gaussians, views, c, index[keep]), points[keep, 2:], torch.ones_like(points[keep, 2:])],
-        dim=1,
-    )
-    tiles = torch.cat([low, high], dim=1)[keep].long()
-    return Splats(
-        index[keep],
-        xy[keep],
-        conic,
-        opacity[keep],
-        features,
-        radii[keep].clamp_max(2.0**30).int(),
-        tiles,
-        (views.width, views.height),
-        absolute,
-    )
+    return xy, (a + BLUR, b, c_ + BLUR), det, opacity
 
 
 def _jacobian(points: Tensor, tanfov: Tensor, size: Tensor) -> Tensor:

@@ -5,6 +5,7 @@
 // What is found: wrong results, collectives that not all lanes reach, deadlocks. What is not: races, the memory model.
 #pragma once
 
+#include <algorithm>
 #include <csetjmp>
 #include <cmath>
 #include <cstdint>

@@ -154,7 +154,8 @@ def assert_agrees(fast, slow, gradient_limit: float = 2e-3) -> None:
     """Two results of `draw`. A pair that crosses a threshold in one of them moves a pixel: few may, and not far."""
     (images, gradients), (true_images, true_gradients) = fast, slow
     if images.radii.numel():
-        assert (images.radii == true_images.radii).float().mean() > 0.995
+        others = int((images.radii != true_images.radii).sum())
+        assert others <= max(1, images.radii.numel() // 1000)
     for name in ("color", "depth", "alpha"):
         error = (getattr(images, name) - getattr(true_images, name)).abs()
         scale = max(1.0, float(getattr(true_images, name).abs().max()))

@@ -1,5 +1,6 @@
 """The CUDA kernels against the PyTorch reference in float64: emulated on the CPU, and on a GPU where there is one."""
 
+import ctypes
 import functools
 import logging
 import math
@@ -297,11 +298,36 @@ def test_a_cache_that_cannot_be_written_is_named_once_and_does_no_harm(tmp_path,
     assert nvrtc.CACHE_VARIABLE in caplog.text
 
 
-def test_without_nvrtc_pytorch_serves_and_says_so_once(monkeypatch, caplog):
-    def unavailable(_):
-        raise nvrtc.Unavailable("NVRTC is not found")
+class FakeDriver:
+    """Has a context, and takes no code."""
 
-    monkeypatch.setattr(cuda, "_kernels", unavailable)
+    def __getattr__(self, _name):
+        return lambda *_: 0
+
+    def cuModuleLoadData(self, *_):
+        return 222
+
+
+def test_code_that_the_driver_does_not_take_makes_the_kernels_unavailable(monkeypatch):
+    monkeypatch.setattr(nvrtc, "_driver", FakeDriver)
+    monkeypatch.setattr(nvrtc, "_context", lambda _: ctypes.c_void_p())
+    monkeypatch.setattr(nvrtc, "binary_for", lambda *_: b"")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with pytest.raises(nvrtc.Unavailable, match="cuModuleLoadData"):
+        nvrtc.Module(KERNELS / "kernels.cu", torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize("missing", ["driver", "NVRTC"])
+def test_without_driver_or_nvrtc_others_serve_and_it_is_said_once(missing, monkeypatch, caplog):
+    reason = f"the {missing} is not found"
+
+    def unavailable(*_):
+        raise nvrtc.Unavailable(reason)
+
+    if missing == "driver":
+        monkeypatch.setattr(nvrtc, "_driver", unavailable)
+    else:
+        monkeypatch.setattr(cuda, "_kernels", unavailable)
     monkeypatch.setattr(cuda, "fits", lambda _: True)
     cuda.available.cache_clear()
     call = {"means2D": torch.zeros(1, 9, 3), "sh_degree": 0, **cloud(9), **orbit(1, 9, 9)}
@@ -312,7 +338,7 @@ def test_without_nvrtc_pytorch_serves_and_says_so_once(monkeypatch, caplog):
     finally:
         cuda.available.cache_clear()
     assert [record.message for record in caplog.records if "CUDA rasterizer" in record.message] == [
-        "the CUDA rasterizer is missing (NVRTC is not found): the PyTorch path is used, which is far slower"
+        f"the CUDA rasterizer is missing ({reason}): the PyTorch path is used, which is far slower"
     ]
-    with pytest.raises(RuntimeError, match="NVRTC is not found"):
+    with pytest.raises(RuntimeError, match=reason):
         rasterize(**call, backend="cuda")

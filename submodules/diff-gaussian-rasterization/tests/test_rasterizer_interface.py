@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,6 +100,19 @@ def test_luciddreamer_gets_depth_and_transmittance():
     assert torch.equal(stacked, torch.cat([depth, 1 - alpha]))
 
 
+def test_luciddreamers_second_channel_falls_as_alpha_grows(backend):
+    scene, cameras = cloud(60), orbit(1, 40, 30)
+    cotangent = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for form in (GaussianRasterizer, luciddreamer.GaussianRasterizer):
+        leaves = {name: value.clone().requires_grad_() for name, value in scene.items()}
+        *_, last = drawn = form(settings(cameras), backend=backend)(means2D=torch.zeros(60, 3), **leaves)
+        images = last if len(drawn) == 3 else torch.cat([drawn[2], -last])
+        gradients.append(torch.autograd.grad((images * cotangent).sum(), list(leaves.values())))
+    for plain, stacked in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, stacked, rtol=1e-5, atol=1e-5)
+
+
 def test_visible_is_what_lies_beyond_the_near_plane():
     cameras = orbit(1, 8, 8)
     center = cameras["campos"][0]
@@ -106,6 +120,19 @@ def test_visible_is_what_lies_beyond_the_near_plane():
     rasterizer = GaussianRasterizer(settings(cameras))
     assert rasterizer.mark_visible(positions).tolist() == [True, False, False]
     assert rasterizer.markVisible(positions).dtype == torch.bool
+    assert rasterizer.mark_visible(torch.full((2, 3), math.nan)).tolist() == [False, False]
+    with pytest.raises(TypeError, match=r"positions: expected torch\.float32 as viewmatrix has"):
+        rasterizer.mark_visible(positions.double())
+
+
+def test_what_is_drawn_is_visible():
+    scene, cameras = cloud(600, size=0.2, spread=2.0), orbit(1, 40, 30)
+    rasterizer = GaussianRasterizer(settings(cameras))
+    radii = rasterizer(means2D=torch.zeros(600, 3), **scene)[1]
+    visible = rasterizer.mark_visible(scene["means3D"])
+    assert 0 < visible.sum() < 600
+    assert (radii > 0).sum() > 0
+    assert visible[radii > 0].all()
 
 
 def test_no_gaussians_leave_the_background(backend):
@@ -184,6 +211,34 @@ def test_flat_and_broken_shapes_are_drawn_without_nan(backend):
     assert all(torch.isfinite(g).all() for g in gradients.values())
 
 
+def test_the_sign_of_a_scale_does_not_matter(backend):
+    scene, cameras = cloud(20), orbit(1, 20, 20)
+    positive, gradients = draw(scene, cameras, backend=backend)
+    negative, mirrored = draw(scene | {"scales": -scene["scales"]}, cameras, backend=backend)
+    assert torch.equal(positive.color, negative.color)
+    assert torch.equal(positive.radii, negative.radii)
+    torch.testing.assert_close(gradients["scales"], -mirrored["scales"])
+
+
+SINGULAR = {
+    "zero": torch.zeros(4, 4),
+    "one depth for all": torch.diag(torch.tensor([1.0, 1.0, 0.0, 1.0])),
+    "a line": torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0])),
+    "no clip w": torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0])),
+    "clip w that cancels": torch.diag(torch.tensor([0.0, 0.0, 0.0, -1e-7])),
+}
+
+
+@pytest.mark.parametrize("name", ["viewmatrix", "projmatrix"])
+@pytest.mark.parametrize("kind", SINGULAR)
+def test_singular_matrices_are_drawn_without_nan(backend, name, kind):
+    cameras = orbit(1, 20, 20)
+    cameras[name] = cameras[name] @ SINGULAR[kind] if kind != "clip w that cancels" else SINGULAR[kind][None]
+    drawn, gradients = draw(cloud(20), cameras, backend=backend)
+    assert all(torch.isfinite(image).all() for image in drawn)
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+
+
 def test_opacities_outside_of_their_range_are_drawn_without_nan(backend):
     scene = cloud(20)
     scene["opacities"] = torch.linspace(-1.0, 3.0, 20)[:, None]
@@ -197,6 +252,24 @@ def bad(**changes):
     """Arguments of a good call, with some changed."""
     good = {"means2D": torch.zeros(1, 5, 3), "sh_degree": 0, **cloud(5), **orbit(1, 9, 9)}
     return {name: value for name, value in (good | changes).items() if value is not ...}
+
+
+TENSORS = [name for name, value in bad().items() if isinstance(value, torch.Tensor) and name != "means3D"]
+
+
+@pytest.mark.parametrize("name", [*TENSORS, "colors_precomp", "cov3D_precomp"])
+def test_mixed_types_and_devices_are_refused_by_name(backend, name):
+    given = bad()
+    if name == "colors_precomp":
+        given[name] = given.pop("shs")[:, 0]
+    if name == "cov3D_precomp":
+        given[name] = covariances(given.pop("scales"), given.pop("rotations"))
+    with pytest.raises(
+        TypeError, match=rf"^{name}: expected torch.float32 as means3D has, got torch.float64$"
+    ):
+        rasterize(**given | {name: given[name].double()}, backend=backend)
+    with pytest.raises(ValueError, match=rf"^{name}: expected device cpu as means3D has, got meta$"):
+        rasterize(**given | {name: given[name].to("meta")}, backend=backend)
 
 
 NAN = torch.tensor([[math.nan, 0.0, 0.0]]).expand(5, 3)
@@ -236,6 +309,9 @@ NAN = torch.tensor([[math.nan, 0.0, 0.0]]).expand(5, 3)
         ({"sh_degree": 1}, ValueError, "1 needs 4 coefficients, shs has 1"),
         ({"sh_degree": 4}, ValueError, "expected 0, 1, 2 or 3, got 4"),
         ({"sh_degree": [0, 0]}, ValueError, "expected one int or 1 of them, got 2"),
+        ({"sh_degree": None}, TypeError, "sh_degree: expected one int or 1 of them, got None"),
+        ({"sh_degree": [0.5]}, TypeError, r"sh_degree: expected one int or 1 of them, got \[0.5\]"),
+        ({"scale_modifier": None}, TypeError, "scale_modifier: expected a number, got NoneType"),
         ({"image_width": 0}, ValueError, "image_width: expected 1 to 16384 pixels, got 0"),
         ({"image_height": 100_000}, ValueError, "image_height: expected 1 to 16384 pixels, got 100000"),
         ({"image_height": 9.0}, TypeError, "image_height: expected an int, got float"),
@@ -264,6 +340,8 @@ def test_classic_interface_refuses_bad_settings():
     scene = cloud(5) | {"means2D": torch.zeros(5, 3)}
     with pytest.raises(ValueError, match="viewmatrix: expected shape"):
         GaussianRasterizer(settings(cameras, viewmatrix=torch.eye(3)))(**scene)
+    with pytest.raises(TypeError, match="tanfovx: expected a number, got NoneType"):
+        GaussianRasterizer(settings(cameras, tanfovx=None))(**scene)
     with pytest.raises(TypeError, match="bg: expected a torch"):
         GaussianRasterizer(settings(cameras, bg=(0, 0, 0)))(**scene)
     with pytest.raises(TypeError, match="float32"):
@@ -286,6 +364,15 @@ def test_without_the_kernel_pytorch_serves_and_says_so(monkeypatch, caplog):
         cpu._library.cache_clear()
     assert len(caplog.records) == 1
     assert "C++ compiler" in caplog.text
+
+
+def test_the_example_of_the_readme_runs():
+    readme = Path(__file__).resolve().parents[1] / "README.md"
+    scope: dict = {}
+    exec(readme.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], scope)
+    assert scope["color"].shape == (3, 256, 256)
+    assert scope["means"].grad.abs().sum() > 0
+    assert scope["screen"].grad.abs().sum() > 0
 
 
 def test_threads_are_set_and_reset():

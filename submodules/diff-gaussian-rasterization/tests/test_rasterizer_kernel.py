@@ -70,6 +70,20 @@ def test_backward_twice_gives_the_same_gradient():
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_absolute_gradients_add_up_as_gradients_do(backend):
+    means2D = torch.zeros(1, 50, 3, requires_grad=True)
+    drawn = rasterize(
+        means2D=means2D, sh_degree=0, backend=backend, absgrad=True, **cloud(50), **orbit(1, 40, 30)
+    )
+    loss = drawn.color.square().sum()
+    loss.backward(retain_graph=True)
+    once = means2D.absgrad.clone()
+    loss.backward()
+    assert once.sum() > 0
+    torch.testing.assert_close(means2D.absgrad, 2 * once)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     count=st.integers(0, 40),

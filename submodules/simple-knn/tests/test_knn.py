@@ -1,5 +1,6 @@
 """distCUDA2 against all pairs, on clouds that break trees."""
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,38 @@ def test_fewer_than_four_points():
     assert distCUDA2(points[:1]).tolist() == [0.0]
     assert distCUDA2(points[:2]).tolist() == [1.0, 1.0]
     assert distCUDA2(points).tolist() == pytest.approx([2.5, 3.0, 4.5])
+
+
+def test_without_the_compiled_search_scipy_serves_and_it_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(_C.ctypes, "CDLL", lambda _: (_ for _ in ()).throw(OSError("no such file")))
+    _C._library.cache_clear()
+    points = CLOUDS["uniform"](torch.Generator().manual_seed(0))
+    try:
+        with caplog.at_level(logging.WARNING):
+            torch.testing.assert_close(distCUDA2(points), all_pairs(points))
+            distCUDA2(points)
+    finally:
+        monkeypatch.undo()
+        _C._library.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "the compiled neighbour search is missing (no such file): the slower scipy is used"
+    ]
+
+
+def test_without_a_driver_the_kernels_are_missed_once(monkeypatch, caplog):
+    def unavailable():
+        raise nvrtc.Unavailable("the CUDA driver is not found")
+
+    monkeypatch.setattr(nvrtc, "_driver", unavailable)
+    cuda.available.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert [cuda.available(torch.device("cuda:0")) for _ in range(2)] == [False, False]
+    finally:
+        cuda.available.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "the CUDA neighbour search is missing (the CUDA driver is not found): all pairs are compared by PyTorch"
+    ]
 
 
 @settings(max_examples=40, deadline=None)

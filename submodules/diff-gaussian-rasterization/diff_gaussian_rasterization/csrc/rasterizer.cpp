@@ -81,7 +81,10 @@ int64_t available_memory() {
 }
 
 // Systems promise more memory than they have, and end the process that uses it: what is large is refused beforehand.
-constexpr int64_t kLargeBytes = int64_t(1) << 28;
+void require_memory(int64_t bytes) {
+    constexpr int64_t large = int64_t(1) << 28;
+    if (bytes > large && bytes > available_memory()) throw std::bad_alloc();
+}
 
 // Memory that grows and is never initialised.
 template <class T>
@@ -92,7 +95,7 @@ class Buffer {
             memory_.reset();
             capacity_ = 0;
             const int64_t wanted = size + size / 4 + 64, bytes = static_cast<int64_t>(sizeof(T)) * wanted;
-            if (bytes > kLargeBytes && bytes > available_memory()) throw std::bad_alloc();
+            require_memory(bytes);
             memory_.reset(static_cast<T*>(::operator new(static_cast<size_t>(bytes), std::align_val_t(64))));
             capacity_ = wanted;
         }
@@ -259,6 +262,8 @@ int forward(State& s, const gs_gaussians& gaussians, const gs_views& views, int 
     f.radii = radii;
     const int64_t total = views.count * gaussians.count;
     if (total >= kMaxPairs) return GS_TOO_MANY_PAIRS;
+    const int64_t image_floats = 5 * views.count * views.width * views.height;
+    require_memory(static_cast<int64_t>(sizeof(float)) * image_floats);  // the caller's, not yet written to
     f.splats = s.splats.ensure(total);
     f.rects = s.rects.ensure(total);
     f.depth_keys = s.depth_keys.ensure(total);

@@ -81,8 +81,13 @@ struct MakeLanes<0, I...> {
 
 template <int G, int... I>
 GS_HD Floats fold_lanes(Floats a, Floats b, Lanes<I...>) {
+#if defined(__clang__)
     const Floats low = __builtin_shufflevector(a, b, (I % G < G / 2 ? I : I - G / 2 + kWidth)...);
     const Floats high = __builtin_shufflevector(a, b, (I % G < G / 2 ? I + G / 2 : I + kWidth)...);
+#else  // GCC has the other one from version 12 on
+    const Floats low = __builtin_shuffle(a, b, Ints{(I % G < G / 2 ? I : I - G / 2 + kWidth)...});
+    const Floats high = __builtin_shuffle(a, b, Ints{(I % G < G / 2 ? I + G / 2 : I + kWidth)...});
+#endif
     return low + high;
 }
 

@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <new>
 #include <numeric>
-#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "nearest.h"
@@ -148,8 +149,8 @@ KNN_API int knn_mean_squared_distances(const float* points, int64_t count, int t
     const int64_t useful = std::min<int64_t>(threads, (tree.leaves() + kLeavesPerTask - 1) / kLeavesPerTask);
     try {
         for (int64_t i = 1; i < useful; ++i) helpers.emplace_back(work);
-    } catch (const std::system_error&) {
-        // The machine gives no more threads: those at hand do the work.
+    } catch (const std::exception&) {
+        // The machine gives no more threads, or no memory for them: those at hand do the work.
     }
     work();
     for (std::thread& helper : helpers) helper.join();

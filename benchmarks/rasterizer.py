@@ -5,6 +5,9 @@ installed, alternating in one process; medians are compared. Gradients go to all
 
 The arithmetic bound is what the blended pairs of Gaussian and pixel cost at the machine's peak: 15 fused
 multiply-adds a pair forward and 28 more backward. The peak is that of a matrix product on the same threads.
+
+On a CPU set `OMP_WAIT_POLICY=passive`: torch's threads otherwise spin for milliseconds after each of its operations, on
+the cores that the kernel is then measured on.
 """
 
 import argparse
@@ -255,39 +258,66 @@ def peak_memory(count: int, size: int, views: int, device: torch.device, backend
 
 def measure_scene(
     count: int, size: int, views: int, device: torch.device, options: argparse.Namespace
-) -> dict[str, Any]:
-    """One scene on the threads that are set: seconds of each renderer, and what follows from them."""
+) -> list[dict[str, Any]]:
+    """One scene, a row for each number of threads: seconds of each renderer, and what follows from them.
+
+    Calls on one thread and on more alternate like all others, so that what they gain is no matter of the hour.
+    """
     scene = object_scene(count, size, views, device)
     kernel = "cuda" if device.type == "cuda" else "cpu"
-    peers: dict[str, Callable[[bool], None]] = {
-        "kernel": lambda backward: ours(scene, kernel, backward),
-        "reference": lambda backward: ours(scene, "torch", backward),
+    threads = options.threads if device.type == "cpu" else options.threads[-1:]
+    peers: dict[str, Callable[[bool], None]] = {}
+    if device.type == "cuda" and find_spec("gsplat"):
+        peers["gsplat"] = lambda backward: gsplat(scene, backward)
+    if device.type == "cpu" and not options.no_reference:
+        peers["reference"] = lambda backward: ours(scene, "torch", backward)
+
+    def on(number: int) -> Callable[[bool], None]:
+        def draw(backward: bool) -> None:
+            set_num_threads(number)
+            ours(scene, kernel, backward)
+
+        return draw
+
+    kernels = {f"{number} thread{'s' * (number > 1)}": on(number) for number in threads}
+    first = next(iter(kernels))
+    repeats = {
+        name: REFERENCE_REPEATS if name == "reference" else options.repeats for name in peers | kernels
     }
-    if device.type == "cuda":
-        del peers["reference"]
-        if find_spec("gsplat"):
-            peers["gsplat"] = lambda backward: gsplat(scene, backward)
-    if options.no_reference:
-        peers.pop("reference", None)
-    repeats = {name: REFERENCE_REPEATS if name == "reference" else options.repeats for name in peers}
-    forward = medians({n: lambda f=f: f(False) for n, f in peers.items()}, repeats, device)
-    both = medians({n: lambda f=f: f(True) for n, f in peers.items()}, repeats, device)
+    forward = medians({n: lambda f=f: f(False) for n, f in (kernels | peers).items()}, repeats, device)
+    both = medians({n: lambda f=f: f(True) for n, f in (kernels | peers).items()}, repeats, device)
     pairs = blended_pairs(object_scene(count, size, views, torch.device("cpu")))
-    peak = fmas_per_second(device)
-    return {
-        "gaussians": count,
-        "size": size,
-        "views": views,
-        "threads": torch.get_num_threads(),
-        "blended_pairs": pairs,
-        "forward": forward,
-        "forward_backward": both,
-        "pairs_per_second": pairs / both["kernel"],
-        "fmas_per_second": peak,
-        "over_bound_forward": forward["kernel"] * peak / (FORWARD_FMAS * pairs),
-        "over_bound": both["kernel"] * peak / ((FORWARD_FMAS + BACKWARD_FMAS) * pairs),
-        "speedups": {n: t / both["kernel"] for n, t in both.items() if n != "kernel"},
-    }
+    rows = []
+    for name, number in zip(kernels, threads, strict=True):
+        torch.set_num_threads(number)
+        peak = fmas_per_second(device)
+        others = [*({first} - {name}), *peers]
+        rows.append({
+            "gaussians": count,
+            "size": size,
+            "views": views,
+            "threads": number,
+            "blended_pairs": pairs,
+            "forward": forward[name],
+            "forward_backward": both[name],
+            "pairs_per_second": pairs / both[name],
+            "fmas_per_second": peak,
+            "over_bound_forward": forward[name] * peak / (FORWARD_FMAS * pairs),
+            "over_bound": both[name] * peak / ((FORWARD_FMAS + BACKWARD_FMAS) * pairs),
+            "speedups": {other: both[other] / both[name] for other in others},
+            "peak_memory": _peak_memory_alone(count, size, views, device, kernel, number),
+        })  # fmt: skip
+    return rows
+
+
+def _peak_memory_alone(
+    count: int, size: int, views: int, device: torch.device, kernel: str, threads: int
+) -> float:
+    """`peak_memory` in a process of its own."""
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=set_num_threads, initargs=(threads,)
+    ) as fresh:
+        return fresh.submit(peak_memory, count, size, views, device, kernel).result()
 
 
 def measure_neighbors(count: int, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -316,6 +346,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         platform.processor(),
     )
     named = {"cpu": model, "cores": os.cpu_count(), "instruction_sets": cpu.instruction_sets()}
+    named["omp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY", "as built")
     if device.type == "cuda":
         named["gpu"] = torch.cuda.get_device_name(device)
     return named | {"torch": torch.__version__, "python": platform.python_version()}
@@ -325,19 +356,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All scenes on all numbers of threads."""
     device = torch.device(options.device)
     views, scenes, neighbors = (1 if device.type == "cpu" else 4), [], []
+    for size in options.sizes:
+        for count in options.gaussians:
+            torch.set_num_threads(options.threads[-1])
+            rows = measure_scene(count, size, views, device, options)
+            sys.stderr.write("".join(_row(row) + "\n" for row in rows))
+            scenes += rows
     for threads in options.threads if device.type == "cpu" else options.threads[-1:]:
         torch.set_num_threads(threads)
-        set_num_threads(threads)
-        for size in options.sizes:
-            for count in options.gaussians:
-                scenes.append(measure_scene(count, size, views, device, options))
-                backend = "cuda" if device.type == "cuda" else "cpu"
-                with ProcessPoolExecutor(
-                    1, mp_context=get_context("spawn"), initializer=set_num_threads, initargs=(threads,)
-                ) as fresh:
-                    memory = fresh.submit(peak_memory, count, size, views, device, backend).result()
-                scenes[-1]["peak_memory"] = memory
-                sys.stderr.write(_row(scenes[-1]) + "\n")
         neighbors.append(measure_neighbors(options.points, options.repeats, device))
     return {"machine": machine(device), "repeats": options.repeats, "scenes": scenes, "neighbors": neighbors}
 
@@ -355,8 +381,8 @@ def _row(scene: dict[str, Any]) -> str:
         f"{scene['gaussians']}, {scene['size']}, {scene['views']}",
         f"{scene['threads']}",
         f"{scene['blended_pairs'] / 1e6:.2f} M",
-        f"{per_view * scene['forward']['kernel']:.1f} ms",
-        f"{per_view * scene['forward_backward']['kernel']:.1f} ms",
+        f"{per_view * scene['forward']:.1f} ms",
+        f"{per_view * scene['forward_backward']:.1f} ms",
         f"{scene['pairs_per_second'] / 1e6:.0f} M",
         f"{scene['over_bound_forward']:.0f} / {scene['over_bound']:.0f}",
         f"{scene['peak_memory'] / 1e6:.0f} MB",

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from arguments import Config, load, to_yaml
 from gaussian_renderer.outputs import Outputs
 from guidance.memory import GIB
-from guidance.models import missing_models
+from guidance.models import missing_models, shape_provenance
 from scene.gaussian_model import GaussianModel
-from training import Training, is_out_of_memory
+from training import Training, choose_device, fullness, is_out_of_memory
 from utils import checkpoint
 from utils.errors import OutOfMemory, UserError
 from utils.interruption import Interruption
@@ -76,7 +76,8 @@ def generate(
     """
     changes = {"GuidanceParams.text": prompt, **(overrides or {})}
     words = [
-        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in changes.items()
+        f"{name}={value if isinstance(value, str | Path) else json.dumps(value)}"
+        for name, value in changes.items()
     ]
     config, _ = load(["--opt", str(settings), *words])
     return optimize(
@@ -143,8 +144,8 @@ def start(config: Config, *, offline: bool = False) -> Training:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"device {config.device}: its memory does not hold the models; end what else uses it, or try "
-            "HardwareParams.memory=8gb, or device=cpu"
+            f"device {config.device}: {fullness(choose_device(config.device))} and does not hold the models; end what "
+            "else uses it, or try HardwareParams.memory=8gb, or device=cpu"
         ) from error
     training.warm_up_seconds = round(time.perf_counter() - began, 2)
     return training
@@ -284,13 +285,15 @@ class Metrics:
 
 
 def _manifest(training: Training, *, finished: bool) -> dict[str, Any]:
-    config = training.config
+    config, start = training.config, training.config.GenerateCamParams
+    from_text = start.init_from_text and not config.ModelParams.pretrained_model_path
     return {
         "prompt": config.GuidanceParams.text,
         "method": config.GuidanceParams.guidance_method,
         "preset": config.preset or None,
         "seed": config.seed,
         "prior": training.score_model.provenance,
+        "shape_model": shape_provenance(start.shape_model) if from_text else None,
         "device": str(training.device),
         "precision": str(training.score_model.dtype)[6:],
         "memory_plan": training.plan_name,

@@ -45,12 +45,17 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: the device does not exist here.
     """
-    available = torch.cuda.is_available()
-    if name == "auto" and not available and torch.version.cuda:
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not cards and torch.version.cuda:
         log.warning("device auto: torch finds no CUDA driver or no card, so the CPU is used")
-    device = torch.device(("cuda" if available else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and not available:
-        raise UserError(f"device: expected one of this machine, got {name}, but there is no CUDA here; use device=auto")
+    device = torch.device(("cuda" if cards else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        here = ", ".join(f"cuda:{index}" for index in range(cards)) or "no CUDA"
+        raise UserError(
+            f"device: expected one of this machine, got {name}, but there is {here} here; use device=auto"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device: expected one of this machine, got mps, which is not here; use device=auto")
     return device
 
 
@@ -85,7 +90,9 @@ class Training:
             self.score_model.compile()
 
         self.extent = config.GenerateCamParams.default_radius
-        self.cameras = CameraSampler(config.GenerateCamParams, config.OptimizationParams, config.ModelParams.batch)
+        self.cameras = CameraSampler(
+            config.GenerateCamParams, config.OptimizationParams, config.ModelParams.batch
+        )
         self.density = DensityControl(config.OptimizationParams, self.extent, self._most_gaussians())
         self.gaussians = start.to(self.device)
         self.optimizer = build_optimizer(self.gaussians, config.OptimizationParams, self.extent)
@@ -125,27 +132,27 @@ class Training:
         )
         set_learning_rates(self.optimizer, params, self.extent, step)
 
-        cameras = self.cameras.sample(self.config.GuidanceParams.C_batch_size, step, self.rng)    # c
+        cameras = self.cameras.sample(self.config.GuidanceParams.C_batch_size, step, self.rng)  # c
         poses = cameras.world_to_camera.inverse().to(self.device, non_blocking=True)
-        text = self.prompts(cameras.azimuth_deg, poses)                             # on the host, where angles are
+        text = self.prompts(cameras.azimuth_deg, poses)  # on the host, where angles are
         cameras = cameras.to(self.device)
-        views, scales = self._render(cameras, model)                                              # x_0 = g(θ, c)
+        views, scales = self._render(cameras, model)  # x_0 = g(θ, c)
         shapes = disparity(views, cameras)
         by_shape = step < params.geo_iter or _chance(params.as_latent_ratio, self.rng)
         images = shapes.expand(-1, 3, -1, -1) if by_shape else views.images
         if sample_flip(self.rng):
             images = images.flip(-1)
 
-        guided = self.guidance(images, text, step, self.noise_rng)                                # L_VDM and L_op
+        guided = self.guidance(images, text, step, self.noise_rng)  # L_VDM and L_op
         losses = {
             **guided.losses,
             "tv": params.lambda_tv * (total_variation(views.images) + total_variation(shapes)),
             "scale": params.lambda_scale * scales.mean(),
         }
         total = torch.stack(list(losses.values())).sum()
-        total.backward()                                                  # θ and ψ receive disjoint gradients
+        total.backward()  # θ and ψ receive disjoint gradients
         self._changing = True
-        self._apply_gradients(total)                                                              # ψ, then θ
+        self._apply_gradients(total)  # ψ, then θ
         self.density.update(gaussians, self.optimizer, views.footprint, step, self.rng)
         self._changing = False
         self.step = step
@@ -251,7 +258,7 @@ class Training:
             tries.append(f"max_gaussians={len(self.gaussians)} (the present number)")
         tries += [f"a smaller C_batch_size (now {self.config.GuidanceParams.C_batch_size})"]
         tries += [f"smaller image_w and image_h (now {cameras.image_w} x {cameras.image_h})"]
-        return f"{_fullness(self.device)}; try {', '.join(tries)}, then --resume"
+        return f"{fullness(self.device)}; try {', '.join(tries)}, then --resume"
 
     def pictures(self) -> list[Tensor]:
         """What the last iteration rendered and what the prior made of it: rows of a picture, a column for each view.
@@ -260,7 +267,9 @@ class Training:
         """
         views, shapes, trace = self.last
         size = views.images.shape[-2:]
-        predicted = [F.interpolate(image, size, mode="bilinear") for image in predicted_images(trace, self.score_model)]
+        predicted = [
+            F.interpolate(image, size, mode="bilinear") for image in predicted_images(trace, self.score_model)
+        ]
         return [views.images, shapes, views.alphas, *predicted]
 
     def state_dict(self) -> dict[str, Any]:
@@ -287,7 +296,9 @@ class Training:
             UserError: the state belongs to other settings.
         """
         try:
-            self.gaussians.replace({name: tensor.to(self.device) for name, tensor in state["gaussians"].items()})
+            self.gaussians.replace(
+                {name: tensor.to(self.device) for name, tensor in state["gaussians"].items()}
+            )
             self.optimizer = build_optimizer(self.gaussians, self.config.OptimizationParams, self.extent)
             self.optimizer.load_state_dict(state["optimizer"])
             self.guidance.load_state_dict(state["guidance"])
@@ -345,10 +356,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _fullness(device: torch.device) -> str:
+def fullness(device: torch.device) -> str:
+    """That the memory of a device is full, and how much of it other processes hold."""
     if device.type != "cuda":
         return "this machine's memory is full"
-    free, total = torch.cuda.mem_get_info(device)
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:  # too full for CUDA itself
+        return "the card's memory is full: other processes hold all of it"
     ours = torch.cuda.memory_reserved(device)
     others = (total - free - ours) / GIB
     also = f", of which other processes hold {others:.1f} GiB" if others > 0.5 else ""

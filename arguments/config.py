@@ -29,7 +29,7 @@ class Config:
     device: str = option("auto", "where to run: auto, cpu, mps, cuda or cuda:1")
     offline: bool = option(False, "never ask a hub for weights")
     preset: str = option(
-        "", "the --preset that these settings were made with: a label", choices=("", *PRESETS)
+        "", "the --preset that these settings were made with, written by it: a label", choices=("", *PRESETS)
     )
     port: int = option(2355, "port of the live viewer", low=1, high=65535)
     test_ratio: int = option(5, "test pictures this many times per run", low=1)

@@ -34,7 +34,8 @@ def describe(width: int | None = None) -> str:
             if "option" in field.metadata:
                 option: Option = field.metadata["option"]
                 values = " ".join(word for word in (option.bounds, option.unit) if word)
-                choices = f" [{' | '.join(option.choices)}]" if option.choices else ""
+                named = [choice for choice in option.choices if choice]
+                choices = f" [{' | '.join(named)}]" if named else ""
                 lines += _row(field.name, shown(field.default), values, option.help + choices, width)
     return "\n".join(lines)
 

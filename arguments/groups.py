@@ -248,7 +248,7 @@ class GuidanceParams:
     )
     is_safe_tensor: bool = option(False, "model_key is a single file")
     base_model_key: str | None = option(
-        None, "model that lends its scheduler to a single file; none: SD 1.5's"
+        None, "model that lends its settings to a single file; none: those of its family, which are shipped"
     )
     prediction_type: str = option(
         "auto",

@@ -27,7 +27,7 @@ FLAGS = {
     "--seed": ("N", "the same as seed=N"),
     "--resume": ("", "go on with the run in the folder"),
     "--force": ("", "replace the run in the folder"),
-    "--dry-run": ("", "check everything that a run needs, then stop"),
+    "--dry-run": ("", "load all that a run needs, print the memory and time that it will take, then stop"),
     "--print-config": ("", "print all settings as YAML, then stop"),
     "--offline": ("", "never ask a hub for weights"),
     "--quiet": ("", "say nothing but warnings and errors"),

@@ -7,6 +7,7 @@ comes out is noise. On a CPU, try `--iterations 2 C_batch_size=1 HardwareParams.
 
 import argparse
 import json
+import math
 import re
 import shutil
 import sys
@@ -126,7 +127,7 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
             name: count / iterations / views for name, count in manifest["score_model_evaluations"].items()
         },
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else manifest["peak_memory_bytes"],
-        "losses_finite": all(all(value == value for value in line.values()) for line in lines),
+        "losses_finite": all(math.isfinite(value) for line in lines for value in line.values()),
     }
     if floor:
         result["floor"] = iteration.measure(config, iterations)

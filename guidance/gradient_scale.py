@@ -13,16 +13,21 @@ class GradientScale:
     number is read back to the host.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
         self.factor: Tensor | None = None
 
     def grow(self, output: Tensor) -> Tensor:
         """The network's output, float32."""
-        return _Grow.apply(output, self)
+        return _Grow.apply(output, self) if self.enabled else output
 
     def shrink(self, value: Tensor) -> Tensor:
         """The network's input, float32."""
-        return _Shrink.apply(value, self)
+        return _Shrink.apply(value, self) if self.enabled else value
+
+    def restore(self, gradient: Tensor) -> Tensor:
+        """The gradient that left the network, for parameters within it."""
+        return gradient if self.factor is None else gradient / self.factor
 
 
 class _Grow(torch.autograd.Function):
@@ -48,4 +53,4 @@ class _Shrink(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] / ctx.scale.factor, None
+        return ctx.scale.restore(gradients[0]), None

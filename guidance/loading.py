@@ -46,7 +46,8 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
             pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
                 folder, dtype=dtype, local_files_only=True, **WITHOUT_CHECKER
             )
-            _check_prediction(pipeline, source, params.prediction_type)
+            stated = pipeline.scheduler.config.get("prediction_type", "epsilon")
+            _check_prediction(stated, f"the scheduler of {source.location}", params.prediction_type)
         if params.vae_key:
             pipeline.vae = _load_vae(params, dtype, offline)
         return pipeline
@@ -62,13 +63,12 @@ def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-    path, config = Path(source.location), Path(source.config or "")
-    if not config.is_dir():
-        lender = models.locate(str(config), "GuidanceParams.base_model_key")
-        config = models.local_folder(lender, models.COMPONENTS, offline)
+    path, config = Path(source.location), models.lent_settings(source, offline)
+    stated = single_file.stated_prediction(path)
+    _check_prediction(stated, str(path), params.prediction_type)
     tokenizer = CLIPTokenizer.from_pretrained(single_file.tokenizer_folder(path, config, offline))
-    if config.name.startswith("sd2"):
-        tokenizer.pad_token = "!"  # what OpenCLIP, SD 2.x's text encoder, was trained with
+    # whichever family lent the tokenizer: SD 2.x's text encoder, OpenCLIP, was trained with another padding
+    tokenizer.pad_token = tokenizer.eos_token if single_file.family_of(path) == "sd1" else "!"
     pipeline = StableDiffusionPipeline.from_single_file(
         str(path),
         config=str(config),
@@ -79,8 +79,10 @@ def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.
     )
     if params.prediction_type != "auto":
         single_file.set_prediction(pipeline, params.prediction_type)
-    elif config.parent == single_file.CONFIGS:
-        single_file.set_prediction(pipeline, single_file.prediction_of(path, config.name, pipeline))
+    elif stated is not None or config.parent == single_file.CONFIGS:
+        single_file.set_prediction(
+            pipeline, stated or single_file.shown_prediction(path, config.name, pipeline)
+        )
     return pipeline
 
 
@@ -102,13 +104,11 @@ def _load_vae(params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
         raise models.loading_error(error, source, offline) from error
 
 
-def _check_prediction(pipeline: Any, source: models.ModelSource, wanted: str) -> None:
-    """A folder knows what its model predicts; a setting that says otherwise is a mistake of one of the two."""
-    stated = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    if wanted not in ("auto", stated):
+def _check_prediction(stated: str | None, by: str, wanted: str) -> None:
+    """Many models say what they predict; a setting that says otherwise is a mistake of one of the two."""
+    if stated is not None and wanted not in ("auto", stated):
         raise UserError(
-            f"GuidanceParams.prediction_type: expected {stated}, as the scheduler of {source.location} says, got "
-            f"{wanted}; set it to auto, or correct that folder"
+            f"GuidanceParams.prediction_type: expected {stated}, as {by} says, got {wanted}; set it to auto"
         )
 
 

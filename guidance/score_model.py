@@ -6,7 +6,6 @@ With `loading.py` and `text_to_shape.py` the only importer of diffusers and tran
 import copy
 import dataclasses
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +21,6 @@ from guidance.loading import load_pipeline
 from guidance.memory import PLANS, MemoryPlan, peak_bytes, plan_name
 from guidance.noise import standard_normal_like
 
-HALF_GRADIENT_SCALE = 1024.0
-"""On gradients to estimators that pass through a float16 U-Net, where small ones would vanish."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPILED_MULTIPLE = 4
 """A compiled U-Net gets batches of multiples of this, so that few shapes are compiled."""
@@ -65,6 +62,7 @@ class ScoreModel:
         *,
         device: torch.device,
         plan: MemoryPlan = PLANS["max"],
+        params: GuidanceParams = GuidanceParams(),  # noqa: B008, frozen
     ) -> None:
         from diffusers import DDIMScheduler
 
@@ -72,7 +70,7 @@ class ScoreModel:
         self.text_encoder: nn.Module | None = _frozen(pipeline.text_encoder, device)
         self.text_shape = _text_shape(pipeline)
         self._tokenize = personalization.tokenizer_of(pipeline)
-        self._source = source
+        self._source, self._params = source, params
         self.device, self.dtype = device, pipeline.unet.dtype
         self.plan = plan
         self.compiled = False
@@ -89,7 +87,7 @@ class ScoreModel:
         self._scale = self.vae.config.scaling_factor
         self._shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         self.evaluations = Evaluations()
-        self._gradient_scale = HALF_GRADIENT_SCALE if self.dtype == torch.float16 else 1.0
+        self._estimator_scale = self._gradient_scale()
 
     @classmethod
     def from_pretrained(
@@ -110,7 +108,8 @@ class ScoreModel:
         source = models.resolve(params)
         dtype = precision(params, hardware, device)
         pipeline = load_pipeline(source, params, dtype, offline)
-        return cls(pipeline, source, device=device, plan=memory_plan(params, hardware, device))
+        plan = memory_plan(params, hardware, device)
+        return cls(pipeline, source, device=device, plan=plan, params=params)
 
     def compile(self) -> None:
         """Compile U-Net and image encoder in place; the first calls of each shape then take long."""
@@ -122,7 +121,10 @@ class ScoreModel:
     def warm_up(self, views: int, branches: int) -> None:
         """Run what an iteration runs, for every number of branches from 2, so that nothing compiles later."""
         text = torch.zeros(1, *self.text_shape, device=self.device)
-        for count in range(2 * views, branches * views + 1, COMPILED_MULTIPLE):
+        limit = self.plan.latents or branches * views
+        totals = range(2 * views, branches * views + 1)
+        parts = {min(left, limit) for total in totals for left in range(total, 0, -limit)}
+        for count in sorted({part + -part % COMPILED_MULTIPLE for part in parts}):
             latents = torch.zeros(count, self.latent_channels, *self.latent_size, device=self.device)
             with torch.no_grad():
                 self._run_unet(
@@ -156,14 +158,13 @@ class ScoreModel:
         return torch.cat(parts)
 
     def _encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:
-        scale = GradientScale() if self.dtype == torch.float16 else None
-        pixels = 2 * images - 1
-        if scale is not None:
-            pixels = scale.shrink(pixels)
-        encoded = self.vae.encode(pixels.to(self.dtype))
+        scale = self._gradient_scale()
+        encoded = self.vae.encode(scale.shrink(2 * images - 1).to(self.dtype))
         posterior = getattr(encoded, "latent_dist", None)
-        output = (encoded.latents if posterior is None else posterior.parameters).float()
-        return output if scale is None else scale.grow(output)
+        return scale.grow((encoded.latents if posterior is None else posterior.parameters).float())
+
+    def _gradient_scale(self) -> GradientScale:
+        return GradientScale(enabled=self.dtype == torch.float16)
 
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
@@ -206,21 +207,20 @@ class ScoreModel:
         """ε_φ(x_t, t, y), float32, with gradient to the text and to a LoRA; its backward is counted when it runs."""
         output = self._predict_noise(noisy_latents, timesteps, text)
         if output.requires_grad:
-            output.register_hook(self._enter_backward)
-        return output
+            output.register_hook(self._count_backward)
+        return self._estimator_scale.grow(output)
 
-    def _enter_backward(self, gradient: Tensor) -> Tensor:
+    def _count_backward(self, gradient: Tensor) -> None:
         self.evaluations.backward += len(gradient)
-        return gradient * self._gradient_scale
 
     def estimators(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
         """Announce parameters whose gradient passes through the U-Net, before they are first used.
 
-        In half precision small gradients would vanish on the way: they are scaled up at the U-Net's output, and
-        down again, by the same power of two, where they arrive.
+        A backward pass may reach them through one call of `predict_noise_with_gradient`: in float16 its gradient is
+        scaled on entering the U-Net, and scaled back where it arrives at them.
         """
         for parameter in parameters:
-            parameter.register_hook(lambda gradient: gradient / self._gradient_scale)
+            parameter.register_hook(self._estimator_scale.restore)
         return parameters
 
     def build_lora(self, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator) -> nn.Module:
@@ -278,21 +278,8 @@ class ScoreModel:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Which weights these are: key, place, the hub's revision, and the SHA-256 of every weight file."""
-        source, parts = self._source, ("unet", "vae", "text_encoder")
-        if source.kind == "file":
-            folder, files = None, [Path(source.location)]
-        else:
-            folder = Path(source.location) if source.kind == "folder" else models.cached(source.location)
-            files = [file for name in parts for file in models.weight_files(folder, name)] if folder else []
-        record = (models.recorded(folder) or {}) if folder is not None else {}
-        known = record.get("files", {})
-        hashes = {
-            name: known[name]["sha256"] if name in known else models.sha256(file)
-            for name, file in ((f"{file.parent.name}/{file.name}", file) for file in files)
-        }
-        revision = folder.name if folder is not None and source.kind == "hub" else None
-        return {"model_key": source.key, "location": source.location, "revision": revision, "sha256": hashes}
+        """Which weights these are, the replaced and the added ones too: see `guidance.models.prior_provenance`."""
+        return models.prior_provenance(self._source, self._params)
 
 
 def precision(params: GuidanceParams, hardware: HardwareParams, device: torch.device) -> torch.dtype:

@@ -81,7 +81,7 @@ def _generate(
             output_type="mesh",
         ).images
         faces = len(mesh.faces)
-    except ValueError as error:  # diffusers concatenates the textures of no vertex
+    except (ValueError, RuntimeError) as error:  # diffusers concatenates the textures of no vertex
         if "non-empty" not in str(error):
             raise
         faces = 0

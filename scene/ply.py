@@ -284,6 +284,7 @@ def _table(path: Path | str, vertices: np.ndarray, names: Sequence[str]) -> Floa
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise UserError(
-            f"{path}: expected finite numbers, got {table[row, column]} as {names[column]} of vertex {row}"
+            f"{path}: expected finite numbers, got {table[row, column]} as {names[column]} of vertex {row}; "
+            "check the file"
         )
     return torch.from_numpy(table)

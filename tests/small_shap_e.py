@@ -1,5 +1,6 @@
 """A Shap-E pipeline of few channels whose surface is known: an upright figure with a nose, one arm and a red front.
 
+Prior and CLIP text encoder have the layers of the published ones (24 and 12), and few channels.
 Its marching cubes table and its text-to-latent prior are real in form; the prior's weights are random, so prompt and
 seed move the surface a little.
 """
@@ -16,7 +17,7 @@ HIDDEN, LATENT, TEXT = 64, 16, 16
 NAMES = tuple(f"nerstf.mlp.{layer}.weight" for layer in range(4))
 SHAPES = ((HIDDEN, 93), (HIDDEN, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, HIDDEN))
 # Shap-E's own frame: z up, front -y. Seen from the front, +x is on the right.
-BALLS = ((0.0, 0.0, 0.0, 0.45), (0.0, 0.0, 0.5, 0.3), (0.0, -0.4, 0.5, 0.2), (0.5, 0.0, 0.1, 0.2))
+BALLS = ((0.0, 0.0, -0.3, 0.4), (0.0, 0.0, 0.45, 0.3), (0.0, -0.4, 0.45, 0.25), (0.55, 0.0, -0.2, 0.25))
 """Body, head, nose and right arm: centre and radius."""
 
 
@@ -29,7 +30,7 @@ def save_shap_e(folder: Path, *, empty: bool = False) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         renderer = ShapERenderer(param_names=NAMES, param_shapes=SHAPES, d_latent=LATENT, d_hidden=HIDDEN)
-        _train(renderer.mlp, steps=1 if empty else 400)
+        _train(renderer.mlp, steps=1 if empty else 800)
         if empty:
             with torch.no_grad():
                 renderer.mlp.mlp[-1].bias[0] = -1e3
@@ -37,14 +38,14 @@ def save_shap_e(folder: Path, *, empty: bool = False) -> Path:
         renderer.mesh_decoder.cases, renderer.mesh_decoder.masks = marching_cubes_table()
         pipeline = diffusers.ShapEPipeline(
             prior=diffusers.PriorTransformer(
-                num_attention_heads=2, attention_head_dim=8, num_layers=1, embedding_dim=LATENT,
+                num_attention_heads=2, attention_head_dim=8, num_layers=24, embedding_dim=LATENT,
                 num_embeddings=len(SHAPES) * HIDDEN, additional_embeddings=0, embedding_proj_dim=TEXT,
                 time_embed_dim=32, clip_embed_dim=2 * LATENT, time_embed_act_fn="gelu", norm_in_type="layer",
                 encoder_hid_proj_type=None, added_emb_type=None,
             ),
             text_encoder=CLIPTextModelWithProjection(
                 CLIPTextConfig(
-                    vocab_size=514, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                    vocab_size=514, hidden_size=32, intermediate_size=48, num_hidden_layers=12,
                     num_attention_heads=4, projection_dim=TEXT, bos_token_id=512, eos_token_id=513,
                 )
             ),
@@ -67,12 +68,13 @@ def inside(points: Tensor) -> Tensor:
 
 def _train(model: nn.Module, steps: int) -> None:
     """Teach the network depth (channel 0) and colour (channels 3 to 5): red in front, dark grey elsewhere."""
-    optimizer = torch.optim.Adam(model.mlp.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.mlp.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     low = torch.zeros(93)
-    low[:9], low[48:54] = 1.0, 1.0  # the place itself, and its two lowest frequencies
+    low[:12], low[48:57] = 1.0, 1.0  # the place itself, and its three lowest frequencies
     first = model.mlp[0]
     for _ in range(steps):
-        points = 2 * torch.rand(2048, 3) - 1
+        points = 2 * torch.rand(1024, 3) - 1
         with torch.no_grad():
             first.weight.mul_(low)
         output = _preactivations(model, points)
@@ -83,6 +85,7 @@ def _train(model: nn.Module, steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
     with torch.no_grad():
         first.weight.mul_(low)
 

@@ -347,6 +347,7 @@ finally:
     for name in settings():
         assert f"  {name.rpartition('.')[2]} " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 140
+    assert "[fast]" in done.stdout and "[ |" not in done.stdout
 
 
 def test_help_that_nobody_reads_to_its_end_is_no_error() -> None:

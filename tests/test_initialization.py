@@ -207,13 +207,32 @@ def test_an_unknown_format_is_named(tmp_path):
         ("a.obj", b"v 0 0 0\nf 1 2 3\n"),
         ("a.obj", b""),
         ("a.stl", b"\x00" * 84 + b"\xff" * 10),
-        ("a.stl", b"solid nothing\nendsolid\n"),
         ("a.obj", b"v 0 0 0\nv 0 0 0\nv 0 0 0\nf 1 2 3\n"),
-        ("a.obj", b"v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"),
     ],
 )
 def test_broken_meshes_are_the_users(tmp_path, name, content):
     assert name in error(tmp_path / name, content)
+
+
+PLY = b"ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
+FACE = b"element face 1\nproperty list uchar int vertex_indices\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\n"),
+        ("a.stl", b"solid nothing\nendsolid\n"),
+        ("a.obj", b"v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"),
+        ("a.ply", PLY + FACE + b"end_header\n0 0 0\n1 0 0\n0 1 nan\n1 1 1\n3 0 1 2\n"),
+        ("a.ply", PLY + b"end_header\n0 0 0\n1 0 0\n0 1 nan\n1 1 1\n"),
+    ],
+    ids=["obj without faces", "stl without faces", "obj with NaN", "ply with NaN", "cloud with NaN"],
+)
+def test_shapes_without_faces_or_with_nan_are_called_so(tmp_path, name, content):
+    message = error(tmp_path / name, content)
+    assert "expected" in message and "finite" in message and name in message
+    assert message.endswith("check the file")
 
 
 def test_clouds_without_extent_or_with_too_few_points(tmp_path):

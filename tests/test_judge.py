@@ -9,6 +9,7 @@ import torch
 from arguments import GenerateCamParams, load, to_yaml
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians, write_points
+from tests.tiny_models import byte_tokenizer
 from toybox import raycast, world
 from toybox.clip import Clip
 from toybox.exhibit import Exhibit, all_around, parse_caption
@@ -207,6 +208,46 @@ def test_a_broken_clip_is_named(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("not json")
     with pytest.raises(UserError, match="expected a CLIP, got files that fail to load"):
         Clip.from_pretrained(tmp_path)
+
+
+def save_clip(folder, activation, text_layers, image_layers):
+    """A random CLIP with the layers of a published one and few channels, as its publisher's folder has it."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    towers = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "hidden_act": activation}
+    ends = {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**towers, **ends, "num_hidden_layers": text_layers},
+            vision_config={**towers, "num_hidden_layers": image_layers, "patch_size": 14, "image_size": 224},
+            projection_dim=24,
+        )
+    ).eval()
+    model.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 224}).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("activation", "text_layers", "image_layers"),
+    [("quick_gelu", 12, 24), ("gelu", 32, 48)],
+    ids=["ViT-L/14", "ViT-bigG/14"],
+)
+def test_a_published_clip_judges_as_transformers_own(tmp_path, activation, text_layers, image_layers):
+    from transformers import CLIPImageProcessor, CLIPTokenizer
+
+    model = save_clip(tmp_path, activation, text_layers, image_layers)
+    clip, texts = Clip.from_pretrained(tmp_path), ["a red car", "a cat"]
+    images = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8)
+    pixels = CLIPImageProcessor.from_pretrained(tmp_path)(list(images), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(
+            **CLIPTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="pt"), **pixels
+        )
+    torch.testing.assert_close(clip.embed_images(images / 255), expected.image_embeds, atol=1e-4, rtol=0)
+    torch.testing.assert_close(clip.embed_texts(texts), expected.text_embeds, atol=1e-4, rtol=0)
+    assert clip.embed_images(torch.rand(1, 3, 64, 64)).norm().item() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+import dreammapping
+import training
 from arguments import GuidanceParams, HardwareParams, OptimizationParams, load
 from guidance import ScoreModel, ViewPrompts, build_guidance, predictions
 from guidance.gradient_scale import GradientScale
@@ -143,6 +145,23 @@ def test_the_fast_path_has_the_gradient_of_the_slow_one(folder, monkeypatch):
     assert relative(found, expected) < 1e-5
 
 
+@pytest.mark.parametrize("memory", ["max", "8gb"])
+def test_warming_up_compiles_every_batch_of_an_iteration_and_none_larger(folder, monkeypatch, memory):
+    model = model_of(folder, memory=memory)
+    model.compiled = True
+    sizes, forward = set(), model.unet.forward
+    monkeypatch.setattr(model.unet, "forward", lambda x, *a, **k: (sizes.add(len(x)), forward(x, *a, **k))[1])
+    model.warm_up(views=3, branches=4)
+    warmed = sizes.copy()
+    sizes.clear()
+    for count in range(2 * 3, 4 * 3 + 1):
+        shape = (count, 4, *model.latent_size)
+        model.predict_noise(
+            torch.zeros(shape), torch.ones(count).long(), torch.zeros(count, *model.text_shape)
+        )
+    assert warmed == sizes
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.02)])
 def test_half_precision_keeps_the_gradient(folder, dtype, tolerance):
     expected, _ = image_gradient(model_of(folder))
@@ -247,6 +266,29 @@ def test_models_that_do_not_fit_are_one_line(words, monkeypatch, capsys):
     assert main(["--quiet", *words]) == 2
     line = capsys.readouterr().err
     assert "does not hold the models" in line and "end what else uses it" in line and line.count("\n") == 1
+
+
+def test_a_card_that_other_processes_fill_is_called_so(words, monkeypatch, capsys):
+    """The whole card is theirs; or so much that not even its state can be asked."""
+
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def unasked(_device):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(ScoreModel, "from_pretrained", full)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: GIB)
+    for module in (training, dreammapping):
+        monkeypatch.setattr(module, "choose_device", lambda _name: torch.device("cuda:0"))
+    for state, words_of_it in (
+        (lambda _device: (GIB, 80 * GIB), "hold 78.0 GiB"),
+        (unasked, "hold all of it"),
+    ):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", state)
+        assert main(["--quiet", "--force", *words]) == 2
+        line = capsys.readouterr().err
+        assert words_of_it in line and "end what else uses it" in line and line.count("\n") == 1
 
 
 def test_other_errors_stay_what_they_are(words, monkeypatch):

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from arguments import Config, GenerateCamParams, GuidanceParams, load
+from arguments import Config, GenerateCamParams, GuidanceParams, HardwareParams, load
 from benchmarks.full_size import build
 from guidance import ScoreModel, models
 from guidance.models import hub, single_file
@@ -93,7 +96,7 @@ def test_a_folder_and_a_single_file_are_the_same_model(small, narrow, family):
     images = torch.rand(1, 3, *file.image_size, generator=torch.Generator().manual_seed(0))
     drawn = [each.encode_images(images, torch.Generator().manual_seed(1)) for each in (file, folder)]
     torch.testing.assert_close(*drawn, atol=1e-5, rtol=1e-4)
-    assert list(file.provenance["sha256"]) == [f"{family}-file/model.safetensors"]
+    assert file.provenance["sha256"] == {"model.safetensors": hub.sha256(small[family][1])}
 
 
 @pytest.mark.parametrize("form", [0, 1], ids=["folder", "file"])
@@ -143,6 +146,13 @@ def test_what_a_single_file_predicts_is_set_stated_or_asked_of_its_unet(small, n
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
     with caplog.at_level(logging.WARNING):
         assert score_model(silent).prediction_type == "v_prediction"  # random, so not like its input
+    half = ScoreModel.from_pretrained(
+        GuidanceParams(model_key=str(silent)),
+        "cpu",
+        offline=True,
+        hardware=HardwareParams(precision="float16"),
+    )
+    assert (half.prediction_type, half.unet.dtype) == ("v_prediction", torch.float16)
     assert "behaves like v_prediction" in caplog.text
     told = score_model(silent, prediction_type="epsilon")
     assert (told.prediction_type, told.image_size) == ("epsilon", (128, 128))
@@ -165,10 +175,26 @@ def test_a_trained_unet_shows_what_it_predicts():
     assert single_file.predicts_velocity(pipeline)
 
 
-def test_a_setting_that_contradicts_a_folder_is_refused(small):
-    folder, _ = small["sd2-v"]
-    with pytest.raises(UserError, match=r"prediction_type: expected v_prediction.*got epsilon"):
-        score_model(folder, prediction_type="epsilon")
+@pytest.mark.parametrize("form", [0, 1], ids=["folder", "file"])
+def test_a_setting_that_contradicts_what_a_model_says_of_itself_is_refused(small, narrow, form):
+    with pytest.raises(
+        UserError, match=r"prediction_type: expected v_prediction.*got epsilon; set it to auto"
+    ):
+        score_model(small["sd2-v"][form], prediction_type="epsilon")
+
+
+def test_what_a_single_file_says_of_itself_counts_more_than_what_its_lender_says(small):
+    file = score_model(small["sd2-v"][1], base_model_key=str(small["sd2-base"][0]))
+    assert file.prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(("family", "other"), [("sd1", "sd2-base"), ("sd2-base", "sd1")])
+def test_a_tokenizer_lent_by_the_other_family_pads_as_the_files_own(small, narrow, tmp_path, family, other):
+    folder, file = small[family]
+    (tmp_path / "model.safetensors").symlink_to(file)
+    shutil.copytree(small[other][0] / "tokenizer", tmp_path / "tokenizer")
+    found, expected = (score_model(key) for key in (tmp_path / "model.safetensors", folder))
+    torch.testing.assert_close(found.encode_text(["a red car"]), expected.encode_text(["a red car"]))
 
 
 WHOLE = {
@@ -209,6 +235,56 @@ def test_a_half_copied_single_file_is_called_so(small, tmp_path):
         models.resolve(GuidanceParams(model_key=str(path)))
 
 
+def test_damaged_weights_are_named_before_anything_is_loaded(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    damaged = [folder / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-10])
+    problems = models.check_available(GuidanceParams(model_key=str(folder)), offline=True)
+    for path, problem in zip(damaged, problems, strict=True):
+        assert f"{path} is damaged or half-downloaded; copy it again" in problem
+
+
+def test_a_damaged_file_of_the_cache_is_named_and_once_deleted_is_fetched_again(online, tmp_path):
+    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+    params = GuidanceParams(model_key="me/model")
+    assert main(["fetch", "me/model"]) == 0
+    blob = (models.cached("me/model") / "unet" / "diffusion_pytorch_model.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:1000])
+    (problem,) = models.check_available(params)
+    assert f"{blob} is damaged or half-downloaded; delete it and fetch it again" in problem
+    blob.unlink()
+    assert models.check_available(params) == []
+    assert ScoreModel.from_pretrained(params, "cpu").unet is not None
+
+
+def test_weights_of_another_precision_alone_are_not_taken_for_what_is_loaded(tmp_path):
+    folder = save_pipeline(tmp_path / "model")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    (problem,) = models.check_available(GuidanceParams(model_key=str(folder)), offline=True)
+    assert "has no unet's weights" in problem
+
+
+class Runs:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_a_folder_runs_no_code(tmp_path):
+    folder, touched = save_pipeline(tmp_path / "model"), tmp_path / "touched"
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"conv_in.weight": Runs(touched)}, folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="model_key: cannot load"):
+        score_model(folder)
+    assert not touched.exists()
+
+
 def test_a_single_file_without_a_tokenizer_says_where_to_get_one(small, tmp_path):
     path = tmp_path / "model.safetensors"
     path.symlink_to(small["sd1"][1])
@@ -225,6 +301,15 @@ def test_pickles_are_refused_wherever_a_file_is_named(tmp_path, suffix):
     for setting in ("LoRA_path", "textual_inversion_path"):
         with pytest.raises(UserError, match=f"{setting}: expected a .safetensors file.*pickle"):
             models.addition(path, f"GuidanceParams.{setting}")
+
+
+@pytest.mark.parametrize("setting", ["vae_key", "base_model_key", "shape_model"])
+def test_a_file_where_a_folder_is_expected_is_not_asked_of_a_hub(online, setting, small):
+    words = ["text=a cat", f"model_key={small['sd1'][1]}", "init_shape=shape", "init_fallback=stop"]
+    config, _ = load([*words, f"{setting}=some/file.safetensors"])
+    problems = [problem for problem in models.missing_models(config) if setting in problem]
+    assert len(problems) == 1 and "or a hub id, got the file some/file.safetensors" in problems[0]
+    assert not [request for request in online.requests if "file.safetensors" in request]
 
 
 def test_everything_that_a_run_lacks_is_named_at_once(tmp_path):
@@ -277,6 +362,21 @@ def test_fetching_takes_what_a_run_needs_once_and_records_it(online, tmp_path, c
     assert len(online.downloads()) == before
     cached = models.cached(models.ALIASES["sd21-base"])
     assert models.recorded(cached)["files"]["unet/diffusion_pytorch_model.safetensors"]["sha256"] == digest
+
+
+def test_a_single_file_borrows_settings_and_tokenizer_of_a_hub_without_weights(online, small, tmp_path):
+    folder, file = small["sd1"]
+    (tmp_path / "model.safetensors").symlink_to(file)
+    online.repositories["me/model"] = published(folder)
+    params = GuidanceParams(model_key=str(tmp_path / "model.safetensors"), base_model_key="me/model")
+    assert models.check_available(params) == []
+    assert {"unet/config.json", "tokenizer/tokenizer.json"} <= set(online.downloads())
+    assert not [name for name in online.downloads() if name.endswith((".safetensors", ".bin", ".ckpt"))]
+    asked = len(online.requests)
+    assert models.check_available(params, offline=True) == []
+    model = ScoreModel.from_pretrained(params, "cpu", offline=True)
+    torch.testing.assert_close(predict(model), predict(score_model(folder)), atol=1e-5, rtol=1e-4)
+    assert len(online.requests) == asked
 
 
 def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(online, tmp_path):
@@ -336,23 +436,76 @@ def test_offline_asks_nobody(online):
     assert online.requests == []
 
 
+def test_the_client_is_offline_before_it_is_first_imported():
+    code = (
+        "from arguments import load; from guidance.models import missing_models;"
+        "missing_models(load(['--opt', 'configs/cat.yaml'])[0], offline=True);"
+        "from huggingface_hub import constants; assert constants.HF_HUB_OFFLINE"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=environment, check=True)
+
+
 def test_another_autoencoder_takes_the_place_of_the_models_own(tmp_path):
     folder = save_pipeline(tmp_path / "model")
     tiny = save_pipeline(tmp_path / "other", autoencoder="tiny") / "vae"
     model = score_model(folder, vae_key=str(tiny))
     assert type(model.vae).__name__ == "AutoencoderTiny"
+    assert "vae/diffusion_pytorch_model.safetensors" not in model.provenance["sha256"]
+    weights = tiny / "diffusion_pytorch_model.safetensors"
+    assert model.provenance["vae_key"]["sha256"] == {weights.name: hub.sha256(weights)}
     shutil.copytree(folder / "unet", tmp_path / "wrong")
     with pytest.raises(UserError, match="vae_key: expected an AutoencoderKL or AutoencoderTiny, got UNet2D"):
         score_model(folder, vae_key=str(tmp_path / "wrong"))
 
 
-def test_a_lora_of_another_family_is_refused(tmp_path):
+ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+KOHYA = "down_blocks_1_attentions_0_transformer_blocks_0_attn1"
+
+
+def save_lora(path, name, width, rank=4):
+    """A LoRA of one layer in diffusers' names or, where its name has underscores alone, in kohya's."""
+    kinds = ("lora_down", "lora_up") if name.startswith("lora_") else ("lora_A", "lora_B")
+    shapes = ((rank, width), (width, rank))
+    tensors = {f"{name}.{kind}.weight": torch.ones(shape) for kind, shape in zip(kinds, shapes, strict=True)}
+    if name.startswith("lora_"):
+        tensors[f"{name}.alpha"] = torch.tensor(float(rank))
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("transformer.blocks.0.to_q", 8),
+        (f"unet.{ATTENTION}.to_q", 999),
+        (f"lora_unet_{KOHYA}_to_q", 999),
+        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", 640),
+        ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 768),
+        ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", 768),
+        ("lora_unet_double_blocks_0_img_attn_qkv", 16),
+    ],
+)
+def test_a_lora_of_another_family_is_refused(tmp_path, name, width):
     folder = save_pipeline(tmp_path / "model")
-    other_kind = "transformer.blocks.0.to_q.lora_A.weight"
-    other_width = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
-    for name, shape in ((other_kind, (4, 8)), (other_width, (4, 999))):
-        path = tmp_path / "lora.safetensors"
-        down = torch.zeros(shape)
-        save_file({name: down, name.replace("lora_A", "lora_B"): torch.zeros(shape[1], 4)}, path)
-        with pytest.raises(UserError, match=r"LoRA_path: .*use one made for"):
-            score_model(folder, LoRA_path=str(path))
+    path = save_lora(tmp_path / "lora.safetensors", name, width)
+    with pytest.raises(UserError, match=r"LoRA_path: .*use one made for") as error:
+        score_model(folder, LoRA_path=str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [f"unet.{ATTENTION}.to_q", f"lora_unet_{KOHYA}_to_q"])
+def test_a_lora_of_this_family_is_added_once_and_recorded(tmp_path, name):
+    folder = save_pipeline(tmp_path / "model")
+    path = save_lora(tmp_path / "lora.safetensors", name, 32)
+    plain, added = score_model(folder), score_model(folder, LoRA_path=str(path))
+    before, after = plain.unet.state_dict(), added.unet.state_dict()
+    (changed,) = [key for key in before if not torch.equal(before[key], after[key])]
+    torch.testing.assert_close(after[changed] - before[changed], torch.full((32, 32), 4.0))
+    assert added.provenance["LoRA_path"]["sha256"] == {path.name: hub.sha256(path)}
+
+
+@pytest.mark.parametrize("setting", ["LoRA_path", "textual_inversion_path"])
+def test_what_is_added_to_a_model_is_a_safetensors_file(tmp_path, setting):
+    with pytest.raises(UserError, match=rf"{setting}: expected a .safetensors file, got .*which is none"):
+        models.addition(str(tmp_path), f"GuidanceParams.{setting}")

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from arguments import GenerateCamParams, GuidanceParams, load
+from gaussian_renderer import render
 from guidance import text_to_shape
 from guidance.text_to_shape import linear_to_srgb, text_to_mesh, to_our_frame
+from scene.cameras import orbit
 from tests.small_shap_e import save_shap_e
 from utils.errors import UserError
 
@@ -70,12 +72,29 @@ def start(folder, **changes):
 
 
 def test_the_cloud_stands_upright_and_reaches_out_in_front(shap_e):
-    """The tallest side is along z; what reaches farthest along y is far from the middle, as the nose is."""
+    """The tallest side is along z; what reaches farthest along +y is as high as the nose, and not the body's back."""
     points = start(shap_e).means.detach()
     assert len(points) == 3000
     sides = points.amax(dim=0) - points.amin(dim=0)
     assert sides.argmax() == 2 and sides[2] == pytest.approx(1, abs=1e-4)
-    assert points[points[:, 1] > points[:, 1].quantile(0.99), 1].min() > 0.3
+    assert points[points[:, 1] > points[:, 1].quantile(0.99), 2].mean() > 0.15
+    assert points[points[:, 1] < points[:, 1].quantile(0.01), 2].mean() < 0
+
+
+def test_the_front_camera_sees_its_face_upright_and_not_mirrored(shap_e):
+    """In pictures: the broad body below the head, the arm on the picture's right, red; from behind, on its left."""
+    params = GenerateCamParams(image_w=96, image_h=96)
+    with torch.no_grad():
+        views = render(start(shap_e), orbit(2, params, polar_deg=90.0), torch.zeros(3))
+    front, back = views.alphas[:, 0] > 0.5
+    for seen, arm in ((front, 1), (back, -1)):
+        rows, columns = (seen.any(dim=axis).nonzero().flatten() for axis in (1, 0))
+        height, middle = len(rows), (columns[0] + columns[-1]) / 2
+        head, body = seen[rows[height // 6]], seen[rows[-height // 3]]
+        assert head.sum() < 0.75 * body.sum()
+        assert (middle - head.nonzero().float().mean()) * arm > 2
+    reds = [image[0, seen].mean() for image, seen in zip(views.images, (front, back), strict=True)]
+    assert reds[0] > 1.5 * reds[1]  # the start is half transparent
 
 
 def test_the_frame_is_turned_and_not_mirrored():

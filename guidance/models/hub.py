@@ -7,10 +7,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from utils.errors import UserError
 from utils.files import atomic
@@ -20,6 +23,10 @@ LOCK = "dreammapping.json"
 SETTINGS_SUFFIXES = (".json", ".txt", ".model")
 WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 PICKLED_WEIGHTS = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
+READ_BY_LOADERS = re.compile(
+    r"(model|diffusion_pytorch_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"
+)
+"""Names of weights that are loaded unasked: other precisions have a word more."""
 
 
 def go_offline() -> None:
@@ -37,16 +44,32 @@ def cached(hub_id: str, marker: str = "model_index.json") -> Path | None:
 
 
 def missing_parts(folder: Path, components: Sequence[str], without_weights: Sequence[str] = ()) -> list[str]:
-    """Components of a diffusers folder that are not there, or lack their weights."""
+    """Components of a diffusers folder that are not there, or lack their weights; without components, its own."""
+    components = components or ("",)
     missing = [name for name in components if not (folder / name).is_dir()]
     weighty = [name for name in components if name not in missing and name not in without_weights]
-    return missing + [f"{name}'s weights" for name in weighty if not weight_files(folder, name)]
+    return missing + [f"{name or 'model'}'s weights" for name in weighty if not weight_files(folder, name)]
 
 
 def weight_files(folder: Path, component: str) -> list[Path]:
     """Weight files of one component of a diffusers folder: safetensors, else pickles (read as weights alone)."""
-    files = sorted((folder / component).glob("*.safetensors"))
-    return files or sorted((folder / component).glob("*.bin"))
+    files = sorted((folder / component).iterdir()) if (folder / component).is_dir() else []
+    weights = [file for file in files if READ_BY_LOADERS.fullmatch(file.name) and file.is_file()]
+    return [file for file in weights if file.suffix == ".safetensors"] or weights
+
+
+def damaged_files(folder: Path, components: Sequence[str]) -> list[Path]:
+    """Weight files whose length is not what their header says; reads the headers alone."""
+    files = [file for name in components or ("",) for file in weight_files(folder, name)]
+    return [file for file in files if file.suffix == ".safetensors" and not _is_whole(file)]
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def check_reachable(hub_id: str, offline: bool) -> None:
@@ -157,7 +180,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def cause_of(error: BaseException, offline: bool) -> str:
     """Why loading or fetching failed and what to do, in words. Walks the chain of causes."""
     from huggingface_hub import errors
-    from safetensors import SafetensorError
 
     causes = list(_chain(error))
 

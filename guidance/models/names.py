@@ -31,4 +31,6 @@ FORMS = f"toybox, {', '.join(ALIASES)}, a folder in diffusers' layout, a .safete
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SHAPE_COMPONENTS = ("prior", "shap_e_renderer", "text_encoder", "tokenizer", "scheduler")
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
+LENT = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/*.txt")
+"""What a model of a hub lends to a single file: everything but weights."""
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")

@@ -1,12 +1,12 @@
 """Everything that a run will load, looked for before its first iteration; and where it lies once it is here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arguments import Config, GuidanceParams
 from guidance.models import hub, single_file
-from guidance.models.names import COMPONENTS, FORMS, HELPERS, PICKLES, SHAPE_COMPONENTS, WITHOUT_WEIGHTS
-from guidance.models.source import MODEL_KEY, ModelSource, locate, resolve
+from guidance.models.names import COMPONENTS, HELPERS, LENT, PICKLES, SHAPE_COMPONENTS, WITHOUT_WEIGHTS
+from guidance.models.source import BASE_MODEL, ModelSource, forms, locate, resolve
 from utils.errors import UserError
 
 SHAPE_MODEL = "GenerateCamParams.shape_model"
@@ -19,6 +19,8 @@ def missing_models(config: Config, offline: bool = False) -> list[str]:
     Looks at the diffusion model, what is added to it, another autoencoder, and Shap-E where the start shape needs it
     and no sphere may take its place. Loads no weights; asks the hub only for what is not on this machine.
     """
+    if offline:
+        hub.go_offline()
     guidance, start = config.GuidanceParams, config.GenerateCamParams
     problems = check_available(guidance, offline)
     if guidance.vae_key:
@@ -52,62 +54,88 @@ def local_folder(source: ModelSource, components: tuple[str, ...], offline: bool
     """Where a model's parts lie on this machine; what a hub has and this machine has not is fetched once.
 
     Raises:
-        UserError: it cannot be fetched.
+        UserError: it cannot be fetched, or a file of it is damaged.
     """
-    if source.kind == "folder":
-        return Path(source.location)
-    folder = hub.cached(source.location, "model_index.json" if components else "config.json")
-    if folder is not None and not hub.missing_parts(folder, components, WITHOUT_WEIGHTS):
+    folder = Path(source.location) if source.kind == "folder" else _cached(source, components)
+    if folder is None:
+        _reach(source, offline)
+        try:
+            folder = hub.fetch(source.location, components)
+        except UserError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            raise loading_error(error, source, offline) from error
+    damage = _damage(source, folder, components)
+    if damage:
+        raise UserError("; ".join(damage))
+    return folder
+
+
+def lent_settings(source: ModelSource, offline: bool) -> Path:
+    """A folder with the settings of a single file: shipped, of the user's, or a hub's, fetched without its weights.
+
+    Raises:
+        UserError: they cannot be fetched.
+    """
+    lender = ModelSource(source.config or "", source.config or "", "hub", setting=BASE_MODEL)
+    if Path(lender.location).is_dir():
+        return Path(lender.location)
+    folder = hub.cached(lender.location)
+    if folder is not None and not hub.missing_parts(folder, COMPONENTS, without_weights=COMPONENTS):
         return folder
     try:
+        return hub.download(lender.location, LENT, offline)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise loading_error(error, lender, offline) from error
+
+
+def _cached(source: ModelSource, components: tuple[str, ...]) -> Path | None:
+    """A hub's model in the cache; None where a part is missing."""
+    folder = hub.cached(source.location, "model_index.json" if components else "config.json")
+    return None if folder is None or hub.missing_parts(folder, components, WITHOUT_WEIGHTS) else folder
+
+
+def _reach(source: ModelSource, offline: bool) -> None:
+    try:
         hub.check_reachable(source.location, offline)
-        return hub.fetch(source.location, components)
-    except UserError:
-        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise loading_error(error, source, offline) from error
+
+
+def _damage(source: ModelSource, folder: Path, components: tuple[str, ...]) -> list[str]:
+    mend = "copy it again" if source.kind == "folder" else "delete it and fetch it again"
+    return [
+        f"{source.setting}: {file.resolve()} is damaged or half-downloaded; {mend}"
+        for file in hub.damaged_files(folder, components)
+    ]
 
 
 def loading_error(error: BaseException, source: ModelSource, offline: bool) -> UserError:
     """The line to show when loading failed: model, cause and what to try."""
-    forms = f"one of {FORMS}" if source.setting == MODEL_KEY else "a folder in diffusers' layout, or a hub id"
     return UserError(
         f"{source.setting}: cannot load {source.key!r}"
         + (f" ({source.location})" if source.location != source.key else "")
-        + f": {hub.cause_of(error, offline)}; or use {forms}"
+        + f": {hub.cause_of(error, offline)}; or use {forms(source.setting)}"
     )
 
 
-def _problems(find, components: tuple[str, ...], offline: bool) -> list[str]:
+def _problems(find: Callable[[], ModelSource], components: tuple[str, ...], offline: bool) -> list[str]:
     try:
         source = find()
         if source.kind == "file":
-            config = source.config or ""
-            if not Path(config).is_dir():
-                _check_hub(
-                    ModelSource(source.key, config, "hub", setting=source.setting), components, offline
-                )
-            single_file.tokenizer_folder(Path(source.location), Path(config), offline)
+            single_file.tokenizer_folder(Path(source.location), lent_settings(source, offline), offline)
             return []
-        if source.kind == "hub":
-            _check_hub(source, components, offline)
+        folder = Path(source.location) if source.kind == "folder" else _cached(source, components)
+        if folder is None:
+            _reach(source, offline)
             return []
     except UserError as error:
         return [str(error)]
-    missing = hub.missing_parts(Path(source.location), components, WITHOUT_WEIGHTS)
-    return [
-        f"{source.setting}: {source.location} has no {name}; copy the whole folder again" for name in missing
+    missing = [
+        f"{source.setting}: {source.location} has no {name}; copy the whole folder again"
+        for name in hub.missing_parts(folder, components, WITHOUT_WEIGHTS)
     ]
-
-
-def _check_hub(source: ModelSource, components: tuple[str, ...], offline: bool) -> None:
-    folder = hub.cached(source.location, "model_index.json" if components else "config.json")
-    if folder is not None and not hub.missing_parts(folder, components, WITHOUT_WEIGHTS):
-        return
-    try:
-        hub.check_reachable(source.location, offline)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise loading_error(error, source, offline) from error
+    return missing + _damage(source, folder, components)
 
 
 def _missing_additions(params: GuidanceParams) -> Iterator[UserError]:
@@ -125,7 +153,7 @@ def addition(name: str, setting: str) -> Path:
     """The file of a LoRA or a learned word.
 
     Raises:
-        UserError: it is not there, or is a pickle.
+        UserError: it is not there, or is of another kind.
     """
     path = Path(name).expanduser()
     if path.suffix in PICKLES:
@@ -133,6 +161,7 @@ def addition(name: str, setting: str) -> Path:
             f"{setting}: expected a .safetensors file, got {name}, a pickle that can run code when it is read; "
             "convert it to .safetensors first"
         )
-    if not path.exists():
-        raise UserError(f"{setting}: expected a file, got {name}, which does not exist; correct the path")
+    if path.suffix != ".safetensors" or not path.is_file():
+        what = "which does not exist" if not path.exists() else "which is none"
+        raise UserError(f"{setting}: expected a .safetensors file, got {name}, {what}; correct the path")
     return path

@@ -65,11 +65,10 @@ def stated_prediction(path: Path) -> str | None:
     return stated
 
 
-def prediction_of(path: Path, family: str, pipeline: Any) -> str:
-    """What the U-Net of a file predicts: as its metadata says, else ε for SD 1.x, else as the U-Net itself shows."""
-    stated = stated_prediction(path)
-    if stated is not None or family == "sd1":
-        return stated or "epsilon"
+def shown_prediction(path: Path, family: str, pipeline: Any) -> str:
+    """What the U-Net of a file that does not say so predicts: ε for SD 1.x, else as the U-Net itself shows."""
+    if family == "sd1":
+        return "epsilon"
     found = "v_prediction" if predicts_velocity(pipeline) else "epsilon"
     log.warning("%s: does not say what it predicts; its U-Net behaves like %s", path, found)
     return found
@@ -91,15 +90,14 @@ def predicts_velocity(pipeline: Any) -> bool:
     """Whether a trained U-Net predicts v and not ε, by asking it once.
 
     At the last timestep x_t is nearly ε, so a prediction of ε is nearly x_t itself (correlation near 1), and v, nearly
-    -x_0, has almost nothing of it.
+    -x_0, has almost nothing of it. In float32, as half precision is slow where a file has just been read to: a CPU.
     """
-    size, width = 32, pipeline.unet.config.cross_attention_dim
-    device, dtype = pipeline.unet.device, pipeline.unet.dtype
-    noise = torch.randn(1, 4, size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    text = torch.zeros(1, 77, width, device=device, dtype=dtype)
-    time = torch.tensor([PROBE], device=device)
-    prediction = pipeline.unet(noise, time, encoder_hidden_states=text, return_dict=False)[0]
-    return bool(torch.cosine_similarity(prediction.float().flatten(), noise.float().flatten(), dim=0) < 0.5)
+    unet, dtype = pipeline.unet, pipeline.unet.dtype
+    noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    text = torch.zeros(1, 77, unet.config.cross_attention_dim)
+    prediction = unet.float()(noise, torch.tensor([PROBE]), encoder_hidden_states=text, return_dict=False)[0]
+    unet.to(dtype)
+    return bool(torch.cosine_similarity(prediction.flatten(), noise.flatten(), dim=0) < 0.5)
 
 
 def tokenizer_folder(path: Path, config: Path, offline: bool) -> Path:

@@ -14,7 +14,7 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MODEL_KEY = "GuidanceParams.model_key"
+MODEL_KEY, BASE_MODEL = "GuidanceParams.model_key", "GuidanceParams.base_model_key"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -47,22 +47,18 @@ def resolve(params: GuidanceParams) -> ModelSource:
     """
     key = params.model_key
     if not key:
-        raise UserError(f"{MODEL_KEY}: expected a diffusion model, got none; try one of {FORMS}")
+        raise UserError(f"{MODEL_KEY}: expected a diffusion model, got none; try {forms(MODEL_KEY)}")
     if key == "toybox":
         return _folder(key, TOYBOX, MODEL_KEY, "model_index.json")
     path = Path(key).expanduser()
     if path.suffix == ".safetensors" and not path.is_dir():
         if not path.is_file():
             raise UserError(
-                f"{MODEL_KEY}: expected a file, got {key}, which does not exist; try one of {FORMS}"
+                f"{MODEL_KEY}: expected a file, got {key}, which does not exist; try {forms(MODEL_KEY)}"
             )
         family = single_file.family_of(path)
         lender = params.base_model_key
-        config = (
-            locate(lender, "GuidanceParams.base_model_key").location
-            if lender
-            else str(single_file.CONFIGS / family)
-        )
+        config = locate(lender, BASE_MODEL).location if lender else str(single_file.CONFIGS / family)
         return ModelSource(key, str(path), "file", config)
     return locate(key, MODEL_KEY)
 
@@ -73,7 +69,7 @@ def locate(
     """A folder or a hub id; `aliases` are the short names that the setting takes, `marker` a file of such a folder.
 
     Raises:
-        UserError: `key` is neither, or a pickle.
+        UserError: `key` is neither, or a file.
     """
     path = Path(key).expanduser()
     if path.is_dir():
@@ -83,13 +79,20 @@ def locate(
             f"{setting}: expected a .safetensors file, got {key}, a pickle that can run code when it is read; "
             "convert it to .safetensors first"
         )
+    if path.is_file() or path.suffix == ".safetensors":
+        raise UserError(f"{setting}: expected {forms(setting)}, got the file {key}")
     return ModelSource(key, _hub_id(key, setting, aliases), "hub", setting=setting)
+
+
+def forms(setting: str) -> str:
+    """What a setting can name, for messages."""
+    return f"one of {FORMS}" if setting == MODEL_KEY else "a folder in diffusers' layout, or a hub id"
 
 
 def _folder(key: str, path: Path, setting: str, marker: str) -> ModelSource:
     if not (path / marker).is_file():
         raise UserError(
-            f"{setting}: expected a folder in diffusers' layout, got {path} without {marker}; try one of {FORMS}"
+            f"{setting}: expected a folder in diffusers' layout, got {path} without {marker}; try {forms(setting)}"
         )
     return ModelSource(key, str(path), "folder", setting=setting)
 
@@ -98,8 +101,9 @@ def _hub_id(key: str, setting: str, aliases: Mapping[str, str]) -> str:
     if key in aliases:
         return aliases[key]
     if not HUB_ID.fullmatch(key) or key.startswith("."):
-        near = get_close_matches(key, ["toybox", *aliases], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"try one of {FORMS}"
+        known = ["toybox", *aliases] if setting == MODEL_KEY else list(aliases)
+        near = get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"try {forms(setting)}"
         raise UserError(
             f"{setting}: expected a model, got {key}, which is no folder, file, alias or hub id; {hint}"
         )

@@ -303,7 +303,7 @@ class GuidanceParams:
     noise_offset: float = option(
         0.0, "deviation of the noise added per channel (LucidDreamer: 0.1)", low=0, high=10
     )
-    fix_noise: bool = option(False, "one noise for the whole run (without Perp-Neg)")
+    fix_noise: bool = option(False, "one noise for the whole run")
     dca: bool = option(True, "anneal the coefficient of the learned term (Eq. 18)")
     dca_cutoff: int = option(300, "timestep up to which it is annealed; 0: never", low=0, high=999)
     operator: str = option("ulite", "the learned degradation M", choices=("ulite", "linear", "ulite_noise"))

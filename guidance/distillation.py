@@ -41,8 +41,10 @@ def perpendicular_negatives(
 
 
 def clipped(gradient: Float[Tensor, "B C h w"], limit: float) -> Float[Tensor, "B C h w"]:
-    """Every element within ±`limit`; 0 is no limit. What is not a number stays, so that the step is skipped."""
-    return gradient.clamp(-limit, limit) if limit > 0 else gradient
+    """Every element within ±`limit`; 0 is no limit. What is not finite stays, so that the step is skipped."""
+    if limit == 0:
+        return gradient
+    return torch.where(gradient.isfinite(), gradient.clamp(-limit, limit), gradient)
 
 
 def normalized(gradient: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:

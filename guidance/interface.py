@@ -30,7 +30,10 @@ class GuidanceOutput:
 
 @dataclass(frozen=True)
 class Draw:
-    """x_t and what it was made of: x_0 without gradient, t, ε. `rng` gives whatever else a method draws."""
+    """x_t and what it was made of: x_0 without gradient, t, ε.
+
+    `rng` gives whatever else a method draws. It is the step's own, so that all methods see the same t and ε.
+    """
 
     latents: Float[Tensor, "B C h w"]
     timesteps: Int[Tensor, " B"]
@@ -114,10 +117,10 @@ class Guidance(nn.Module):
     def distill(
         self, latents: Float[Tensor, "B C h w"], text: ViewText, step: int, rng: torch.Generator
     ) -> GuidanceOutput:
-        """As `forward`, from the latents, which carry the gradient: Algorithm 1 from line 6 on."""
+        """As `forward`, from the latents, which carry the gradient: Algorithm 1 from line 5 on."""
         draw = self.draw(latents.detach(), text, step, rng)
         residual = self.residual(draw)
-        gradient = self.weight(draw) * residual.value.detach()  # ω(t) [...], Eq. 5
+        gradient = self.weight(draw) * residual.value.detach()  # ω(t) [...], Eq. 8
         if self.params.gradient_normalize:
             gradient = normalized(gradient)
         gradient = self.params.lambda_guidance * clipped(gradient, self._clip(step))
@@ -152,12 +155,16 @@ class Guidance(nn.Module):
         timesteps = self.sample_timesteps(len(latents), step, rng)
         noise = self.sample_noise(latents, rng)
         noisy_latents = self.schedule.add_noise(latents, noise, timesteps)
-        return Draw(latents, timesteps, noise, noisy_latents, text, step, rng)
+        return Draw(latents, timesteps, noise, noisy_latents, text, step, self.rng_of(step))
+
+    def rng_of(self, step: int) -> torch.Generator:
+        """A generator of the step's own, by `noise_seed`."""
+        return torch.Generator().manual_seed((self.params.noise_seed << 32 | step) % 2**63)
 
     def fresh(self, draw: Draw) -> Draw:
         """The same x_0 with another ε and a t of each view's own, from the whole schedule: what estimators learn on."""
         timesteps = self.schedule.sample_all_timesteps(len(draw.latents), draw.rng)
-        noise = self.sample_noise(draw.latents, draw.rng)
+        noise = sample_noise(draw.latents, draw.rng, offset=self.params.noise_offset)
         noisy_latents = self.schedule.add_noise(draw.latents, noise, timesteps)
         return Draw(draw.latents, timesteps, noise, noisy_latents, draw.text, draw.step, draw.rng)
 

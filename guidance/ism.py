@@ -32,6 +32,7 @@ class ISMGuidance(Guidance, name="ism"):
         params, schedule = self.params, self.schedule
         timesteps = self.sample_timesteps(len(latents), step, rng)                      # t
         noise = self.sample_noise(latents, rng)                                         # ε
+        rng = self.rng_of(step)
         before = (schedule.indices_of(timesteps) - self.interval(step)).clamp_min(0)    # s
         level = (before - params.xs_delta_t * params.xs_inv_steps).clamp_min(0)
         path = schedule.add_noise(latents, noise, schedule.timesteps_of(level))

@@ -61,7 +61,8 @@ class ViewPrompts:
     Args:
         encoder: whatever has `encode_text`; it is not kept, so its text tower can be dropped afterwards.
         params: `text`, `negative`, `inverse_text`, `cfg_base` and Perp-Neg's settings are read.
-        views: add the view suffixes; without them all views see the bare prompt, as in text to 2D.
+        views: add the view suffixes; without them all views see the bare prompt, as in text to 2D, and there is nothing
+            for Perp-Neg to push away from.
 
     Raises:
         UserError: the prompt is empty, or a prompt with its view suffix has too many tokens.
@@ -79,13 +80,13 @@ class ViewPrompts:
             subject=encoded[4], negative=encoded[3], empty=encoded[5], inverse=encoded[6]
         )
         self._base = self.shared.empty if params.cfg_base == "empty" else self.negative
-        self._params = params
+        self._params, self._perpneg = params, params.perpneg and views
 
     def __call__(
         self, azimuth_deg: Float[Tensor, " B"], poses: Float[Tensor, "B 4 4"] | None = None
     ) -> ViewText:
         count = len(azimuth_deg)
-        if self._params.perpneg:
+        if self._perpneg:
             branches, weights = perpendicular_views(
                 azimuth_deg,
                 strength=self._params.negative_w,

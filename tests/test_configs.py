@@ -80,6 +80,46 @@ def test_baselines_name_their_source_and_what_is_inferred(name: str) -> None:
     assert all(len(line) <= 120 for line in head.splitlines())
 
 
+PUBLISHED = """
+dreamfusion_gs: {guidance: sds, guidance_scale: 100, cfg_form: paper, weighting: sds, t_range: [0.02, 0.98],
+  max_t_range: 0.98, perpneg: false}
+gaussiandreamer: {guidance: sds, guidance_scale: 100, cfg_form: standard, weighting: sds, gradient_clip: [1.5, 2.0],
+  gradient_clip_iter: 1000, C_batch_size: 4, iterations: 1200, image_w: 1024, image_h: 1024, init_shape: shape}
+dreamgaussian: {guidance: sds, guidance_scale: 100, weighting: sds, timestep_schedule: linear, t_range: [0.02, 0.98],
+  max_t_range: 0.98, C_batch_size: 1, iterations: 500, init_shape: sphere, init_num_pts: 5000, position_lr_init: 0.001,
+  position_lr_final: 0.00002, feature_lr: 0.01, opacity_lr: 0.05, scaling_lr: 0.005, rotation_lr: 0.005}
+prolificdreamer_gs: {guidance: vsd, guidance_scale: 7.5, weighting: sds, timestep_schedule: two_stage,
+  t_range: [0.02, 0.5], max_t_range: 0.98, iterations: 5000, warmup_iter: 1000, lora_rank: 4, lora_lr: 0.0001,
+  lora_warmup_iter: 500, lora_camera_dropout: 0.1}
+dreamflow: {guidance: dreamflow, guidance_scale: 7.5, dreamflow_t_range: [0.2, 1.0], lora_lr: 0.0001}
+asd_gs: {guidance: asd, asd_gamma: -0.75, guidance_scale: 7.5, weighting: ism, lambda_guidance: 0.1, C_batch_size: 2,
+  t_range: [0.02, 0.5], max_t_range: 0.5, lora_lr: 0.0001, lora_camera_dropout: 0.1, perpneg: true, init_shape: shape}
+lods_gs: {guidance: lods, lods_scale: 1000, lods_lr: 0.0001, weighting: sds, timestep_schedule: two_stage,
+  t_range: [0.02, 0.5], max_t_range: 0.98, iterations: 2500, warmup_iter: 1000, C_batch_size: 8,
+  negative: a point cloud image, init_shape: shape}
+lods_lora_gs: {guidance: lods_lora, lods_scale: 1000, lods_lora_lr: 5.0e-7, lods_lora_scale: 0.5, weighting: sds}
+csd: {guidance: csd, csd_form: own, csd_negative: [0.0, 1.0], csd_anneal: 0.5, timestep_schedule: two_stage,
+  t_range: [0.02, 0.5], max_t_range: 0.98, iterations: 5000, warmup_iter: 2500, perpneg: true,
+  negative: "oversaturated color, ugly, tiling, low quality, noisy"}
+nfsd: {guidance: nfsd, nfsd_cutoff: 200, guidance_scale: 7.5, weighting: sds, timestep_schedule: two_stage,
+  negative: "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"}
+ssd: {guidance: ssd, ssd_cutoff: 300, guidance_scale: 7.5, t_range: [0.02, 0.98], max_t_range: 0.98}
+consistent3d: {guidance: consistent3d, consistent3d_t_range: [0.1, 0.7], consistent3d_interval: [100, 300],
+  guidance_scale: 100, guidance_scale_final: 50, cfg_form: paper, weighting: uniform, gradient_clip: [2.0, 8.0],
+  gradient_clip_iter: 3000, iterations: 3000, C_batch_size: 8, max_t_range: 0.98}
+"""
+"""What the methods' own code, papers and appendices say."""
+
+
+def test_baselines_have_their_published_numbers() -> None:
+    for name, keys in yaml.safe_load(PUBLISHED).items():
+        config = read(BASELINES[name])
+        groups = (config.OptimizationParams, config.GenerateCamParams, config.GuidanceParams)
+        ours = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
+        assert {key: ours[key] for key in keys} == given, name
+
+
 def test_luciddreamers_own_file_runs_ism_with_its_own_keys() -> None:
     words = ["--opt", str(LUCIDDREAMER["axe"]), "GuidanceParams.guidance=ism"]
     guidance = load(words)[0].GuidanceParams

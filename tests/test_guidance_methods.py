@@ -231,6 +231,23 @@ def test_lods_without_limit_and_with_a_frozen_null_is_csd():
     assert close(7.5 * step_of(with_lora)[1], expected)
 
 
+def test_lods_learns_the_noise_of_a_draw_of_its_own():
+    guidance = build("lods", **at(500))
+    drawn = []
+
+    def null_noise(draw):
+        drawn.append(draw)
+        return torch.zeros_like(draw.latents)
+
+    guidance.null_noise = null_noise
+    output, _ = step_of(guidance)
+    (fresh,) = drawn
+    assert output.trace.timesteps.tolist() == [500, 500] and fresh.timesteps.unique().numel() == VIEWS
+    noise = true_noise(fresh.noisy_latents, fresh.timesteps)
+    assert not close(noise, noise_of(output))
+    assert output.losses["null"].item() == pytest.approx(noise.square().mean().item(), rel=1e-3)
+
+
 def test_lods_learns_the_null_text_and_moves_it_from_the_negative_prompts():
     guidance = build("lods", lods_lr=0.1)
     before, _ = step_of(guidance)
@@ -316,6 +333,17 @@ def test_csds_form_of_table_1(weight):
     assert close(gradient, cond - weight * negative + 6.5 * (cond - empty))
 
 
+def test_table_1_has_csd_at_a_weight_of_1_only():
+    """Its form sums to 1 - λ_s; at λ_s = 1 it is CSD with 1/s of the weight on the negative prompt."""
+    _, table = step_of(build("csd", csd_form="table", csd_negative=(1.0, 1.0)))
+    _, own = step_of(build("csd", csd_negative=(1 / 7.5, 1 / 7.5)))
+    assert close(table, own)
+    ones = LatentPrior(lambda noisy, timesteps, text: torch.ones_like(noisy))
+    for weight in (0.0, 0.4, 1.0):
+        _, gradient = step_of(build("csd", ones, csd_form="table", csd_negative=(weight, weight)))
+        assert close(gradient, torch.full_like(gradient, 1 - weight))
+
+
 @pytest.mark.parametrize(("timestep", "weight", "branches"), [(199, 0, 2), (200, 1, 3), (800, 1, 3)])
 @pytest.mark.parametrize("form", ["standard", "paper"])
 def test_nfsd_is_the_form_of_table_1_with_a_step_for_its_weight(timestep, weight, branches, form):
@@ -335,6 +363,15 @@ def test_nfsd_asks_for_the_negative_prompt_only_where_a_view_needs_it():
     cond, negative, empty = (asked(output, code) for code in (POSITIVE, NEGATIVE, EMPTY))
     expected = empty - torch.tensor([0.0, 1.0]).view(2, 1, 1, 1) * negative + 7.5 * (cond - empty)
     assert close(gradient, expected)
+
+
+def test_nfsd_evaluates_281_hundredths_a_view_on_average():
+    """Of all t from 20 to 980, 180 of 961 are below the cut-off."""
+    guidance, times = build("nfsd"), torch.arange(20, 981)
+    guidance.sample_timesteps = lambda count, step, rng: times
+    images, text = torch.randn(len(times), 3, 2, 2), text_of(len(times))
+    guidance(images, text, 1, torch.Generator().manual_seed(0))
+    assert sum(guidance.score_model.calls) / len(times) == pytest.approx(3 - 180 / 961)
 
 
 def test_ism_by_forward_noising_with_the_noise_as_target_is_sds():
@@ -375,6 +412,16 @@ def test_ism_climbs_from_the_lowest_level_to_s_and_from_there_to_t(timestep, lev
     assert visited == [*((level, INVERSE) for level in levels), (timestep, NEGATIVE)]
     assert sum(guidance.score_model.calls) == VIEWS * (len(levels) + 2)
     assert close(output.trace.guided_noise, 7.5 * asked(output, POSITIVE) - 6.5 * asked(output, NEGATIVE))
+
+
+@pytest.mark.parametrize(("step", "top", "average"), [(1500, 500, 4.5), (0, 980, 5.448)])
+def test_isms_average_evaluations_a_view(step, top, average):
+    """Over its range of t after the warm-up, and before; LucidDreamer's spends one more where s is the lowest level."""
+    guidance, levels = build("ism", delta_t=50), range(20, top, 10)
+    for level in levels:
+        guidance.sample_timesteps = lambda count, step, rng, level=level: torch.tensor([level + 1])
+        guidance(torch.randn(1, 3, 2, 2), text_of(1), step, torch.Generator().manual_seed(0))
+    assert sum(guidance.score_model.calls) / len(levels) == pytest.approx(average, abs=1e-3)
 
 
 def test_ism_takes_the_prediction_at_s_on_the_path_that_leads_to_t():
@@ -434,8 +481,10 @@ def test_ssds_seeking_term_is_orthogonal_to_the_noise_and_as_large_as_the_direct
     noise = noise_of(output)
     assert (seeking * noise).sum(dim=(1, 2, 3)).abs().max() < 1e-3 * noise.square().sum(dim=(1, 2, 3)).max()
     assert torch.allclose(seeking.flatten(1).norm(dim=1), direction.flatten(1).norm(dim=1), rtol=1e-3)
-    noisiest = torch.cosine_similarity(seeking.flatten(1), output.trace.noise_cond.flatten(1))
-    assert (noisiest > 0).all()
+    cond = output.trace.noise_cond
+    share = (cond * noise).sum(dim=(1, 2, 3)) / noise.square().sum(dim=(1, 2, 3))
+    expected = (cond - share.view(-1, 1, 1, 1) * noise).flatten(1)
+    assert (torch.cosine_similarity(seeking.flatten(1), expected) > 0.9999).all()
 
 
 def test_consistent3d_of_equal_levels_is_0_and_of_others_is_not():
@@ -494,6 +543,28 @@ def test_what_an_estimator_learns_and_what_the_image_receives_are_disjoint(metho
     }
 
 
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"dreamflow", "consistent3d"}))
+def test_what_a_method_draws_beside_leaves_t_and_the_noise_of_the_next_step(method):
+    """Methods are compared on the same t and ε; two have a t or an ε of their own by definition."""
+
+    def second(name):
+        guidance = build(name, lmc_bank=2, lmc_sampling_steps=1, lmc_steps=1)
+        rng, seen = torch.Generator().manual_seed(0), []
+        draw_noise = guidance.sample_noise
+        guidance.sample_noise = lambda *arguments: seen.append(draw_noise(*arguments)) or seen[-1]
+        outputs = [guidance(pictures(), text_of(), step, rng) for step in (1, 2)]
+        return outputs[-1].trace.timesteps, seen[-1]
+
+    assert all(map(torch.equal, second(method), second("sds")))
+
+
+def test_an_estimator_sees_fresh_noise_where_the_noise_is_fixed():
+    guidance = build("vsd", fix_noise=True)
+    draw = guidance.draw(pictures(), text_of(), 1, torch.Generator().manual_seed(0))
+    first, second = guidance.fresh(draw), guidance.fresh(draw)
+    assert not torch.equal(first.noise, draw.noise) and not torch.equal(first.noise, second.noise)
+
+
 def test_the_gradient_is_clipped_after_its_weight_and_before_lambda():
     _, free = step_of(build("sds", weighting="ism", **at(800)))
     _, clipped = step_of(
@@ -524,8 +595,9 @@ def test_the_guidance_scale_can_fall_over_the_run():
     assert close(output.trace.guided_noise / 75, (base + 75 * (cond - base)) / 75)
 
 
-def test_scores_that_are_not_finite_are_reported_by_every_method():
-    prior = LatentPrior(lambda noisy, timesteps, text: noisy * torch.nan)
+@pytest.mark.parametrize("score", [torch.nan, torch.inf])
+def test_scores_that_are_not_finite_are_reported_by_every_method(score):
+    prior = LatentPrior(lambda noisy, timesteps, text: torch.where(text[..., None] == POSITIVE, score, noisy))
     for method in METHODS:
         if method != "lmc":
             output, _ = step_of(build(method, prior, gradient_clip=(1.0, 1.0)))

@@ -103,6 +103,21 @@ def test_lambda_scales_the_operator_only():
     assert torch.allclose(images.grad, weight(output) * (guided - annealed), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("cutoff", [100, 300, 500])
+def test_the_cutoff_moves_vdm_along_the_line_from_no_operator_to_the_whole(cutoff):
+    """λ_t is the share of the way; without the operator the mean is that of SDS, where a large cut-off leads."""
+    mapped = torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    time = {"t_range": (0.199, 0.199), "max_t_range": 0.199}
+
+    def gradient(value, **settings):
+        return run(time | settings, degradation=Constant(value))[1].grad
+
+    none, whole = gradient(torch.zeros(())), gradient(mapped, dca=False)
+    share = 1 - alphas_cumprod()[200].item() if cutoff >= 200 else 1.0
+    expected = (1 - share) * none + share * whole
+    assert torch.allclose(gradient(mapped, dca_cutoff=cutoff), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("timestep", "cutoff", "total"), [(300, 300, 0.5905), (301, 300, 0.0), (300, 100, 0.0)]
 )

@@ -151,5 +151,8 @@ def test_the_base_of_guidance_is_the_negative_or_the_empty_prompt(base, length):
 
 
 def test_a_picture_has_no_view_words():
-    prompts = ViewPrompts(Encoder(), GuidanceParams(text="a car", perpneg=False), views=False)
-    assert prompts(torch.tensor([0.0, 90.0])).positive.flatten().tolist() == [5, 5]
+    text = ViewPrompts(Encoder(), GuidanceParams(text="a car", perpneg=True), views=False)(
+        torch.tensor([0.0, 90.0])
+    )
+    assert text.positive.flatten().tolist() == [5, 5]
+    assert text.negatives.shape == (2, 0, 1, 1) and text.negative_weights.shape == (2, 0)

@@ -28,6 +28,8 @@ LORA = ("GuidanceParams.lora_lr=0.0001", "GuidanceParams.lora_warmup_iter=70")
 METHODS: dict[str, tuple[str, ...]] = {
     "vdm": (),
     "vdm_without_dca": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca=false"),
+    "vdm_dca_learned": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca_learned=true"),
+    "vdm_lookahead": ("GuidanceParams.guidance=vdm", "GuidanceParams.lookahead=true"),
     "sds": (),
     "sds_100": ("GuidanceParams.guidance=sds", "GuidanceParams.guidance_scale=100"),
     "vsd": LORA,

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from arguments import GuidanceParams
-from guidance.degradation import AxialDepthwise, ULite, build_degradation
+from guidance.degradation import ULite, build_degradation
 
 
 def parameters(module):
@@ -34,22 +34,6 @@ def test_every_latent_size_keeps_its_shape(norm, timed, shape):
     mapped = operator(shape[1:], m_norm=norm, m_time=timed)(noise, torch.full((shape[0],), 500))
     assert mapped.shape == shape
     assert mapped.isfinite().all()
-
-
-@pytest.mark.parametrize(("kernel", "dilation"), [(7, 1), (3, 1), (3, 3)])
-@pytest.mark.parametrize("size", [(32, 32), (1, 1), (2, 5), (64, 48)])
-def test_axial_layers_are_depthwise_convolutions(kernel, dilation, size):
-    layer = AxialDepthwise(6, kernel, dilation).double()
-    x, weight = torch.randn(2, 2, 6, *size, dtype=torch.float64)
-    fast, slow = x.clone().requires_grad_(), x.clone().requires_grad_()
-    gradients = []
-    for value, mixed in (
-        (fast, layer(fast)),
-        (slow, slow + layer.vertical(slow) + layer.horizontal(slow)),
-    ):
-        gradients.append(torch.autograd.grad((mixed * weight).sum(), [value, *layer.parameters()]))
-    torch.testing.assert_close(layer(x), x + layer.vertical(x) + layer.horizontal(x))
-    torch.testing.assert_close(*gradients)
 
 
 def test_time_modulation_starts_as_the_untimed_network_and_learns():

@@ -49,7 +49,7 @@ HEADINGS = ("R-precision", "over the start", "view word", "similarity", "saturat
 REPORT = ROOT / "docs" / "methods.md"
 PICTURE = ROOT / "docs" / "images" / "methods_grid.png"
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
-TILE = 96
+TILE, A_ROW = 96, 3
 
 Result = dict[str, Any]
 
@@ -117,13 +117,13 @@ def _spread(values: list[float]) -> str:
 
 
 def draw_grid(results: list[Result], path: Path = PICTURE) -> list[str]:
-    """Front, side and back of every method, a row each, for the first prompt and seed; returns the rows' names."""
+    """Front, side and back of every method, `A_ROW` to a row, for the first prompt and seed; returns their names."""
     first = [each for each in results if (each["prompt"], each["seed"]) == (results[0]["prompt"], 0)]
     present = {each["method"]: ROOT / each["run"] for each in first if (ROOT / each["run"]).is_dir()}
     names = [name for name in METHODS if name in present]
     if names:
-        rows = [functional.interpolate(pictures(present[name]), (TILE, TILE), mode="area") for name in names]
-        write_picture(path, grid(rows))
+        tiles = [functional.interpolate(pictures(present[name]), (TILE, TILE), mode="area") for name in names]
+        write_picture(path, grid([torch.cat(tiles[i : i + A_ROW]) for i in range(0, len(tiles), A_ROW)]))
     return names
 
 
@@ -135,7 +135,7 @@ def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
     text = markdown(results, expected=len(cells))
     names = draw_grid(results)
     if names:
-        shown = f"{results[0]['prompt']}: front, side and back, from top to bottom {', '.join(names)}"
+        shown = f"{results[0]['prompt']}, front, side and back by each: {', '.join(names)}"
         text += f"\n\n![{shown}](images/{PICTURE.name})\n\n{shown}."
     write_report(text, REPORT, BEGIN, END)
     return text

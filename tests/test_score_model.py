@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from arguments import GuidanceParams, OptimizationParams
 from guidance import ScoreModel, ViewPrompts, build_guidance, models, predicted_images
@@ -356,57 +355,6 @@ def test_availability_of_what_is_not_on_this_machine():
     assert "cannot load 'nobody/nothing'" in problem
     (problem,) = models.check_available(GuidanceParams(), offline=True)
     assert "got none" in problem
-
-
-def test_a_learned_word_becomes_a_token_of_the_prompt(folders, tmp_path):
-    path = tmp_path / "word.safetensors"
-    save_file({"<toy>": torch.full((32,), 3.0)}, path, metadata={"<toy>": "<embed>"})
-    model = load(folders["sd1"], LoRA_path=str(path))
-    table = model.text_encoder.get_input_embeddings().weight
-    assert torch.equal(table[-1], torch.full((32,), 3.0))
-    known, unknown = model.encode_text(["a <toy>", "a toy"])
-    assert not torch.allclose(known, unknown)
-    assert len(table) == 515
-
-
-def test_a_textual_inversion_becomes_a_token_of_the_prompt(folders, score_models, tmp_path):
-    path = tmp_path / "inversion.safetensors"
-    save_file({"<thing>": torch.full((2, 32), 3.0)}, path)
-    model = load(folders["sd1"], textual_inversion_path=str(path))
-    changed, plain = (each.encode_text(["a <thing>"]) for each in (model, score_models["sd1"]))
-    assert not torch.allclose(changed, plain)
-
-
-def test_a_lora_changes_the_prediction(folders, score_models, tmp_path):
-    from diffusers import StableDiffusionPipeline
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
-    pipeline = StableDiffusionPipeline.from_pretrained(folders["sd1"], safety_checker=None)
-    pipeline.unet.add_adapter(
-        LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    )
-    StableDiffusionPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(pipeline.unet))
-    path = tmp_path / "pytorch_lora_weights.safetensors"
-
-    (noisy, timesteps), text = inputs(), torch.randn(2, 77, 32, generator=draw(1))
-    with torch.no_grad():
-        expected = pipeline.unet(noisy, timesteps, encoder_hidden_states=text).sample
-    found = load(folders["sd1"], LoRA_path=str(path)).predict_noise(noisy, timesteps, text)
-    assert torch.allclose(found, expected, atol=1e-4)
-    assert not torch.allclose(found, score_models["sd1"].predict_noise(noisy, timesteps, text), atol=1e-4)
-
-
-@pytest.mark.parametrize("setting", ["LoRA_path", "textual_inversion_path"])
-def test_what_is_added_to_a_model_must_exist_and_fit(folders, tmp_path, setting):
-    with pytest.raises(
-        UserError, match=rf"GuidanceParams\.{setting}: expected a .safetensors file, got .*not exist"
-    ):
-        load(folders["sd1"], **{setting: str(tmp_path / "missing.safetensors")})
-    path = tmp_path / "other.safetensors"
-    save_file({"<toy>": torch.zeros(7)}, path, metadata={"<toy>": "<embed>"})
-    with pytest.raises(UserError, match=rf"GuidanceParams\.{setting}: "):
-        load(folders["sd1"], **{setting: str(path)})
 
 
 def test_the_toybox_prior_knows_noise_from_picture_and_prompt_from_nothing():

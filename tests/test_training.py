@@ -226,9 +226,8 @@ def test_a_checkpoint_of_other_settings_is_refused(words, tmp_path):
         (["output_path=/proc/nowhere"], "/proc/nowhere"),
     ],
 )
-def test_what_a_user_can_cause_is_one_line_and_exit_2(words, extra, message, capsys):
-    if torch.backends.mps.is_available() and "device=mps" in extra:
-        pytest.skip("is here")
+def test_what_a_user_can_cause_is_one_line_and_exit_2(words, extra, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert main(["--quiet", *words, *extra]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors

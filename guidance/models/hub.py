@@ -48,19 +48,23 @@ def missing_parts(folder: Path, components: Sequence[str], without_weights: Sequ
     components = components or ("",)
     missing = [name for name in components if not (folder / name).is_dir()]
     weighty = [name for name in components if name not in missing and name not in without_weights]
-    return missing + [f"{name or 'model'}'s weights" for name in weighty if not weight_files(folder, name)]
+    return missing + [f"{name or 'model'}'s weights" for name in weighty if not weight_files(folder, [name])]
 
 
-def weight_files(folder: Path, component: str) -> list[Path]:
-    """Weight files of one component of a diffusers folder: safetensors, else pickles (read as weights alone)."""
-    files = sorted((folder / component).iterdir()) if (folder / component).is_dir() else []
+def weight_files(folder: Path, components: Sequence[str]) -> list[Path]:
+    """Weight files of a diffusers folder's components, or its own: safetensors, else pickles (weights alone)."""
+    return [file for name in components or ("",) for file in _weights_in(folder / name)]
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
     weights = [file for file in files if READ_BY_LOADERS.fullmatch(file.name) and file.is_file()]
     return [file for file in weights if file.suffix == ".safetensors"] or weights
 
 
 def damaged_files(folder: Path, components: Sequence[str]) -> list[Path]:
     """Weight files whose length is not what their header says; reads the headers alone."""
-    files = [file for name in components or ("",) for file in weight_files(folder, name)]
+    files = weight_files(folder, components)
     return [file for file in files if file.suffix == ".safetensors" and not _is_whole(file)]
 
 

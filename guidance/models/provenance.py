@@ -43,9 +43,8 @@ def _provenance(source: ModelSource, components: tuple[str, ...]) -> dict[str, A
     folder = Path(source.location) if source.kind == "folder" else hub.cached(source.location, marker)
     if folder is None:
         return _described(source, None, {})
-    files = [file for name in components or ("",) for file in hub.weight_files(folder, name)]
     known = (hub.recorded(folder) or {}).get("files", {})
-    names = {str(file.relative_to(folder)): file for file in files}
+    names = {str(file.relative_to(folder)): file for file in hub.weight_files(folder, components)}
     hashes = {
         name: known[name]["sha256"] if name in known else hub.sha256(file) for name, file in names.items()
     }

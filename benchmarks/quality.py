@@ -117,12 +117,15 @@ def _spread(values: list[float]) -> str:
 
 
 def draw_grid(results: list[Result], path: Path = PICTURE) -> list[str]:
-    """Front, side and back of every method, `A_ROW` to a row, for the first prompt and seed; returns their names."""
+    """Front, side and back of every method, `A_ROW` to a row, for the first prompt and seed; returns their names.
+
+    Where a run's folder is gone, as in a fresh clone, the picture that is there stays.
+    """
     first = [each for each in results if (each["prompt"], each["seed"]) == (results[0]["prompt"], 0)]
-    present = {each["method"]: ROOT / each["run"] for each in first if (ROOT / each["run"]).is_dir()}
-    names = [name for name in METHODS if name in present]
-    if names:
-        tiles = [functional.interpolate(pictures(present[name]), (TILE, TILE), mode="area") for name in names]
+    runs = {each["method"]: ROOT / each["run"] for each in first}
+    names = [name for name in METHODS if name in runs]
+    if all(runs[name].is_dir() for name in names):
+        tiles = [functional.interpolate(pictures(runs[name]), (TILE, TILE), mode="area") for name in names]
         write_picture(path, grid([torch.cat(tiles[i : i + A_ROW]) for i in range(0, len(tiles), A_ROW)]))
     return names
 
@@ -134,7 +137,7 @@ def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
         return "no finished cells yet"
     text = markdown(results, expected=len(cells))
     names = draw_grid(results)
-    if names:
+    if PICTURE.is_file():
         shown = f"{results[0]['prompt']}, front, side and back by each: {', '.join(names)}"
         text += f"\n\n![{shown}](images/{PICTURE.name})\n\n{shown}."
     write_report(text, REPORT, BEGIN, END)

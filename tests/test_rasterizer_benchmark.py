@@ -4,10 +4,10 @@ import pytest
 import torch
 from diff_gaussian_rasterization import rasterize
 
-from benchmarks import rasterizer
+from benchmarks import rasterizer, splat_scenes
 
 
-def alone(scene: rasterizer.Scene, index: int) -> int:
+def alone(scene: splat_scenes.Scene, index: int) -> int:
     """Pixels in which one Gaussian is seen if there are no others."""
     one = {name: value[index : index + 1] for name, value in scene.parameters.items()}
     drawn = rasterize(means2D=torch.zeros(scene.views, 1, 3), backend="torch", **one, **scene.cameras)
@@ -16,17 +16,17 @@ def alone(scene: rasterizer.Scene, index: int) -> int:
 
 @torch.no_grad()
 def test_pairs_are_those_of_each_gaussian_where_none_hides_another():
-    scene = rasterizer.object_scene(30, 48, 2, torch.device("cpu"))
+    scene = splat_scenes.object_scene(30, 48, 2, torch.device("cpu"))
     scene.parameters["opacities"].mul_(0.05)
-    assert rasterizer.blended_pairs(scene) == sum(alone(scene, i) for i in range(30)) > 0
+    assert splat_scenes.blended_pairs(scene) == sum(alone(scene, i) for i in range(30)) > 0
 
 
 @torch.no_grad()
 def test_hidden_pairs_are_not_counted():
-    scene = rasterizer.object_scene(3000, 48, 1, torch.device("cpu"))
-    shown = rasterizer.blended_pairs(scene)
+    scene = splat_scenes.object_scene(3000, 48, 1, torch.device("cpu"))
+    shown = splat_scenes.blended_pairs(scene)
     scene.parameters["opacities"].mul_(0.05)
-    assert shown < rasterizer.blended_pairs(scene)
+    assert shown < splat_scenes.blended_pairs(scene)
 
 
 @pytest.mark.parametrize("wrong", [["--gaussians", "0"], ["--threads", "0"], ["--device", "cuda"]])

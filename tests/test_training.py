@@ -65,6 +65,14 @@ def test_auto_says_that_it_takes_the_cpu_where_torch_has_cuda_and_the_machine_ha
         choose_device("cuda")
 
 
+def test_a_card_beyond_the_machines_is_refused_with_those_that_are_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="got cuda:2, but there is cuda:0, cuda:1 here"):
+        choose_device("cuda:2")
+
+
 def test_a_run_leaves_what_upstreams_users_expect(words, tmp_path):
     assert main(["--quiet", *words]) == 0
     run = tmp_path / "run"

@@ -96,6 +96,17 @@ def test_wrong_arguments_are_refused_or_drawn(backend, faults, precomputed):
         assert all(leaf.grad is None or torch.isfinite(leaf.grad).all() for leaf in leaves)
 
 
+@pytest.mark.usefixtures("emulation")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_overflows_on_the_screen_leaves_gradients_finite(backend):
+    given = arguments(precomputed=True)
+    given["tanfovx"] = 1e-30 * given["tanfovx"]
+    leaves = [given[name].requires_grad_() for name in ("means3D", "cov3D_precomp")]
+    drawn = rasterize(**given, backend=backend)
+    torch.autograd.backward([drawn.color.sum(), drawn.depth.sum()])
+    assert all(leaf.grad is None or torch.isfinite(leaf.grad).all() for leaf in leaves)
+
+
 def on_one_pixel(count: int, opacity: float) -> dict:
     cameras = orbit(1, 40, 40)
     return {

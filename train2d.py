@@ -43,7 +43,9 @@ class ImageTraining:
         torch.manual_seed(config.seed)
         params = config.ImageParams
         self.config, self.device = config, choose_device(config.device)
-        self.score_model = ScoreModel.from_pretrained(config.GuidanceParams, self.device, offline=offline)
+        self.score_model = ScoreModel.from_pretrained(
+            config.GuidanceParams, self.device, offline=offline, hardware=config.HardwareParams
+        )
         self.prompts = ViewPrompts(self.score_model, config.GuidanceParams, views=False)
         self.score_model.drop_text_encoder()
         length = dataclasses.replace(config.OptimizationParams, iterations=params.steps)

@@ -221,14 +221,11 @@ class Training:
         worth = self.device.type == "cuda" and self.config.OptimizationParams.iterations >= COMPILE_FROM
         return wanted == "always" or (wanted == "auto" and worth)
 
-    def _branches(self) -> int:
-        """Text branches of a view, at most: prompt and base, and Perp-Neg's two."""
-        return 4 if self.config.GuidanceParams.perpneg else 2
-
     def warm_up(self) -> None:
         """Compile what will be compiled, so that no iteration has to."""
         if self.score_model.compiled:
-            self.score_model.warm_up(self.config.GuidanceParams.C_batch_size, self._branches())
+            params = self.config.GuidanceParams
+            self.score_model.warm_up(params.C_batch_size, params.branches)
 
     def _most_gaussians(self) -> int | None:
         own = self.config.ModelParams.max_gaussians
@@ -241,10 +238,11 @@ class Training:
 
     def memory(self) -> dict[str, int]:
         """Bytes that an iteration will need, by part, counted without running one."""
-        views, images = self.config.GuidanceParams.C_batch_size, self.config.GenerateCamParams
+        params, images = self.config.GuidanceParams, self.config.GenerateCamParams
+        views = params.C_batch_size
         # without a cap, what a run of the paper's setting grows to
         count = self._most_gaussians() or max(4 * len(self.gaussians), 500_000)
-        model = self.score_model.estimate_bytes(views, self._branches())
+        model = self.score_model.estimate_bytes(views, params.branches)
         coefficients = coefficient_count(self.config.ModelParams.sh_degree)
         gaussians = gaussian_bytes(count, coefficients, views, images.image_h, images.image_w)
         return {"diffusion model": model, "Gaussians and their renders": gaussians}

@@ -397,6 +397,11 @@ class GuidanceParams:
             return "sds" if self.sds else "vdm"
         return self.guidance
 
+    @property
+    def branches(self) -> int:
+        """Texts of a view, at most: prompt and base, and Perp-Neg's two."""
+        return 4 if self.perpneg else 2
+
 
 @dataclass(frozen=True)
 class ImageParams:
@@ -419,7 +424,7 @@ class HardwareParams:
 
     memory: str = option(
         "auto",
-        "what to fit into; auto: by the card. Smaller ones take longer, and cap the Gaussians",
+        "what to fit into; auto: by the memory there is. Smaller ones take longer, and cap the Gaussians",
         choices=("auto", "8gb", "12gb", "24gb", "max"),
     )
     precision: str = option(

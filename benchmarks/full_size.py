@@ -152,11 +152,11 @@ def estimates(settings: Path, views: int) -> dict[str, float]:
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     source, found = ModelSource(settings.name, str(settings), "folder"), {}
+    model = ScoreModel(pipeline, source, device=torch.device("meta"))
     for name, plan in PLANS.items():
-        model = ScoreModel(pipeline, source, device=torch.device("meta"), plan=plan)
         count = plan.max_gaussians or 1_000_000
         gaussians = gaussian_bytes(count, 1, views, 512, 512)
-        found[name] = round((model.estimate_bytes(views, 4) + gaussians) / GIB, 2)
+        found[name] = round((model.estimate_bytes(views, 4, plan) + gaussians) / GIB, 2)
     return found
 
 

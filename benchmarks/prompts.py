@@ -89,16 +89,23 @@ def make_cells(
     Args:
         methods: settings of each method; those of this table if None.
     """
+    return dict(
+        make_cell(options, prompt, method, overrides, seed)
+        for prompt in choose_prompts(options.prompts, exclude=TUNED_ON)
+        for seed in range(options.seeds)
+        for method, overrides in (METHODS if methods is None else methods).items()
+    )
+
+
+def make_cell(
+    options: argparse.Namespace, prompt: str, method: str, overrides: tuple[str, ...], seed: int
+) -> tuple[Cell, list[str]]:
+    """One cell and its settings."""
     base = ["--opt", str(options.opt), "save_video=false", *options.overrides]
+    settings = [*base, *overrides, f"GuidanceParams.text={prompt}", f"seed={seed}"]
+    resolved, _ = load_settings([*settings, "ModelParams.workspace=bench"])
     prior = digest(*sorted(PRIOR.rglob("*.safetensors")))
-    cells = {}
-    for prompt in choose_prompts(options.prompts, exclude=TUNED_ON):
-        for seed in range(options.seeds):
-            for method, overrides in (METHODS if methods is None else methods).items():
-                settings = [*base, *overrides, f"GuidanceParams.text={prompt}", f"seed={seed}"]
-                resolved, _ = load_settings([*settings, "ModelParams.workspace=bench"])
-                cells[Cell(prompt, method, seed, digest(to_yaml(resolved), prior))] = settings
-    return cells
+    return Cell(prompt, method, seed, digest(to_yaml(resolved), prior)), settings
 
 
 def finish_cells(

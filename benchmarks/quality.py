@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore
+from arguments import load
+from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore, Trainer, run_missing
 from benchmarks.command import finish_cells_and_report
-from benchmarks.prompts import finish_cells, make_cells, write_report
+from benchmarks.prompts import TUNED_ON, choose_prompts, finish_cells, make_cell, make_cells, write_report
 from scene.cameras import orbit
 from toybox.exhibit import Exhibit
 from utils.errors import UserError
@@ -30,6 +31,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "vdm_without_dca": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca=false"),
     "vdm_dca_learned": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca_learned=true"),
     "vdm_lookahead": ("GuidanceParams.guidance=vdm", "GuidanceParams.lookahead=true"),
+    "vdm_linear": ("GuidanceParams.guidance=vdm", "GuidanceParams.operator=linear"),
+    "vdm_ulite_noise": ("GuidanceParams.guidance=vdm", "GuidanceParams.operator=ulite_noise"),
+    "vdm_warm": ("GuidanceParams.guidance=vdm",),  # and the operator of `chain`
     "sds": (),
     "sds_100": ("GuidanceParams.guidance=sds", "GuidanceParams.guidance_scale=100"),
     "vsd": LORA,
@@ -50,6 +54,8 @@ REPORT = ROOT / "docs" / "methods.md"
 PICTURE = ROOT / "docs" / "images" / "methods_grid.png"
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 TILE, A_ROW = 96, 3
+CHAIN = 4
+"""Prompts, none of the table's, across which the operator of `vdm_warm` is trained."""
 
 Result = dict[str, Any]
 
@@ -68,6 +74,29 @@ def settings_of(methods: list[str]) -> dict[str, tuple[str, ...]]:
         said = any(word.startswith("GuidanceParams.guidance=") for word in METHODS[name])
         named[name] = METHODS[name] if said else (f"GuidanceParams.guidance={name}", *METHODS[name])
     return named
+
+
+def chain(options: argparse.Namespace, output: Path) -> dict[Cell, list[str]]:
+    """The runs that train one operator across prompts, in their order: each goes on with M of the last.
+
+    Args:
+        output: the folder of all runs, as the settings name it.
+    """
+    cells, start = {}, ("GuidanceParams.guidance=vdm",)
+    for prompt in choose_prompts(options.prompts + CHAIN, exclude=TUNED_ON)[options.prompts :]:
+        cell, settings = make_cell(options, prompt, "operator", start, seed=0)
+        cells[cell] = settings
+        start = ("GuidanceParams.guidance=vdm", f"GuidanceParams.operator_init={output / cell.workspace}")
+    return cells
+
+
+def train_chain(cells: dict[Cell, list[str]], output: Path) -> list[str]:
+    """Run what is missing of the chain; the messages of what failed. What is finished is noted beside the runs."""
+    trainer = Trainer(ROOT / output)
+    store = CellStore(ROOT / output / "bench_logs" / "operator.json")
+    return run_missing(
+        cells, store, lambda cell: {"run": trainer.train(cell, cells[cell]).name}, 1, trainer.stop
+    )
 
 
 def saturation(images: Float[Tensor, "V 3 H W"]) -> float:
@@ -161,13 +190,20 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> tuple[list[str], str]:
         methods = settings_of([name for name in options.methods.split(",") if name])
+        config, _ = load(["--opt", str(options.opt), *options.overrides])
+        output = Path(config.ModelParams.output_path)
+        operators = chain(options, output) if "vdm_warm" in methods else {}
+        if operators:
+            last = list(operators)[-1].workspace
+            methods["vdm_warm"] += (f"GuidanceParams.operator_init={output / last}",)
         cells = make_cells(options, methods)
-        store = CellStore(RESULTS / "quality.json")
-        failures = (
-            []
-            if options.report
-            else finish_cells(cells, store, options, lambda run: {"saturation": saturation(pictures(run))})
-        )
+        store, failures = CellStore(RESULTS / "quality.json"), []
+        if not options.report:
+            if any(cell.method == "vdm_warm" and store.get(cell) is None for cell in cells):
+                failures += train_chain(operators, output)
+            failures += finish_cells(
+                cells, store, options, lambda run: {"saturation": saturation(pictures(run))}
+            )
         return failures, report(cells, store)
 
     return finish_cells_and_report(work)

@@ -40,11 +40,15 @@ SMALLEST_CARD = {"max": 30 * GIB, "24gb": 15 * GIB, "12gb": 10 * GIB, "8gb": 0}
 """Bytes of a card from which a plan is taken by itself."""
 
 
-def plan_name(setting: str, card: int | None) -> str:
-    """The plan of a setting; `auto` goes by the card's bytes, and without a card takes all at once."""
-    if setting != "auto":
-        return setting
-    return "max" if card is None else next(name for name, least in SMALLEST_CARD.items() if card >= least)
+def plan_of_card(card: int) -> MemoryPlan:
+    """The plan for a card of so many bytes."""
+    return PLANS[next(name for name, least in SMALLEST_CARD.items() if card >= least)]
+
+
+def plan_that_fits(room: int, estimate: Callable[[MemoryPlan], int]) -> MemoryPlan:
+    """The plan that does most at once among those that fit into `room` bytes by `estimate`, else the smallest."""
+    roomiest_first = list(PLANS.values())[::-1]
+    return next((plan for plan in roomiest_first if estimate(plan) <= room), PLANS["8gb"])
 
 
 class PeakMeter(TorchDispatchMode):

@@ -8,6 +8,7 @@ import dataclasses
 from functools import cached_property
 from typing import Any
 
+import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from arguments import GuidanceParams, HardwareParams
 from guidance import models, personalization
 from guidance.gradient_scale import GradientScale
 from guidance.loading import load_pipeline
-from guidance.memory import PLANS, MemoryPlan, peak_bytes, plan_name
+from guidance.memory import PLANS, MemoryPlan, peak_bytes, plan_of_card, plan_that_fits
 from guidance.noise import standard_normal_like
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,7 +62,6 @@ class ScoreModel:
         source: models.ModelSource,
         *,
         device: torch.device,
-        plan: MemoryPlan = PLANS["max"],
         params: GuidanceParams = GuidanceParams(),  # noqa: B008, frozen
     ) -> None:
         from diffusers import DDIMScheduler
@@ -72,10 +72,8 @@ class ScoreModel:
         self._tokenize = personalization.tokenizer_of(pipeline)
         self._source, self._params = source, params
         self.device, self.dtype = device, pipeline.unet.dtype
-        self.plan = plan
+        self.plan = PLANS["max"]
         self.compiled = False
-        if plan.views is not None and hasattr(self.vae, "enable_slicing"):
-            self.vae.enable_slicing()
 
         schedule = DDIMScheduler.from_config(pipeline.scheduler.config)
         self.alphas_cumprod = schedule.alphas_cumprod.float().to(device)
@@ -108,8 +106,15 @@ class ScoreModel:
         source = models.resolve(params)
         dtype = precision(params, hardware, device)
         pipeline = load_pipeline(source, params, dtype, offline)
-        plan = memory_plan(params, hardware, device)
-        return cls(pipeline, source, device=device, plan=plan, params=params)
+        model = cls(pipeline, source, device=device, params=params)
+        model.follow(memory_plan(model, params, hardware))
+        return model
+
+    def follow(self, plan: MemoryPlan) -> None:
+        """Do in parts from now on what `plan` says."""
+        self.plan = plan
+        if plan.views is not None and hasattr(self.vae, "enable_slicing"):
+            self.vae.enable_slicing()
 
     def compile(self) -> None:
         """Compile U-Net and image encoder in place; the first calls of each shape then take long."""
@@ -249,13 +254,19 @@ class ScoreModel:
         prediction = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
         return prediction[0][:count].float()
 
-    def estimate_bytes(self, views: int, branches: int) -> int:
-        """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content."""
+    def estimate_bytes(self, views: int, branches: int, plan: MemoryPlan | None = None) -> int:
+        """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content.
+
+        Args:
+            branches: texts of a view.
+            plan: what would be done in parts; None: what is.
+        """
         weights = sum(
             p.numel() * p.element_size() for each in (self.unet, self.vae) for p in each.parameters()
         )
         bare = self._without_content()
-        count = min(branches * views, self.plan.latents or branches * views)
+        bare.plan = plan or self.plan
+        count = min(branches * views, bare.plan.latents or branches * views)
         latents = torch.zeros(count, self.latent_channels, *self.latent_size, device="meta")
         text = torch.zeros(count, *self.text_shape, device="meta")
         images = torch.zeros(views, 3, *self.image_size, device="meta", requires_grad=True)
@@ -289,12 +300,21 @@ def precision(params: GuidanceParams, hardware: HardwareParams, device: torch.de
     return torch.float16 if params.fp16 and device.type == "cuda" else torch.float32
 
 
-def memory_plan(params: GuidanceParams, hardware: HardwareParams, device: torch.device) -> MemoryPlan:
-    """What is done in parts: as set, else by LucidDreamer's `vram_O`, else by the card's memory."""
-    if hardware.memory == "auto" and params.vram_O:
+def memory_plan(model: ScoreModel, params: GuidanceParams, hardware: HardwareParams) -> MemoryPlan:
+    """What is done in parts: as set, else by LucidDreamer's `vram_O`, else by the memory that there is.
+
+    Without a card it is the machine's own, half of which is left to all else.
+    """
+    if hardware.memory != "auto":
+        return PLANS[hardware.memory]
+    if params.vram_O:
         return PLANS["8gb"]
-    card = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return PLANS[plan_name(hardware.memory, card)]
+    if model.device.type == "cuda":
+        return plan_of_card(torch.cuda.get_device_properties(model.device).total_memory)
+    views, branches = params.C_batch_size, params.branches
+    return plan_that_fits(
+        psutil.virtual_memory().total // 2, lambda plan: model.estimate_bytes(views, branches, plan)
+    )
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:

@@ -1,5 +1,8 @@
 """The tables over methods: every method has its row, and the page has its places."""
 
+from argparse import Namespace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from arguments import load
 from arguments.groups import METHODS
 from benchmarks import methods, quality
 from benchmarks.cells import QUICKSTART
+from benchmarks.prompts import TUNED_ON, choose_prompts
 from utils.errors import UserError
 
 
@@ -38,6 +42,15 @@ def test_every_method_has_a_row_whose_settings_are_valid():
 def test_a_row_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="got vdn"):
         quality.settings_of(["sds", "vdn"])
+
+
+def test_the_operator_across_prompts_sees_none_of_the_tables():
+    options = Namespace(opt=QUICKSTART, prompts=2, overrides=[])
+    cells = quality.chain(options, Path("output"))
+    prompts = [cell.prompt for cell in cells]
+    assert len(set(prompts)) == quality.CHAIN and not set(prompts) & set(choose_prompts(2, TUNED_ON))
+    starts = [load(words)[0].GuidanceParams.operator_init for words in cells.values()]
+    assert starts == [None, *(f"output/{cell.workspace}" for cell in list(cells)[:-1])]
 
 
 def test_saturation_is_that_of_the_pixels_with_colour():

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from utils.checkpoint import checkpoints
@@ -109,8 +110,6 @@ class Run:
 def peak_memory() -> int:
     """Peak resident memory of this process, bytes."""
     if sys.platform == "win32":
-        import psutil
-
         return psutil.Process().memory_info().peak_wset
     import resource
 

@@ -29,6 +29,7 @@ from train import main as train
 from utils.errors import UserError
 from utils.files import atomic
 
+SD2_BASE = CONFIGS / "sd2-base"
 SPECIAL_TOKENS = 49_406
 """The number of CLIP's begin of text; its end has the next one."""
 
@@ -55,6 +56,12 @@ def build(folder: Path, settings: Path) -> Path:
         shutil.copytree(settings / "scheduler", temporary / "scheduler")
         shutil.copy(settings / "model_index.json", temporary)
     return folder
+
+
+def random_model(settings: Path, folder: Path) -> Path:
+    """The random model of a family that is kept in `folder`; built where it is not there yet."""
+    model = folder / f"random-{settings.name}"
+    return model if model.exists() else build(model, settings)
 
 
 def word_tokenizer() -> Any:
@@ -91,9 +98,7 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
     Raises:
         UserError: the run did not finish.
     """
-    model = folder / f"random-{settings.name}"
-    if not model.exists():
-        build(model, settings)
+    model = random_model(settings, folder)
     words = [
         f"model_key={model}", f"iterations={iterations}", "log_interval=1", "save_video=false", "save_process=false",
         "render_45=false", f"output_path={folder}", "workspace=full_size_run", *words,
@@ -173,7 +178,7 @@ def table(result: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
-    parser.add_argument("--settings", type=Path, default=CONFIGS / "sd2-base", help="a family's settings")
+    parser.add_argument("--settings", type=Path, default=SD2_BASE, help="a family's settings")
     parser.add_argument("--folder", type=Path, default=ROOT / ".models", help="where model and run are kept")
     parser.add_argument("--iterations", type=int, default=200, help="iterations to train (default 200)")
     parser.add_argument("--floor", action="store_true", help="also measure iteration over floor")

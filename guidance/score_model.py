@@ -86,6 +86,7 @@ class ScoreModel:
         self._shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         self.evaluations = Evaluations()
         self._estimator_scale = self._gradient_scale()
+        self._has_estimators = False
 
     @classmethod
     def from_pretrained(
@@ -224,6 +225,7 @@ class ScoreModel:
         A backward pass may reach them through one call of `predict_noise_with_gradient`: in float16 its gradient is
         scaled on entering the U-Net, and scaled back where it arrives at them.
         """
+        self._has_estimators = True
         for parameter in parameters:
             parameter.register_hook(self._estimator_scale.restore)
         return parameters
@@ -257,6 +259,8 @@ class ScoreModel:
     def estimate_bytes(self, views: int, branches: int, plan: MemoryPlan | None = None) -> int:
         """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content.
 
+        With `estimators`, the pass that trains them counts too, with a learned text in the place of a LoRA.
+
         Args:
             branches: texts of a view.
             plan: what would be done in parts; None: what is.
@@ -268,14 +272,19 @@ class ScoreModel:
         bare.plan = plan or self.plan
         count = min(branches * views, bare.plan.latents or branches * views)
         latents = torch.zeros(count, self.latent_channels, *self.latent_size, device="meta")
+        timesteps = torch.ones(count, device="meta").long()
         text = torch.zeros(count, *self.text_shape, device="meta")
         images = torch.zeros(views, 3, *self.image_size, device="meta", requires_grad=True)
 
         def evaluate() -> None:
-            encoded = bare._posterior(images)
+            loss = bare._posterior(images).sum()
             with torch.no_grad():
-                bare._run_unet(latents, torch.ones(count, device="meta").long(), text)
-            encoded.backward(torch.ones_like(encoded))
+                bare._run_unet(latents, timesteps, text)
+            if self._has_estimators:
+                learned = text.new_zeros(views, *self.text_shape, requires_grad=True)
+                again = (each[:1].expand(views, *each.shape[1:]) for each in (latents, timesteps))
+                loss = loss + bare._run_unet(*again, learned).sum()
+            loss.backward()
 
         return weights + peak_bytes(evaluate)
 

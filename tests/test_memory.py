@@ -12,7 +12,16 @@ import training
 from arguments import GuidanceParams, HardwareParams, OptimizationParams, load
 from guidance import ScoreModel, ViewPrompts, build_guidance, predictions
 from guidance.gradient_scale import GradientScale
-from guidance.memory import GIB, PLANS, PeakMeter, fused_attention, gaussian_bytes, peak_bytes, plan_of_card, plan_that_fits
+from guidance.memory import (
+    GIB,
+    PLANS,
+    PeakMeter,
+    fused_attention,
+    gaussian_bytes,
+    peak_bytes,
+    plan_of_card,
+    plan_that_fits,
+)
 from guidance.score_model import precision
 from tests.tiny_models import save_pipeline
 from train import main
@@ -55,7 +64,9 @@ def test_the_plan_follows_the_card(card, plan):
     assert plan_of_card(int(card * GIB)) is PLANS[plan]
 
 
-@pytest.mark.parametrize(("room", "plan"), [(1, "8gb"), (40, "8gb"), (60, "12gb"), (100, "max"), (999, "max")])
+@pytest.mark.parametrize(
+    ("room", "plan"), [(1, "8gb"), (40, "8gb"), (60, "12gb"), (100, "max"), (999, "max")]
+)
 def test_the_roomiest_plan_that_fits_is_taken_and_the_smallest_where_none_does(room, plan):
     sizes = {PLANS["8gb"]: 40, PLANS["12gb"]: 60, PLANS["24gb"]: 100, PLANS["max"]: 100}
     assert plan_that_fits(room, sizes.__getitem__) is PLANS[plan]
@@ -102,6 +113,25 @@ def test_the_estimate_counts_the_tensors_that_a_real_pass_makes(folder):
         encode(CPU, model.vae)
     assert peak_bytes(lambda: encode("meta", bare)) == pytest.approx(real.peak, rel=0.02)
     assert real.peak > 2 * 3 * 64 * 64 * 4 * 10
+
+
+@pytest.mark.parametrize("method", ["sds", "lods", "vsd"])
+def test_the_estimate_of_a_method_is_what_its_step_takes(folder, method):
+    params = GuidanceParams(text="a cat", perpneg=False, guidance=method)
+    model = model_of(folder, memory="max")
+    without = model.estimate_bytes(4, 2)
+    guidance = build_guidance(params, OptimizationParams(), model, torch.Generator().manual_seed(0))
+    images = torch.rand(4, 3, *model.image_size).requires_grad_()
+    text = ViewPrompts(model, params)(torch.zeros(4), torch.eye(4).expand(4, 4, 4))
+
+    def step():
+        losses = guidance(images, text, 1, torch.Generator().manual_seed(2)).losses
+        torch.stack(list(losses.values())).sum().backward()
+
+    weights = sum(p.numel() * p.element_size() for each in (model.unet, model.vae) for p in each.parameters())
+    estimate = model.estimate_bytes(4, 2)
+    assert estimate - weights == pytest.approx(peak_bytes(step), rel=0.3)
+    assert (estimate > 1.1 * without) == (method != "sds")
 
 
 def test_the_meter_forgets_what_is_freed():

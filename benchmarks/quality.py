@@ -6,6 +6,7 @@ each method's own numbers; finished cells are kept, so the command can be stoppe
 
 import argparse
 import logging
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -145,18 +146,31 @@ def _spread(values: list[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def draw_grid(results: list[Result], path: Path = PICTURE) -> list[str]:
-    """Front, side and back of every method, `A_ROW` to a row, for the first prompt and seed; returns their names.
+def draw_grid(results: list[Result], path: Path = PICTURE) -> str | None:
+    """Front, side and back of every method, `A_ROW` to a row, for the first prompt and seed; returns their caption.
 
-    Where a run's folder is gone, as in a fresh clone, the picture that is there stays.
+    Where a run's folder is gone, as in a fresh clone, the picture that is there stays, and None is returned.
     """
     first = [each for each in results if (each["prompt"], each["seed"]) == (results[0]["prompt"], 0)]
     runs = {each["method"]: ROOT / each["run"] for each in first}
     names = [name for name in METHODS if name in runs]
-    if all(runs[name].is_dir() for name in names):
-        tiles = [functional.interpolate(pictures(runs[name]), (TILE, TILE), mode="area") for name in names]
-        write_picture(path, grid([torch.cat(tiles[i : i + A_ROW]) for i in range(0, len(tiles), A_ROW)]))
-    return names
+    if not all(runs[name].is_dir() for name in names):
+        return None
+    tiles = [functional.interpolate(pictures(runs[name]), (TILE, TILE), mode="area") for name in names]
+    write_picture(path, grid([torch.cat(tiles[i : i + A_ROW]) for i in range(0, len(tiles), A_ROW)]))
+    return caption(results[0]["prompt"], names)
+
+
+def caption(prompt: str, names: list[str]) -> str:
+    """The picture and what is in it, as Markdown."""
+    shown = f"{prompt}, front, side and back by each: {', '.join(names)}"
+    return f"![{shown}](images/{PICTURE.name})\n\n{shown}."
+
+
+def present_caption(page: str) -> str:
+    """The caption that stands on the page, with its picture; empty if there is none."""
+    found = re.search(rf"!\[[^\]]*\]\(images/{PICTURE.name}\)\n\n.*", page)
+    return found.group() if found else ""
 
 
 def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
@@ -164,11 +178,8 @@ def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
     results = [result for cell in cells if (result := store.get(cell)) is not None]
     if not results:
         return "no finished cells yet"
-    text = markdown(results, expected=len(cells))
-    names = draw_grid(results)
-    if PICTURE.is_file():
-        shown = f"{results[0]['prompt']}, front, side and back by each: {', '.join(names)}"
-        text += f"\n\n![{shown}](images/{PICTURE.name})\n\n{shown}."
+    shown = draw_grid(results) or present_caption(REPORT.read_text())
+    text = f"{markdown(results, expected=len(cells))}\n\n{shown}".rstrip()
     write_report(text, REPORT, BEGIN, END)
     return text
 

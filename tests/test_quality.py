@@ -77,6 +77,14 @@ def test_the_page_has_the_places_of_the_table():
     assert all(f"`{name}`" in page for name in METHODS)
 
 
+def test_the_caption_of_a_picture_that_stays_stays():
+    shown = quality.caption("a red cat", ["vdm", "sds"])
+    assert "vdm, sds." in shown
+    assert quality.present_caption(f"a table\n\n{shown}\n{quality.END}\n") == shown
+    assert quality.present_caption("a table") == ""
+    assert quality.draw_grid([result("vdm", 0.5) | {"run": "output/gone"}]) is None
+
+
 def test_costs_are_a_row_for_each_method():
     row = {
         "method": "vsd",

@@ -48,15 +48,20 @@ def tokenizer_of(pipeline: Any) -> Callable[[list[str]], Tensor]:
     def tokenize(texts: list[str]) -> Tensor:
         texts = [expand(text, tokenizer) for text in texts]
         for text in texts:
-            count = len(tokenizer(text).input_ids)
-            if count > length:
-                raise UserError(
-                    f"prompt {text!r}: expected at most {length - 2} tokens, got {count - 2}; "
-                    f"shorten it by {count - length}"
-                )
+            refuse_too_long(text, tokenizer, length)
         return tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt").input_ids
 
     return tokenize
+
+
+def refuse_too_long(text: str, tokenizer: Any, length: int) -> None:
+    """Raise UserError where a text has more than `length` tokens, its begin and end included."""
+    count = len(tokenizer(text).input_ids)
+    if count > length:
+        raise UserError(
+            f"prompt {text!r}: expected at most {length - 2} tokens, got {count - 2}; "
+            f"shorten it by {count - length}"
+        )
 
 
 def _load(load: Callable[[str], None], path: Path, setting: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from arguments import GenerateCamParams
 from guidance import models
+from guidance.personalization import refuse_too_long
 from utils.errors import UserError
 from utils.files import atomic
 
@@ -47,7 +48,7 @@ def text_to_mesh(
         cache: folder of finished meshes; default: `dreammapping/shap_e` of the user's cache.
 
     Raises:
-        UserError: the model is not there or cannot be read, or made no surface.
+        UserError: the model is not there or cannot be read, or made no surface, or the prompt is too long for it.
     """
     source = models.shape_source(params.shape_model)
     key = _key(prompt, seed, params, source)
@@ -71,6 +72,7 @@ def _generate(
 ) -> ColoredMesh:
     with torch.random.fork_rng(devices=[]):  # loading draws weights that it then replaces
         pipeline = _load(source, device, offline)
+    refuse_too_long(prompt, pipeline.tokenizer, pipeline.tokenizer.model_max_length)
     log.info("Shap-E makes %r (%d steps)", prompt, params.shape_steps)
     try:
         (mesh,) = pipeline(

@@ -181,6 +181,11 @@ def test_an_empty_surface_and_a_missing_model_start_from_a_sphere_with_one_warni
             start(model, init_fallback="stop")
 
 
+def test_a_prompt_that_is_too_long_is_refused_and_never_cut(shap_e):
+    with pytest.raises(UserError, match=r"expected at most .* tokens, got .*; shorten it by"):
+        mesh_of(shap_e, prompt="a figure " * 60)
+
+
 def test_luciddreamers_word_means_shap_e_and_its_switch_keeps_colours(shap_e):
     plain = start(shap_e, init_shape="pointe")
     coloured = start(shap_e, init_shape="pointe", use_pointe_rgb="true")

@@ -12,8 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from arguments import GuidanceParams
+from benchmarks.full_size import build
+from guidance import ScoreModel
 from guidance.models.single_file import CONFIGS
 
+FAMILIES = {"sd1": "epsilon", "sd2-base": "epsilon", "sd2-v": "v_prediction"}
+"""What the U-Net of each family predicts."""
 WIDTH = 32
 NARROW = {
     "unet": {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": WIDTH, "sample_size": 16},
@@ -137,3 +142,28 @@ def _original_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     last = f"transformer.resblocks.{max(layers)}."
     unused = f"transformer.resblocks.{max(layers) + 1}."
     return renamed | {name.replace(last, unused): tensor for name, tensor in renamed.items() if last in name}
+
+
+def save_family(root: Path, configs: Path, family: str) -> tuple[Path, Path]:
+    """A family of `configs` with random weights as a folder, and as a single file beside its tokenizer."""
+    from diffusers import StableDiffusionPipeline
+
+    folder = build(root / family, configs / family)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    (root / f"{family}-file").mkdir()
+    file = root / f"{family}-file" / "model.safetensors"
+    stated = {"modelspec.prediction_type": FAMILIES[family].removesuffix("_prediction")}
+    save_single_file(file, pipeline, stated)
+    shutil.copytree(folder / "tokenizer", file.parent / "tokenizer")
+    return folder, file
+
+
+def score_model(key: str | Path, **settings: Any) -> ScoreModel:
+    """The model that `key` names, on the CPU and without a hub."""
+    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(key), **settings), "cpu", offline=True)
+
+
+def predict(model: ScoreModel) -> Tensor:
+    """What it says of one noise and prompt, the same for every model."""
+    latents = torch.randn(1, 4, *model.latent_size, generator=torch.Generator().manual_seed(0))
+    return model.predict_noise(latents, torch.tensor([500]), model.encode_text(["a red car"]))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from arguments import GuidanceParams
-from guidance import ScoreModel, models
+from guidance import models
 from guidance.models import hub
+from tests.small_models import score_model
 from tests.tiny_models import save_pipeline
 from utils.errors import UserError
 
@@ -23,10 +23,6 @@ def folder(tmp_path_factory):
 def plain(folder):
     """The model without additions; tests must not change it."""
     return score_model(folder)
-
-
-def score_model(key, **settings):
-    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(key), **settings), "cpu", offline=True)
 
 
 def save_lora(path, name, width, rank=4):

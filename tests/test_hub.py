@@ -1,0 +1,178 @@
+"""The hub: what is fetched of it, once, and one clear line for each way that it can refuse."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from arguments import GuidanceParams, load
+from guidance import ScoreModel, models
+from guidance.models import hub
+from guidance.models.__main__ import main
+from tests.fake_hub import REVISION, FakeHub, serve
+from tests.small_models import narrow_configs, predict, save_family, score_model
+from tests.tiny_models import save_pipeline
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory):
+    """A model as a folder, and as a single file beside its tokenizer."""
+    root = tmp_path_factory.mktemp("hub")
+    return save_family(root, narrow_configs(root / "configs"), "sd1")
+
+
+@pytest.fixture
+def online(monkeypatch, tmp_path):
+    """A hub on this machine and an empty cache, for the real client."""
+    from huggingface_hub import constants
+
+    fake = FakeHub()
+    with serve(fake) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        files = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield fake
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """A saved pipeline as its publisher would put it on a hub, with what a run does not need."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weights = files["unet/diffusion_pytorch_model.safetensors"]
+    unneeded = ("v2-1.ckpt", "v2-1.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+                "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors")  # fmt: skip
+    return files | dict.fromkeys(unneeded, weights)
+
+
+def test_fetching_takes_what_a_run_needs_once_and_records_it(online, tmp_path, capsys):
+    folder = save_pipeline(tmp_path / "model")
+    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "pytorch_model.bin")
+    online.repositories[models.ALIASES["sd21-base"]] = published(folder)
+    assert main(["fetch", "sd21-base"]) == 0
+    fetched = set(online.downloads())
+    assert {"model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"} <= fetched
+    assert "text_encoder/pytorch_model.bin" in fetched  # there is nothing better
+    assert not [
+        name for name in fetched if "ckpt" in name or "fp16" in name or "safety" in name or name == "v2-1"
+    ]
+    assert not [name for name in fetched if name.startswith("unet") and name.endswith(".bin")]
+    shown = capsys.readouterr().out
+    digest = hub.sha256(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert REVISION in shown and digest in shown and "CreativeML Open RAIL++-M" in shown
+
+    before = len(online.downloads())
+    assert main(["fetch", "sd21-base"]) == 0
+    assert len(online.downloads()) == before
+    cached = models.cached(models.ALIASES["sd21-base"])
+    assert models.recorded(cached)["files"]["unet/diffusion_pytorch_model.safetensors"]["sha256"] == digest
+
+
+def test_a_single_file_borrows_settings_and_tokenizer_of_a_hub_without_weights(online, sd1, tmp_path):
+    folder, file = sd1
+    (tmp_path / "model.safetensors").symlink_to(file)
+    online.repositories["me/model"] = published(folder)
+    params = GuidanceParams(model_key=str(tmp_path / "model.safetensors"), base_model_key="me/model")
+    assert models.check_available(params) == []
+    assert {"unet/config.json", "tokenizer/tokenizer.json"} <= set(online.downloads())
+    assert not [name for name in online.downloads() if name.endswith((".safetensors", ".bin", ".ckpt"))]
+    asked = len(online.requests)
+    assert models.check_available(params, offline=True) == []
+    model = ScoreModel.from_pretrained(params, "cpu", offline=True)
+    torch.testing.assert_close(predict(model), predict(score_model(folder)), atol=1e-5, rtol=1e-4)
+    assert len(online.requests) == asked
+
+
+def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(online, tmp_path):
+    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+    params = GuidanceParams(model_key="me/model")
+    assert models.check_available(params) == []
+    assert online.downloads() == []
+    model = ScoreModel.from_pretrained(params, "cpu")
+    assert model.provenance["revision"] == REVISION
+    assert set(model.provenance["sha256"]) == {
+        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }  # fmt: skip
+    asked = len(online.requests)
+    assert models.check_available(params, offline=True) == []
+    assert score_model("me/model").provenance == model.provenance
+    assert len(online.requests) == asked
+
+
+def test_a_download_that_came_damaged_is_deleted_and_said(online, tmp_path, capsys):
+    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+    online.wrong_hash.add("unet/diffusion_pytorch_model.safetensors")
+    assert main(["fetch", "me/model"]) == 2
+    assert "came damaged and was deleted" in capsys.readouterr().err
+    assert models.check_available(GuidanceParams(model_key="me/model"), offline=True) != []
+
+
+@pytest.mark.parametrize(
+    ("key", "cause"),
+    [
+        ("me/gone", "the hub has no such model"),
+        ("me/guarded", "it is gated: accept its licence"),
+    ],
+)
+def test_a_hub_that_says_no_is_quoted_in_one_line(online, key, cause, capsys):
+    online.repositories["me/guarded"] = {"model_index.json": b"{}"}
+    online.gated.add("me/guarded")
+    (problem,) = models.check_available(GuidanceParams(model_key=key))
+    assert cause in problem and f"cannot load '{key}'" in problem and "\n" not in problem
+    assert main(["fetch", key]) == 2
+    assert cause in capsys.readouterr().err
+
+
+def test_a_hub_that_does_not_answer(online, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    (problem,) = models.check_available(GuidanceParams(model_key="me/model"))
+    assert "the hub cannot be reached: check the network or HF_ENDPOINT" in problem
+
+
+def test_offline_asks_nobody(online):
+    (problem,) = models.check_available(GuidanceParams(model_key="me/model"), offline=True)
+    assert "no hub may be asked" in problem
+    with pytest.raises(UserError, match="no hub may be asked"):
+        score_model("me/model")
+    assert online.requests == []
+
+
+def test_the_client_is_offline_before_it_is_first_imported():
+    code = (
+        "from arguments import load; from guidance.models import missing_models;"
+        "missing_models(load(['--opt', 'configs/cat.yaml'])[0], offline=True);"
+        "from huggingface_hub import constants; assert constants.HF_HUB_OFFLINE"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=environment, check=True)
+
+
+def test_a_damaged_file_of_the_cache_is_named_and_once_deleted_is_fetched_again(online, tmp_path):
+    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+    params = GuidanceParams(model_key="me/model")
+    assert main(["fetch", "me/model"]) == 0
+    blob = (models.cached("me/model") / "unet" / "diffusion_pytorch_model.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:1000])
+    (problem,) = models.check_available(params)
+    assert f"{blob} is damaged or half-downloaded; delete it and fetch it again" in problem
+    blob.unlink()
+    assert models.check_available(params) == []
+    assert ScoreModel.from_pretrained(params, "cpu").unet is not None
+
+
+@pytest.mark.parametrize("setting", ["vae_key", "base_model_key", "shape_model"])
+def test_a_file_where_a_folder_is_expected_is_not_asked_of_a_hub(online, setting, sd1):
+    words = ["text=a cat", f"model_key={sd1[1]}", "init_shape=shape", "init_fallback=stop"]
+    config, _ = load([*words, f"{setting}=some/file.safetensors"])
+    problems = [problem for problem in models.missing_models(config) if setting in problem]
+    assert len(problems) == 1 and "or a hub id, got the file some/file.safetensors" in problems[0]
+    assert not [request for request in online.requests if "file.safetensors" in request]

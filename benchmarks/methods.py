@@ -34,7 +34,7 @@ SMALL_BANK = (
 Row = dict[str, Any]
 
 
-def measure(method: str, words: list[str], iterations: int, warm_up: int = 2) -> Row:
+def measure(method: str, words: list[str], iterations: int, warm_up: int) -> Row:
     """Cost of one method: evaluations for each view and iteration, median seconds, peak memory in bytes.
 
     The measured iterations are spread over the run, so that what is annealed counts with its mean.

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from arguments import load
-from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore, Trainer, run_missing
+from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore
 from benchmarks.command import finish_cells_and_report
-from benchmarks.prompts import TUNED_ON, choose_prompts, finish_cells, make_cell, make_cells, write_report
+from benchmarks.operator_chain import chain, train_chain
+from benchmarks.prompts import finish_cells, make_cells, write_report
 from scene.cameras import orbit
 from toybox.exhibit import Exhibit
 from utils.errors import UserError
@@ -55,8 +56,6 @@ REPORT = ROOT / "docs" / "methods.md"
 PICTURE = ROOT / "docs" / "images" / "methods_grid.png"
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 TILE, A_ROW = 96, 3
-CHAIN = 4
-"""Prompts, none of the table's, across which the operator of `vdm_warm` is trained."""
 
 Result = dict[str, Any]
 
@@ -75,29 +74,6 @@ def settings_of(methods: list[str]) -> dict[str, tuple[str, ...]]:
         said = any(word.startswith("GuidanceParams.guidance=") for word in METHODS[name])
         named[name] = METHODS[name] if said else (f"GuidanceParams.guidance={name}", *METHODS[name])
     return named
-
-
-def chain(options: argparse.Namespace, output: Path) -> dict[Cell, list[str]]:
-    """The runs that train one operator across prompts, in their order: each goes on with M of the last.
-
-    Args:
-        output: the folder of all runs, as the settings name it.
-    """
-    cells, start = {}, ("GuidanceParams.guidance=vdm",)
-    for prompt in choose_prompts(options.prompts + CHAIN, exclude=TUNED_ON)[options.prompts :]:
-        cell, settings = make_cell(options, prompt, "operator", start, seed=0)
-        cells[cell] = settings
-        start = ("GuidanceParams.guidance=vdm", f"GuidanceParams.operator_init={output / cell.workspace}")
-    return cells
-
-
-def train_chain(cells: dict[Cell, list[str]], output: Path) -> list[str]:
-    """Run what is missing of the chain; the messages of what failed. What is finished is noted beside the runs."""
-    trainer = Trainer(ROOT / output)
-    store = CellStore(ROOT / output / "bench_logs" / "operator.json")
-    return run_missing(
-        cells, store, lambda cell: {"run": trainer.train(cell, cells[cell]).name}, 1, trainer.stop
-    )
 
 
 def saturation(images: Float[Tensor, "V 3 H W"]) -> float:

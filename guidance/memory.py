@@ -6,11 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from arguments import GuidanceParams, HardwareParams
 
 GIB = 2**30
 
@@ -38,6 +41,28 @@ PLANS = {
 }
 SMALLEST_CARD = {"max": 30 * GIB, "24gb": 15 * GIB, "12gb": 10 * GIB, "8gb": 0}
 """Bytes of a card from which a plan is taken by itself."""
+
+
+def memory_plan(
+    params: GuidanceParams,
+    hardware: HardwareParams,
+    device: torch.device,
+    estimate: Callable[[MemoryPlan], int],
+) -> MemoryPlan:
+    """What is done in parts: as set, else by LucidDreamer's `vram_O`, else by the memory that there is.
+
+    Without a card it is the machine's own, half of which is left to all else.
+
+    Args:
+        estimate: bytes that an iteration takes under a plan; asked only where there is no card.
+    """
+    if hardware.memory != "auto":
+        return PLANS[hardware.memory]
+    if params.vram_O:
+        return PLANS["8gb"]
+    if device.type == "cuda":
+        return plan_of_card(torch.cuda.get_device_properties(device).total_memory)
+    return plan_that_fits(psutil.virtual_memory().total // 2, estimate)
 
 
 def plan_of_card(card: int) -> MemoryPlan:

@@ -8,7 +8,6 @@ import dataclasses
 from functools import cached_property
 from typing import Any
 
-import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from arguments import GuidanceParams, HardwareParams
 from guidance import models, personalization
 from guidance.gradient_scale import GradientScale
 from guidance.loading import load_pipeline
-from guidance.memory import PLANS, MemoryPlan, peak_bytes, plan_of_card, plan_that_fits
+from guidance.memory import PLANS, MemoryPlan, memory_plan, peak_bytes
 from guidance.noise import standard_normal_like
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -108,7 +107,14 @@ class ScoreModel:
         dtype = precision(params, hardware, device)
         pipeline = load_pipeline(source, params, dtype, offline)
         model = cls(pipeline, source, device=device, params=params)
-        model.follow(memory_plan(model, params, hardware))
+        model.follow(
+            memory_plan(
+                params,
+                hardware,
+                device,
+                lambda plan: model.estimate_bytes(params.C_batch_size, params.branches, plan),
+            )
+        )
         return model
 
     def follow(self, plan: MemoryPlan) -> None:
@@ -307,23 +313,6 @@ def precision(params: GuidanceParams, hardware: HardwareParams, device: torch.de
     if hardware.precision != "auto":
         return DTYPES[hardware.precision]
     return torch.float16 if params.fp16 and device.type == "cuda" else torch.float32
-
-
-def memory_plan(model: ScoreModel, params: GuidanceParams, hardware: HardwareParams) -> MemoryPlan:
-    """What is done in parts: as set, else by LucidDreamer's `vram_O`, else by the memory that there is.
-
-    Without a card it is the machine's own, half of which is left to all else.
-    """
-    if hardware.memory != "auto":
-        return PLANS[hardware.memory]
-    if params.vram_O:
-        return PLANS["8gb"]
-    if model.device.type == "cuda":
-        return plan_of_card(torch.cuda.get_device_properties(model.device).total_memory)
-    views, branches = params.C_batch_size, params.branches
-    return plan_that_fits(
-        psutil.virtual_memory().total // 2, lambda plan: model.estimate_bytes(views, branches, plan)
-    )
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 
 from arguments import load
 from arguments.groups import METHODS
-from benchmarks import methods, quality
+from benchmarks import methods, operator_chain, quality
 from benchmarks.cells import QUICKSTART
 from benchmarks.prompts import TUNED_ON, choose_prompts
 from utils.errors import UserError
@@ -46,9 +46,9 @@ def test_a_row_that_does_not_exist_is_refused():
 
 def test_the_operator_across_prompts_sees_none_of_the_tables():
     options = Namespace(opt=QUICKSTART, prompts=2, overrides=[])
-    cells = quality.chain(options, Path("output"))
+    cells = operator_chain.chain(options, Path("output"))
     prompts = [cell.prompt for cell in cells]
-    assert len(set(prompts)) == quality.CHAIN and not set(prompts) & set(choose_prompts(2, TUNED_ON))
+    assert len(set(prompts)) == operator_chain.LENGTH and not set(prompts) & set(choose_prompts(2, TUNED_ON))
     starts = [load(words)[0].GuidanceParams.operator_init for words in cells.values()]
     assert starts == [None, *(f"output/{cell.workspace}" for cell in list(cells)[:-1])]
 

@@ -13,6 +13,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,13 @@ def make_cell(
     base = ["--opt", str(options.opt), "save_video=false", *options.overrides]
     settings = [*base, *overrides, f"GuidanceParams.text={prompt}", f"seed={seed}"]
     resolved, _ = load_settings([*settings, "ModelParams.workspace=bench"])
-    prior = digest(*sorted(PRIOR.rglob("*.safetensors")))
-    return Cell(prompt, method, seed, digest(to_yaml(resolved), prior)), settings
+    return Cell(prompt, method, seed, digest(to_yaml(resolved), _prior())), settings
+
+
+@cache
+def _prior() -> str:
+    """Stands for the prior's weights."""
+    return digest(*sorted(PRIOR.rglob("*.safetensors")))
 
 
 def finish_cells(

@@ -78,12 +78,13 @@ class Training:
         self.rng = torch.Generator().manual_seed(config.seed)
         self.noise_rng = torch.Generator().manual_seed(config.GuidanceParams.noise_seed)
 
-        start = initial_gaussians(config, self.rng, self.device, offline=offline)
         self.score_model = ScoreModel.from_pretrained(
             config.GuidanceParams, self.device, offline=offline, hardware=config.HardwareParams
         )
         self.prompts = ViewPrompts(self.score_model, config.GuidanceParams)
         self.score_model.drop_text_encoder()
+        # after the model, whose faults show within seconds, because a shape can take minutes
+        start = initial_gaussians(config, self.rng, self.device, offline=offline)
         torch.manual_seed(config.seed)  # whatever was loaded or cached before
         self.guidance = build_guidance(config.GuidanceParams, config.OptimizationParams, self.score_model)
         if self._compiles():

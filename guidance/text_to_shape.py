@@ -51,13 +51,11 @@ def text_to_mesh(
         UserError: the model is not there or cannot be read, or made no surface, or the prompt is too long for it.
     """
     source = models.shape_source(params.shape_model)
-    key = _key(prompt, seed, params, source)
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    path = (cache or _user_cache()) / f"{name}.safetensors"
-    kept = _read(path, key)
+    cache = cache or _user_cache()
+    kept = _read(cache, _key(prompt, seed, params, source))
     if kept is None:
         kept = _generate(prompt, seed, params, device, source, offline)
-        _keep(path, kept, key)
+        _keep(cache, kept, _key(prompt, seed, params, source))  # a hub's model has a revision from now on
     return kept
 
 
@@ -131,9 +129,12 @@ def _load(source: models.ModelSource, device: torch.device, offline: bool) -> An
 
 
 def _key(prompt: str, seed: int, params: GenerateCamParams, source: models.ModelSource) -> str:
-    folder = Path(source.location) if source.kind == "folder" else None
-    files = sorted(folder.rglob("*")) if folder else []
-    state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+    if source.kind == "folder":
+        files = [file for file in sorted(Path(source.location).rglob("*")) if file.is_file()]
+        state = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    else:
+        snapshot = models.cached(source.location)
+        state = snapshot and snapshot.name  # its revision
     return json.dumps(
         {
             "prompt": prompt,
@@ -141,7 +142,7 @@ def _key(prompt: str, seed: int, params: GenerateCamParams, source: models.Model
             "guidance": params.shape_guidance,
             "steps": params.shape_steps,
             "model": source.location,
-            "files": state,
+            "state": state,
         }
     )
 
@@ -151,8 +152,13 @@ def _user_cache() -> Path:
     return Path(base) / "dreammapping" / "shap_e"
 
 
-def _read(path: Path, key: str) -> ColoredMesh | None:
+def _file(cache: Path, key: str) -> Path:
+    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _read(cache: Path, key: str) -> ColoredMesh | None:
     """The mesh that was kept under this very key; None for none, another's, or a damaged one."""
+    path = _file(cache, key)
     if not path.is_file():
         return None
     try:
@@ -164,10 +170,10 @@ def _read(path: Path, key: str) -> ColoredMesh | None:
         return None
 
 
-def _keep(path: Path, mesh: ColoredMesh, key: str) -> None:
+def _keep(cache: Path, mesh: ColoredMesh, key: str) -> None:
     tensors = {"vertices": mesh.vertices, "faces": mesh.faces, "colors": mesh.colors}
     try:
-        with atomic(path) as temporary:
+        with atomic(_file(cache, key)) as temporary:
             save_file(
                 {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"key": key}
             )

@@ -2,16 +2,21 @@
 
 import functools
 import logging
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from arguments import GenerateCamParams, GuidanceParams, load
+from dreammapping import generate
 from gaussian_renderer import render
-from guidance import text_to_shape
+from guidance import models, text_to_shape
 from guidance.text_to_shape import linear_to_srgb, text_to_mesh, to_our_frame
 from scene.cameras import orbit
+from scene.ply import read_points
 from tests.small_shap_e import save_shap_e
+from tests.tiny_models import save_pipeline
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -144,6 +149,23 @@ def test_a_mesh_is_made_once_for_each_prompt_and_seed(shap_e, made):
         assert other.vertices.shape != first.vertices.shape or not torch.equal(other.vertices, first.vertices)
 
 
+def test_a_mesh_of_an_older_revision_of_a_hubs_model_is_not_used(shap_e, made, monkeypatch):
+    arrived = []  # the revisions that have been fetched
+
+    def fetch(*_):
+        arrived.append(f"revision {len(made)}")
+        return shap_e
+
+    monkeypatch.setattr(models, "local_folder", fetch)
+    monkeypatch.setattr(models, "cached", lambda _: Path(arrived[-1]) if arrived else None)
+    for _ in range(3):
+        mesh_of("someone/shap-e")
+    assert len(made) == 1
+    arrived.append("a newer one")
+    mesh_of("someone/shap-e")
+    assert len(made) == 2
+
+
 def test_a_damaged_or_foreign_cache_entry_is_made_again(shap_e, made, tmp_path):
     first = mesh_of(shap_e)
     (kept,) = (tmp_path / "cache").rglob("*.safetensors")
@@ -194,19 +216,31 @@ def test_luciddreamers_word_means_shap_e_and_its_switch_keeps_colours(shap_e):
     assert torch.equal(coloured.sh_dc, start(shap_e).sh_dc)
 
 
-def test_a_run_starts_from_shap_e(shap_e, tmp_path):
-    from dreammapping import generate
-    from tests.tiny_models import save_pipeline
-
-    prior = save_pipeline(tmp_path / "prior", autoencoder="tiny")
-    changes = {
-        "model_key": str(prior), "shape_model": str(shap_e), "shape_steps": 2, "init_shape": "shape", "iterations": 1,
-        "init_num_pts": 200, "image_w": 32, "image_h": 32, "C_batch_size": 1, "output_path": str(tmp_path),
+def small_run(folder, place):
+    prior = save_pipeline(place / "prior", autoencoder="tiny")
+    return {
+        "model_key": str(prior), "shape_model": str(folder), "shape_steps": 2, "init_shape": "shape", "iterations": 1,
+        "init_num_pts": 200, "image_w": 32, "image_h": 32, "C_batch_size": 1, "output_path": str(place),
         "workspace": "run", "device": "cpu", "save_video": False, "save_process": False, "render_45": False,
     }  # fmt: skip
-    result = generate("a figure", overrides=changes, quiet=True)
-    from scene.ply import read_points
 
+
+def test_a_fault_of_the_prior_is_told_before_a_shape_is_made(shap_e, made, tmp_path):
+    lora = tmp_path / "lora.safetensors"
+    save_file(
+        {
+            f"lora_unet_double_blocks_0_img_attn_qkv.lora_{way}.weight": torch.ones(4, 4)
+            for way in ("down", "up")
+        },
+        lora,
+    )
+    with pytest.raises(UserError, match="LoRA_path"):
+        generate("a figure", overrides=small_run(shap_e, tmp_path) | {"LoRA_path": str(lora)}, quiet=True)
+    assert made == []
+
+
+def test_a_run_starts_from_shap_e(shap_e, tmp_path):
+    result = generate("a figure", overrides=small_run(shap_e, tmp_path), quiet=True)
     points, colors = read_points(result.folder / "init_points3d.ply")
     assert len(points) == 200 and colors.std() > 0.05
 

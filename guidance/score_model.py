@@ -18,7 +18,7 @@ from arguments import GuidanceParams, HardwareParams
 from guidance import models, personalization
 from guidance.gradient_scale import GradientScale
 from guidance.loading import load_pipeline
-from guidance.memory import PLANS, MemoryPlan, memory_plan, peak_bytes
+from guidance.memory import MemoryPlan, memory_plan, peak_bytes
 from guidance.noise import standard_normal_like
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -51,7 +51,6 @@ class ScoreModel:
         text_shape: L and D of an encoded text.
         image_size: (H, W) in pixels, the resolution that the model was made for.
         prediction_type: "epsilon" or "v_prediction", the U-Net's own; `predict_noise` always gives ε.
-        plan: what is done in parts to save memory.
         evaluations: U-Net evaluations so far.
     """
 
@@ -62,6 +61,7 @@ class ScoreModel:
         *,
         device: torch.device,
         params: GuidanceParams = GuidanceParams(),  # noqa: B008, frozen
+        hardware: HardwareParams = HardwareParams(memory="max"),  # noqa: B008, frozen
     ) -> None:
         from diffusers import DDIMScheduler
 
@@ -69,9 +69,8 @@ class ScoreModel:
         self.text_encoder: nn.Module | None = _frozen(pipeline.text_encoder, device)
         self.text_shape = _text_shape(pipeline)
         self._tokenize = personalization.tokenizer_of(pipeline)
-        self._source, self._params = source, params
+        self._source, self._params, self._hardware = source, params, hardware
         self.device, self.dtype = device, pipeline.unet.dtype
-        self.plan = PLANS["max"]
         self.compiled = False
 
         schedule = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -106,22 +105,18 @@ class ScoreModel:
         source = models.resolve(params)
         dtype = precision(params, hardware, device)
         pipeline = load_pipeline(source, params, dtype, offline)
-        model = cls(pipeline, source, device=device, params=params)
-        model.follow(
-            memory_plan(
-                params,
-                hardware,
-                device,
-                lambda plan: model.estimate_bytes(params.C_batch_size, params.branches, plan),
-            )
-        )
-        return model
+        return cls(pipeline, source, device=device, params=params, hardware=hardware)
 
-    def follow(self, plan: MemoryPlan) -> None:
-        """Do in parts from now on what `plan` says."""
-        self.plan = plan
-        if plan.views is not None and hasattr(self.vae, "enable_slicing"):
-            self.vae.enable_slicing()
+    @cached_property
+    def plan(self) -> MemoryPlan:
+        """What is done in parts to save memory; chosen when first asked for, so that announced estimators count."""
+        params = self._params
+        return memory_plan(
+            params,
+            self._hardware,
+            self.device,
+            lambda plan: self.estimate_bytes(params.C_batch_size, params.branches, plan),
+        )
 
     def compile(self) -> None:
         """Compile U-Net and image encoder in place; the first calls of each shape then take long."""
@@ -181,7 +176,9 @@ class ScoreModel:
     @torch.no_grad()
     def decode_latents(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """Images in [0, 1], float32, for looking at: without gradient."""
-        pixels = self.vae.decode((latents / self._scale + self._shift).to(self.dtype), return_dict=False)[0]
+        latents = (latents / self._scale + self._shift).to(self.dtype)
+        parts = latents.split(self.plan.views or len(latents))
+        pixels = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
@@ -262,6 +259,7 @@ class ScoreModel:
         prediction = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
         return prediction[0][:count].float()
 
+    @torch.enable_grad()
     def estimate_bytes(self, views: int, branches: int, plan: MemoryPlan | None = None) -> int:
         """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content.
 

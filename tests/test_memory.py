@@ -82,6 +82,17 @@ def test_on_a_cpu_half_of_the_machines_memory_decides_unless_the_settings_do(fol
         assert model_of(folder, memory="24gb").plan is PLANS["24gb"]
 
 
+def test_without_a_card_the_plan_counts_what_a_method_trains(folder, monkeypatch):
+    bare = model_of(folder).estimate_bytes(4, 4, PLANS["max"])
+    memory = SimpleNamespace(total=2 * bare + 2)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert model_of(folder).plan is PLANS["max"]
+    model = model_of(folder)
+    model.estimators([torch.nn.Parameter(torch.zeros(1))])
+    sizes = [model.estimate_bytes(4, 4, plan) for plan in (PLANS["max"], model.plan)]
+    assert sizes[0] > bare >= sizes[1]
+
+
 def test_luciddreamers_switch_means_the_smallest_plan(folder):
     params = GuidanceParams(model_key=str(folder), vram_O=True)
     assert ScoreModel.from_pretrained(params, CPU, offline=True).plan is PLANS["8gb"]

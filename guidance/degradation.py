@@ -17,6 +17,16 @@ TIME_WIDTH = 128
 NORM_GROUPS = 8
 
 
+class Pointwise(nn.Conv2d):
+    """A 1×1 convolution, computed as the product of matrices that it is: on a CPU half the time."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D h w"]:
+        return F.linear(x.movedim(1, 3), self.weight.flatten(1), self.bias).movedim(3, 1)
+
+
 class AxialDepthwise(nn.Module):
     """x + a k×1 and a 1×k depthwise convolution of x, at the same size."""
 
@@ -95,7 +105,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.mix_space = AxialDepthwise(inputs, 7)
         self.norm = Normalization(inputs, norm, timed)
-        self.mix_channels = nn.Conv2d(inputs, outputs, 1)
+        self.mix_channels = Pointwise(inputs, outputs)
 
     def forward(self, x: Tensor, time: Tensor | None) -> tuple[Tensor, Tensor]:
         skip = self.norm(self.mix_space(x), time)
@@ -108,10 +118,10 @@ class Bottleneck(nn.Module):
     def __init__(self, channels: int, norm: str, timed: bool) -> None:
         super().__init__()
         narrow = channels // 4
-        self.reduce = nn.Conv2d(channels, narrow, 1)
+        self.reduce = Pointwise(channels, narrow)
         self.branches = nn.ModuleList(AxialDepthwise(narrow, 3, dilation) for dilation in (1, 2, 3))
         self.norm = Normalization(channels, norm, timed)
-        self.mix_channels = nn.Conv2d(channels, channels, 1)
+        self.mix_channels = Pointwise(channels, channels)
 
     def forward(self, x: Tensor, time: Tensor | None) -> Tensor:
         x = self.reduce(x)
@@ -124,10 +134,10 @@ class Decoder(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, norm: str, timed: bool) -> None:
         super().__init__()
-        self.join = nn.Conv2d(inputs + outputs, outputs, 1)
+        self.join = Pointwise(inputs + outputs, outputs)
         self.norm = Normalization(outputs, norm, timed)
         self.mix_space = AxialDepthwise(outputs, 7)
-        self.mix_channels = nn.Conv2d(outputs, outputs, 1)
+        self.mix_channels = Pointwise(outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor, time: Tensor | None) -> Tensor:
         x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -156,7 +166,7 @@ class ULite(nn.Module):
         self.encoders = nn.ModuleList(Encoder(narrow, wide, norm, timed) for narrow, wide in stages)
         self.bottleneck = Bottleneck(self.WIDTHS[-1], norm, timed)
         self.decoders = nn.ModuleList(Decoder(wide, narrow, norm, timed) for narrow, wide in reversed(stages))
-        self.tail = nn.Conv2d(self.WIDTHS[0], channels, 1)
+        self.tail = Pointwise(self.WIDTHS[0], channels)
 
     def forward(
         self, noise_pred: Float[Tensor, "B C h w"], timesteps: Int[Tensor, " B"]

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from arguments import GuidanceParams
-from guidance.degradation import ULite, build_degradation
+from guidance.degradation import Pointwise, ULite, build_degradation
 
 
 def parameters(module):
@@ -24,6 +24,20 @@ def test_u_lite_in_its_papers_form_has_878k_parameters():
     ulite = ULite(3)
     ulite.tail = torch.nn.Conv2d(16, 1, 1)
     assert parameters(ulite) == 878_417
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_pointwise_product_is_the_convolution_of_one_pixel(layout):
+    fast = Pointwise(5, 3).double()
+    x = torch.randn(2, 5, 6, 4, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    expected = F.conv2d(x, fast.weight, fast.bias)
+    assert torch.allclose(fast(x), expected, rtol=1e-12)
+    weights = torch.randn_like(expected)
+    found, wanted = (
+        torch.autograd.grad((each * weights).sum(), [x, fast.weight, fast.bias])
+        for each in (fast(x), expected)
+    )
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

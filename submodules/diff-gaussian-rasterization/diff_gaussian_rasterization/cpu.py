@@ -4,6 +4,7 @@ import ctypes
 import functools
 import logging
 import sys
+from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int, c_void_p
 from pathlib import Path
 
@@ -20,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 _threads: int | None = None
 
-
 _NOT_FINITE, _OUT_OF_MEMORY, _TOO_MANY_PAIRS = 1, 2, 3
+_SOFT_PAUSE = 1
 
 
 @functools.cache
@@ -74,6 +75,25 @@ def set_num_threads(threads: int | None) -> None:
 def get_num_threads() -> int:
     """Threads that the CPU kernel uses."""
     return _threads if _threads is not None else torch.get_num_threads()
+
+
+@functools.cache
+def _openmp_pause() -> Callable[[int], int] | None:
+    """OpenMP 5.0's `omp_pause_resource_all` of the library that torch uses; None where there is none."""
+    try:
+        return ctypes.CDLL(None).omp_pause_resource_all
+    except (AttributeError, OSError, TypeError):  # an older library, or Windows
+        return None
+
+
+def _rest_torch_threads() -> None:
+    """Ends torch's idle threads, which it starts again by itself.
+
+    They spin for milliseconds after each of its operations, on the cores that the kernel's own threads need.
+    """
+    pause = _openmp_pause()
+    if pause is not None and get_num_threads() > 1:
+        pause(_SOFT_PAUSE)
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -139,6 +159,7 @@ class _Rasterize(torch.autograd.Function):
         radii = torch.empty(len(views), count, dtype=torch.int32)
         described, kept = _describe(views)
         state = _State()
+        _rest_torch_threads()
         status = _library().gs_forward(
             structures.gaussians(inputs),
             described,
@@ -175,6 +196,7 @@ class _Rasterize(torch.autograd.Function):
         absolute = None if ctx.absgrad is None else torch.empty(*inputs["means2D"].shape[:2], 2)
         gradients = [None if g is None else g.contiguous() for g in (g_color, g_depth, g_alpha)]
         described, kept = _describe(ctx.views)
+        _rest_torch_threads()
         status = _library().gs_backward(
             ctx.state.handle,
             structures.gaussians(inputs),

@@ -1,6 +1,7 @@
 """The compiled kernel against the PyTorch reference in float64."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +60,29 @@ def test_bits_do_not_depend_on_the_number_of_threads():
             assert torch.equal(one, other)
         for name, gradient in gradients.items():
             assert torch.equal(gradient, first_gradients[name]), name
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux shows them")
+@pytest.mark.skipif(cpu._openmp_pause() is None, reason="needs OpenMP 5.0")
+def test_torchs_threads_rest_while_the_kernel_runs_and_come_back(monkeypatch):
+    def multiply() -> int:
+        torch.ones(500, 500) @ torch.ones(500, 500)
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        busy = multiply()
+        cpu._rest_torch_threads()
+        resting = len(list(Path("/proc/self/task").iterdir()))
+        assert resting == busy - 2
+        assert (multiply(), torch.get_num_threads()) == (busy, 3)
+    finally:
+        torch.set_num_threads(before)
+    rested = []
+    monkeypatch.setattr(cpu, "_rest_torch_threads", lambda: rested.append(True))
+    draw(cloud(5), orbit(1, 9, 9), backend="cpu")
+    assert len(rested) == 2  # forward and backward
 
 
 def test_backward_twice_gives_the_same_gradient():

@@ -30,15 +30,18 @@ class Emulation:
         assert not error, f"{kernel}: {error.decode()}"
 
 
-def compile_emulation(source: Path, kernels: Path, folder: Path) -> Emulation:
-    """`source` includes the header, then a file of `kernels`. Skips the test where there is no C++ compiler."""
+def compile_library(source: Path, folder: Path, *includes: Path) -> Path:
+    """A shared library of one C++ file. Skips the test where there is no compiler."""
     found = (shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name)
     compiler = next((path for path in found if path), None)
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     library = folder / f"{source.stem}.so"
-    subprocess.run(
-        [compiler, *FLAGS, "-Wno-unused-function", "-I", kernels, "-I", HERE, source, "-o", library],
-        check=True,
-    )
-    return Emulation(library)
+    folders = [word for folder in includes for word in ("-I", folder)]
+    subprocess.run([compiler, *FLAGS, "-Wno-unused-function", *folders, source, "-o", library], check=True)
+    return library
+
+
+def compile_emulation(source: Path, kernels: Path, folder: Path) -> Emulation:
+    """`source` includes the header, then a file of `kernels`."""
+    return Emulation(compile_library(source, folder, kernels, HERE))

@@ -7,10 +7,13 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from cuda_emulation import compile_library
 from diff_gaussian_rasterization import (
     GaussianRasterizationSettings,
     GaussianRasterizer,
@@ -315,6 +318,43 @@ def test_code_that_the_driver_does_not_take_makes_the_kernels_unavailable(monkey
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     with pytest.raises(nvrtc.Unavailable, match="cuModuleLoadData"):
         nvrtc.Module(KERNELS / "kernels.cu", torch.device("cuda:0"))
+
+
+@pytest.fixture
+def driver(emulated_kernels, tmp_path, monkeypatch):
+    """`fake_driver.cpp` in the place of the driver, with a device that torch knows of."""
+    library = ctypes.CDLL(str(compile_library(Path(__file__).with_name("fake_driver.cpp"), tmp_path)))
+    library.fake_use(ctypes.cast(emulated_kernels.library.emulate, ctypes.c_void_p))
+    library.fake_set_context.argtypes = [ctypes.c_void_p]
+    library.fake_context.restype = library.fake_stream.restype = ctypes.c_void_p
+    load = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library if name == "libcuda.so.1" else load(name))
+    monkeypatch.setattr(nvrtc, "binary_for", lambda *_: b"machine code")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    stream = SimpleNamespace(cuda_stream=library.fake_stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    for cached in (nvrtc._driver, nvrtc._context):
+        cached.cache_clear()
+    yield library
+    for cached in (nvrtc._driver, nvrtc._context):
+        cached.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver's name is Linux's")
+@pytest.mark.usefixtures("emulation")
+def test_kernels_go_through_a_driver_as_it_wants_them(driver, monkeypatch):
+    module = nvrtc.Module(KERNELS / "kernels.cu", torch.device("cuda:0"))
+    monkeypatch.setattr(cuda, "_kernels", lambda _: module)
+    others = 0x7F3123456780
+    driver.fake_set_context(others)  # a thread that works on another device, and shall go on there
+    scene, options = SCENES["degree 3"]
+    assert_agrees(draw(scene(), SMALL, backend="cuda", **options), truth("degree 3"))
+    assert driver.fake_context() == others
+    with pytest.raises(RuntimeError, match=r"cuModuleGetFunction\(draw\): refused \(500\)"):
+        module.launch("draw", 1, 32, cuda.CFrame())
+    with pytest.raises(RuntimeError, match=r"launch of gs_unknown: no such kernel \(1\)"):
+        module.launch("gs_unknown", 1, 32, cuda.CFrame())
 
 
 @pytest.mark.parametrize("missing", ["driver", "NVRTC"])

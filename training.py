@@ -78,13 +78,16 @@ class Training:
         self.rng = torch.Generator().manual_seed(config.seed)
         self.noise_rng = torch.Generator().manual_seed(config.GuidanceParams.noise_seed)
 
+        # a shape from text takes minutes and comes after all that can fail within seconds
+        from_text = config.GenerateCamParams.init_from_text and not config.ModelParams.pretrained_model_path
+        start = None if from_text else initial_gaussians(config, self.rng, self.device, offline=offline)
         self.score_model = ScoreModel.from_pretrained(
             config.GuidanceParams, self.device, offline=offline, hardware=config.HardwareParams
         )
         self.prompts = ViewPrompts(self.score_model, config.GuidanceParams)
         self.score_model.drop_text_encoder()
-        # after the model, whose faults show within seconds, because a shape can take minutes
-        start = initial_gaussians(config, self.rng, self.device, offline=offline)
+        if start is None:
+            start = initial_gaussians(config, self.rng, self.device, offline=offline)
         torch.manual_seed(config.seed)  # whatever was loaded or cached before
         self.guidance = build_guidance(config.GuidanceParams, config.OptimizationParams, self.score_model)
         if self._compiles():

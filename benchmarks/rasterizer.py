@@ -5,9 +5,6 @@ installed, alternating in one process; medians are compared. Gradients go to all
 
 The arithmetic bound is what the blended pairs of Gaussian and pixel cost at the machine's peak: 15 fused
 multiply-adds a pair forward and 28 more backward. The peak is that of a matrix product on the same threads.
-
-On a CPU set `OMP_WAIT_POLICY=passive`: torch's threads otherwise spin for milliseconds after each of its operations, on
-the cores that the kernel is then measured on.
 """
 
 import argparse

@@ -23,7 +23,7 @@ class MemoryPlan:
     """What is done in parts to save memory. None: all at once. The gradient is the same, but for rounding.
 
     Attributes:
-        views: views that the image encoder takes at a time; above one part, each part is computed twice.
+        views: views that the image encoder and decoder take at a time; above one part, encoding is computed twice.
         latents: latents in one call of the U-Net.
         max_gaussians: where densification stops, unless the settings say so.
     """

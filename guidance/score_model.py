@@ -259,6 +259,7 @@ class ScoreModel:
         prediction = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
         return prediction[0][:count].float()
 
+    @torch.inference_mode(mode=False)
     @torch.enable_grad()
     def estimate_bytes(self, views: int, branches: int, plan: MemoryPlan | None = None) -> int:
         """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content.

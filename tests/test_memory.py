@@ -93,6 +93,13 @@ def test_without_a_card_the_plan_counts_what_a_method_trains(folder, monkeypatch
     assert sizes[0] > bare >= sizes[1]
 
 
+def test_the_estimate_does_not_depend_on_the_mode_that_it_is_asked_in(folder):
+    expected = model_of(folder).estimate_bytes(4, 4)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert model_of(folder).estimate_bytes(4, 4) == expected
+
+
 def test_luciddreamers_switch_means_the_smallest_plan(folder):
     params = GuidanceParams(model_key=str(folder), vram_O=True)
     assert ScoreModel.from_pretrained(params, CPU, offline=True).plan is PLANS["8gb"]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from arguments import GenerateCamParams, GuidanceParams, load
 from dreammapping import generate
 from gaussian_renderer import render
-from guidance import models, text_to_shape
+from guidance import ScoreModel, models, text_to_shape
 from guidance.text_to_shape import linear_to_srgb, text_to_mesh, to_our_frame
 from scene.cameras import orbit
 from scene.ply import read_points
@@ -187,6 +187,11 @@ def test_the_run_does_not_depend_on_whether_the_shape_was_cached(shap_e):
     assert torch.equal(states[1], torch.random.get_rng_state())
 
 
+def test_an_id_that_no_hub_takes_starts_from_a_sphere_too(caplog):
+    assert len(start("someone/shap--e").means) == 3000
+    assert caplog.text.count("starting from a sphere") == 1
+
+
 def test_an_empty_surface_and_a_missing_model_start_from_a_sphere_with_one_warning(tmp_path, caplog):
     empty = save_shap_e(tmp_path / "empty", empty=True)
     for model, reason in (
@@ -237,6 +242,13 @@ def test_a_fault_of_the_prior_is_told_before_a_shape_is_made(shap_e, made, tmp_p
     with pytest.raises(UserError, match="LoRA_path"):
         generate("a figure", overrides=small_run(shap_e, tmp_path) | {"LoRA_path": str(lora)}, quiet=True)
     assert made == []
+
+
+def test_a_fault_of_a_file_to_start_from_is_told_before_the_prior_is_loaded(shap_e, tmp_path, monkeypatch):
+    monkeypatch.setattr(ScoreModel, "from_pretrained", None)
+    changes = small_run(shap_e, tmp_path) | {"init_shape": str(tmp_path / "no.ply")}
+    with pytest.raises(UserError, match=r"no\.ply"):
+        generate("a figure", overrides=changes, quiet=True)
 
 
 def test_a_run_starts_from_shap_e(shap_e, tmp_path):

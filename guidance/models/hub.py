@@ -36,10 +36,14 @@ def go_offline() -> None:
 
 
 def cached(hub_id: str, marker: str = "model_index.json") -> Path | None:
-    """The cached snapshot of a model, named by its revision; None where its `marker` is not there."""
+    """A model's cached snapshot, named by its revision; None without its `marker`, or for an id that no hub has."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(hub_id, marker)
+    try:
+        found = try_to_load_from_cache(hub_id, marker)
+    except HFValidationError:
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

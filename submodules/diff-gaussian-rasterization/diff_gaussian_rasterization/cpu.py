@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_int, c_void_p
@@ -23,6 +24,7 @@ _threads: int | None = None
 
 _NOT_FINITE, _OUT_OF_MEMORY, _TOO_MANY_PAIRS = 1, 2, 3
 _SOFT_PAUSE = 1
+_PROCESS = os.getpid()
 
 
 @functools.cache
@@ -87,12 +89,13 @@ def _openmp_pause() -> Callable[[int], int] | None:
 
 
 def _rest_torch_threads() -> None:
-    """Ends torch's idle threads, which it starts again by itself.
+    """Ends torch's idle threads, or lets them sleep; torch starts them again by itself.
 
-    They spin for milliseconds after each of its operations, on the cores that the kernel's own threads need.
+    They spin for milliseconds after each of its operations, on the cores that the kernel's own threads need. In a
+    forked process none of them is left, and OpenMP would wait for them for ever.
     """
     pause = _openmp_pause()
-    if pause is not None and get_num_threads() > 1:
+    if pause is not None and get_num_threads() > 1 and os.getpid() == _PROCESS:
         pause(_SOFT_PAUSE)
 
 

@@ -285,15 +285,14 @@ class Metrics:
 
 
 def _manifest(training: Training, *, finished: bool) -> dict[str, Any]:
-    config, start = training.config, training.config.GenerateCamParams
-    from_text = start.init_from_text and not config.ModelParams.pretrained_model_path
+    config, shape_model = training.config, training.config.GenerateCamParams.shape_model
     return {
         "prompt": config.GuidanceParams.text,
         "method": config.GuidanceParams.guidance_method,
         "preset": config.preset or None,
         "seed": config.seed,
         "prior": training.score_model.provenance,
-        "shape_model": shape_provenance(start.shape_model) if from_text else None,
+        "shape_model": shape_provenance(shape_model) if config.starts_from_text else None,
         "device": str(training.device),
         "precision": str(training.score_model.dtype)[6:],
         "memory_plan": training.plan_name,

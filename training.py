@@ -79,8 +79,9 @@ class Training:
         self.noise_rng = torch.Generator().manual_seed(config.GuidanceParams.noise_seed)
 
         # a shape from text takes minutes and comes after all that can fail within seconds
-        from_text = config.GenerateCamParams.init_from_text and not config.ModelParams.pretrained_model_path
-        start = None if from_text else initial_gaussians(config, self.rng, self.device, offline=offline)
+        start = None
+        if not config.starts_from_text:
+            start = initial_gaussians(config, self.rng, self.device, offline=offline)
         self.score_model = ScoreModel.from_pretrained(
             config.GuidanceParams, self.device, offline=offline, hardware=config.HardwareParams
         )

@@ -39,6 +39,11 @@ class Config:
     save_video: bool = option(True, "write a turntable video with each set of test pictures")
     video_frames: int = option(120, "frames of one turn of that video", unit="frames", low=1, high=10_000)
 
+    @property
+    def starts_from_text(self) -> bool:
+        """Whether Shap-E makes what the run starts from."""
+        return self.GenerateCamParams.init_from_text and not self.ModelParams.pretrained_model_path
+
 
 @cache
 def group_classes() -> dict[str, type]:

@@ -246,7 +246,7 @@ def test_a_fault_of_the_prior_is_told_before_a_shape_is_made(shap_e, made, tmp_p
 
 def test_a_fault_of_a_file_to_start_from_is_told_before_the_prior_is_loaded(shap_e, tmp_path, monkeypatch):
     monkeypatch.setattr(ScoreModel, "from_pretrained", None)
-    changes = small_run(shap_e, tmp_path) | {"init_shape": str(tmp_path / "no.ply")}
+    changes = small_run(shap_e, tmp_path) | {"init_shape": "file", "init_path": str(tmp_path / "no.ply")}
     with pytest.raises(UserError, match=r"no\.ply"):
         generate("a figure", overrides=changes, quiet=True)
 

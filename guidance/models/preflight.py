@@ -26,11 +26,7 @@ def missing_models(config: Config, offline: bool = False) -> list[str]:
     if guidance.vae_key:
         problems += _problems(lambda: vae_source(guidance), (), offline)
     problems += [str(problem) for problem in _missing_additions(guidance)]
-    if (
-        start.init_from_text
-        and start.init_fallback == "stop"
-        and not config.ModelParams.pretrained_model_path
-    ):
+    if config.starts_from_text and start.init_fallback == "stop":
         problems += _problems(lambda: shape_source(start.shape_model), SHAPE_COMPONENTS, offline)
     return problems
 

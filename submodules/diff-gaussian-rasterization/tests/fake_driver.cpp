@@ -2,7 +2,6 @@
 //
 // Signatures are those of the driver's documentation. Handles do not fit into 32 bits.
 
-#include <cstdint>
 #include <cstring>
 #include <string>
 
@@ -10,7 +9,14 @@ namespace {
 
 using Emulate = const char* (*)(const char* kernel, unsigned blocks, unsigned threads, const void* argument, int reverse);
 
-enum Status { SUCCESS = 0, INVALID_VALUE = 1, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500 };
+enum Status {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    INVALID_DEVICE = 101,
+    INVALID_CONTEXT = 201,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500
+};
 
 void* const CONTEXT = reinterpret_cast<void*>(0x7f0123456780);
 void* const MODULE = reinterpret_cast<void*>(0x7f1123456780);

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from arguments import Config, load, to_yaml
 from dreammapping import check_models
+from dreammapping.training import choose_device
 from guidance import build_guidance, predicted_images
 from guidance.noise import standard_normal_like
+from guidance.prior.score_model import ScoreModel
 from guidance.prompts import ViewPrompts
-from guidance.score_model import ScoreModel
-from training import choose_device
 from utils import checkpoint
 from utils.errors import UserError
 from utils.images import grid, write_picture

@@ -19,12 +19,12 @@ import torch
 
 from arguments import load
 from benchmarks import iteration
-from benchmarks.cells import RESULTS, ROOT
 from benchmarks.command import finish_measurement
-from guidance.memory import GIB, PLANS, gaussian_bytes
+from dreammapping.reproduction.cells import RESULTS, ROOT
 from guidance.models import ModelSource
 from guidance.models.single_file import CONFIGS
-from guidance.score_model import ScoreModel
+from guidance.prior.memory import GIB, PLANS, gaussian_bytes
+from guidance.prior.score_model import ScoreModel
 from train import main as train
 from utils.errors import UserError
 from utils.files import atomic

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-import training as program
+import dreammapping.training as program
 from arguments import Config, load
-from benchmarks.cells import QUICKSTART, RESULTS
 from benchmarks.command import finish_measurement
-from training import Training
+from dreammapping.reproduction.cells import QUICKSTART, RESULTS
+from dreammapping.training import Training
 from utils.errors import UserError
 
 WARM_UP = 3

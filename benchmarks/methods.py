@@ -16,11 +16,11 @@ import torch
 
 from arguments import load
 from arguments.groups import METHODS
-from benchmarks.cells import QUICKSTART, RESULTS, ROOT
 from benchmarks.command import finish_measurement
 from benchmarks.full_size import SD2_BASE, random_model
 from benchmarks.iteration import Stopwatch
-from training import Training
+from dreammapping.reproduction.cells import QUICKSTART, RESULTS, ROOT
+from dreammapping.training import Training
 from utils.errors import UserError
 from utils.run import peak_memory
 

@@ -26,9 +26,9 @@ from diff_gaussian_rasterization import cpu, set_num_threads
 from scipy.spatial import cKDTree
 from simple_knn._C import distCUDA2
 
-from benchmarks.cells import RESULTS
 from benchmarks.command import finish_measurement
 from benchmarks.splat_scenes import blended_pairs, gsplat, object_scene, ours
+from dreammapping.reproduction.cells import RESULTS
 from utils.errors import UserError
 
 FORWARD_FMAS, BACKWARD_FMAS = 15, 28

@@ -11,8 +11,8 @@ import torch
 from arguments import GuidanceParams, OptimizationParams
 from guidance.interface import Guidance, GuidanceOutput
 from guidance.prior import DiffusionPrior
+from guidance.prior.score_model import ScoreModel
 from guidance.prompts import ViewPrompts, ViewText
-from guidance.score_model import ScoreModel
 from guidance.sds import SDSGuidance
 from guidance.trace import Trace, predicted_images
 from guidance.vdm import VDMGuidance

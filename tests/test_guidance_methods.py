@@ -113,7 +113,7 @@ def test_the_sum_of_a_methods_coefficients(method, timestep, step, total):
     )
     guidance.sample_noise = lambda latents, rng: torch.ones_like(latents)
     if hasattr(guidance, "lora"):
-        guidance.lora = StandIn(lambda noisy, *rest: torch.ones_like(noisy))
+        guidance.prior.lora = StandIn(lambda noisy, *rest: torch.ones_like(noisy))
     if method == "lmc":
         guidance.trained.fill_(True)
         guidance.corrected = lambda draw: torch.ones_like(draw.latents)
@@ -126,7 +126,7 @@ def test_the_sum_of_a_methods_coefficients(method, timestep, step, total):
 
 def test_vsd_with_the_true_noise_is_sds():
     guidance = build("vsd")
-    guidance.lora = StandIn(true_noise)
+    guidance.prior.lora = StandIn(true_noise)
     assert close(step_of(guidance)[1], step_of(build("sds"))[1])
 
 
@@ -139,7 +139,7 @@ def test_vsds_residual_is_the_guided_noise_minus_the_loras_for_the_bare_prompt_a
         return 0.3 * noisy_latents
 
     guidance = build("vsd", lora_camera_dropout=1.0)
-    guidance.lora = StandIn(noise)
+    guidance.prior.lora = StandIn(noise)
     output, gradient = step_of(guidance, text=text_of(poses=poses))
     expected = output.trace.guided_noise - 0.3 * output.trace.noisy_latents
     assert close(gradient, expected)
@@ -151,7 +151,7 @@ def test_vsds_residual_is_the_guided_noise_minus_the_loras_for_the_bare_prompt_a
 def test_the_lora_learns_the_noise_of_a_draw_of_its_own():
     guidance = build("vsd", **at(500))
     drawn = []
-    guidance.lora = StandIn(lambda x, t, y, c: drawn.append((x, t)) or x)
+    guidance.prior.lora = StandIn(lambda x, t, y, c: drawn.append((x, t)) or x)
     output, _ = step_of(guidance)
     (_, shown), (noisy, timesteps) = drawn
     assert shown.tolist() == [500, 500] and timesteps.unique().numel() == VIEWS
@@ -309,9 +309,9 @@ def test_lmcs_corrective_learns_to_imitate_the_model(space):
     before = error()
     guidance.pretrain(draw)
     assert guidance.trained and error() < 0.9 * before
-    calls = len(guidance.score_model.calls)
+    calls = len(guidance.prior.score_model.calls)
     step_of(guidance)
-    assert guidance.score_model.calls[calls:] == [2 * VIEWS]  # it is trained once
+    assert guidance.prior.score_model.calls[calls:] == [2 * VIEWS]  # it is trained once
     assert not any(each.requires_grad for each in guidance.corrective.parameters())
 
 
@@ -323,7 +323,7 @@ def test_csd_moves_from_the_empty_to_the_negative_prompt(step, weight, branches)
     output, gradient = step_of(guidance, step)
     base = (1 - weight) * asked(output, EMPTY) + weight * asked(output, NEGATIVE)
     assert close(gradient, 7.5 * (asked(output, POSITIVE) - base))
-    assert sum(guidance.score_model.calls) == branches * VIEWS
+    assert sum(guidance.prior.score_model.calls) == branches * VIEWS
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
@@ -352,14 +352,14 @@ def test_nfsd_is_the_form_of_table_1_with_a_step_for_its_weight(timestep, weight
     cond, negative, empty = (asked(output, code) for code in (POSITIVE, NEGATIVE, EMPTY))
     scale = 6.5 if form == "standard" else 7.5
     assert close(gradient, cond - weight * negative + scale * (cond - empty))
-    assert sum(guidance.score_model.calls) == branches * VIEWS
+    assert sum(guidance.prior.score_model.calls) == branches * VIEWS
 
 
 def test_nfsd_asks_for_the_negative_prompt_only_where_a_view_needs_it():
     guidance = build("nfsd", timestep_per_view=True)
     guidance.sample_timesteps = lambda count, step, rng: torch.tensor([150, 250])
     output, gradient = step_of(guidance)
-    assert guidance.score_model.calls == [5]
+    assert guidance.prior.score_model.calls == [5]
     cond, negative, empty = (asked(output, code) for code in (POSITIVE, NEGATIVE, EMPTY))
     expected = empty - torch.tensor([0.0, 1.0]).view(2, 1, 1, 1) * negative + 7.5 * (cond - empty)
     assert close(gradient, expected)
@@ -371,7 +371,7 @@ def test_nfsd_evaluates_281_hundredths_a_view_on_average():
     guidance.sample_timesteps = lambda count, step, rng: times
     images, text = torch.randn(len(times), 3, 2, 2), text_of(len(times))
     guidance(images, text, 1, torch.Generator().manual_seed(0))
-    assert sum(guidance.score_model.calls) / len(times) == pytest.approx(3 - 180 / 961)
+    assert sum(guidance.prior.score_model.calls) / len(times) == pytest.approx(3 - 180 / 961)
 
 
 def test_ism_by_forward_noising_with_the_noise_as_target_is_sds():
@@ -405,12 +405,12 @@ def test_isms_interval_is_empty_where_all_paths_are_straight():
 def test_ism_climbs_from_the_lowest_level_to_s_and_from_there_to_t(timestep, levels):
     guidance = build("ism", delta_t=100, delta_t_start=100, **at(timestep))
     visited = []
-    guidance.score_model.noise_of = lambda x, t, y: (
+    guidance.prior.score_model.noise_of = lambda x, t, y: (
         visited.append((t[0].item(), y[0].item())) or opinion(x, t, y)
     )
     output, _ = step_of(guidance)
     assert visited == [*((level, INVERSE) for level in levels), (timestep, NEGATIVE)]
-    assert sum(guidance.score_model.calls) == VIEWS * (len(levels) + 2)
+    assert sum(guidance.prior.score_model.calls) == VIEWS * (len(levels) + 2)
     assert close(output.trace.guided_noise, 7.5 * asked(output, POSITIVE) - 6.5 * asked(output, NEGATIVE))
 
 
@@ -421,7 +421,7 @@ def test_isms_average_evaluations_a_view(step, top, average):
     for level in levels:
         guidance.sample_timesteps = lambda count, step, rng, level=level: torch.tensor([level + 1])
         guidance(torch.randn(1, 3, 2, 2), text_of(1), step, torch.Generator().manual_seed(0))
-    assert sum(guidance.score_model.calls) / len(levels) == pytest.approx(average, abs=1e-3)
+    assert sum(guidance.prior.score_model.calls) / len(levels) == pytest.approx(average, abs=1e-3)
 
 
 def test_ism_takes_the_prediction_at_s_on_the_path_that_leads_to_t():
@@ -442,7 +442,7 @@ def test_ism_takes_the_prediction_at_s_on_the_path_that_leads_to_t():
 def test_isms_inversion_is_guided_to_the_base_above_a_scale_of_1():
     guidance = build("ism", denoise_guidance_scale=3.0, delta_t=100, delta_t_start=100, **at(101))
     step_of(guidance)
-    assert guidance.score_model.calls == [VIEWS, VIEWS, 2 * VIEWS]
+    assert guidance.prior.score_model.calls == [VIEWS, VIEWS, 2 * VIEWS]
 
 
 @pytest.mark.parametrize("perpneg", [False, True])

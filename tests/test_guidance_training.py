@@ -7,10 +7,10 @@ import torch
 
 from arguments import GuidanceParams, OptimizationParams, load
 from arguments.groups import METHODS
+from dreammapping.training import Training
 from guidance import ScoreModel, ViewPrompts, build_guidance
-from guidance.gradient_scale import GradientScale
+from guidance.prior.gradient_scale import GradientScale
 from tests.tiny_models import save_pipeline
-from training import Training
 from utils import checkpoint
 
 VIEWS = 2

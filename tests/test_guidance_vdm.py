@@ -267,7 +267,7 @@ def test_traces_hold_no_graph_and_make_pictures():
     point = torch.rand(3, SIZE, SIZE)
     output, _, guidance = run({}, prior=one_point_denoiser(point))
     assert not any(value.requires_grad for value in vars(output.trace).values())
-    base, guided = predicted_images(output.trace, guidance.score_model)
+    base, guided = predicted_images(output.trace, guidance.prior.score_model)
     assert torch.allclose(base, point.expand_as(base), atol=1e-3)
     assert torch.allclose(guided, point.expand_as(guided), atol=1e-2)
 

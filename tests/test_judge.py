@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from arguments import GenerateCamParams, load, to_yaml
+from dreammapping.evaluation.exhibit import Exhibit, all_around, parse_caption
+from dreammapping.evaluation.judge import caption_pairs, judge, judge_run, main, score, table
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians, write_points
 from tests.tiny_models import byte_tokenizer
 from toybox import raycast, world
 from toybox.clip import Clip
-from toybox.exhibit import Exhibit, all_around, parse_caption
-from toybox.judge import caption_pairs, judge, judge_run, main, score, table
 from utils.errors import UserError
 
 PAIR = ("car", "blue")

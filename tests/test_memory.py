@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import dreammapping
-import training
+import dreammapping.training as training
 from arguments import GuidanceParams, HardwareParams, OptimizationParams, load
+from dreammapping.training import Training
 from guidance import ScoreModel, ViewPrompts, build_guidance, predictions
-from guidance.gradient_scale import GradientScale
-from guidance.memory import (
+from guidance.prior.gradient_scale import GradientScale
+from guidance.prior.memory import (
     GIB,
     PLANS,
     PeakMeter,
@@ -22,10 +23,9 @@ from guidance.memory import (
     plan_of_card,
     plan_that_fits,
 )
-from guidance.score_model import precision
+from guidance.prior.score_model import precision
 from tests.tiny_models import save_pipeline
 from train import main
-from training import Training
 from utils.errors import OutOfMemory, UserError
 
 CPU = torch.device("cpu")

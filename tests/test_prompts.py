@@ -5,10 +5,10 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from benchmarks import cells, prompts
-from benchmarks.cells import Cell, CellStore, Trainer, digest, run_missing
+from dreammapping.evaluation.exhibit import parse_caption
+from dreammapping.reproduction import cells, prompts
+from dreammapping.reproduction.cells import Cell, CellStore, Trainer, digest, run_missing
 from toybox import world
-from toybox.exhibit import parse_caption
 from utils.errors import UserError
 
 CELLS = [Cell(f"a red {name}", "vdm", 0, "0badcafe") for name in ("cat", "car", "bus", "bee")]

@@ -8,9 +8,11 @@ import torch
 
 from arguments import load
 from arguments.groups import METHODS
-from benchmarks import methods, operator_chain, quality
-from benchmarks.cells import QUICKSTART
-from benchmarks.prompts import TUNED_ON, choose_prompts
+from benchmarks import methods
+from dreammapping.reproduction import methods as quality
+from dreammapping.reproduction import operator_chain
+from dreammapping.reproduction.cells import QUICKSTART
+from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts
 from utils.errors import UserError
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from dreammapping import generate, optimize
+from dreammapping.training import Training, choose_device, step_unless
 from scene.ply import read_gaussians
 from tests.tiny_models import save_pipeline
 from train import main
-from training import Training, choose_device, step_unless
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]

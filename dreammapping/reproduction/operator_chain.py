@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from benchmarks.cells import ROOT, Cell, CellStore, Trainer, run_missing
-from benchmarks.prompts import TUNED_ON, choose_prompts, make_cell
+from dreammapping.reproduction.cells import ROOT, Cell, CellStore, Trainer, run_missing
+from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts, make_cell
 
 LENGTH = 4
 """Runs of the chain."""

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from arguments import GuidanceParams
-from guidance import models, personalization
+from guidance import models
 from guidance.models import single_file
+from guidance.prior import personalization
 from utils.errors import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")

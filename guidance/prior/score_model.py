@@ -1,6 +1,6 @@
 """The frozen latent diffusion model: images to latents and back, text to embeddings, x_t to ε.
 
-With `loading.py` and `text_to_shape.py` the only importer of diffusers and transformers, which load when a model does.
+With `pipeline.py` and `shap_e.py` the only importer of diffusers and transformers, which load when a model does.
 """
 
 import copy
@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from arguments import GuidanceParams, HardwareParams
-from guidance import models, personalization
-from guidance.gradient_scale import GradientScale
-from guidance.loading import load_pipeline
-from guidance.memory import MemoryPlan, memory_plan, peak_bytes
+from guidance import models
 from guidance.noise import standard_normal_like
+from guidance.prior import personalization
+from guidance.prior.gradient_scale import GradientScale
+from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
+from guidance.prior.pipeline import load_pipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPILED_MULTIPLE = 4
@@ -234,8 +235,8 @@ class ScoreModel:
         return parameters
 
     def build_lora(self, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator) -> nn.Module:
-        """A trainable twin of the U-Net (see `guidance.lora.LoRA`); at most one can live on a score model."""
-        from guidance.lora import LoRA
+        """A trainable twin of the U-Net (see `guidance.prior.lora.LoRA`); at most one can live on a score model."""
+        from guidance.prior.lora import LoRA
 
         return LoRA(self, rank=rank, scale=scale, with_camera=with_camera, rng=rng)
 

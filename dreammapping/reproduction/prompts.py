@@ -1,4 +1,4 @@
-"""VDM against SDS over prompts that no setting was tuned on: `python -m benchmarks.prompts`.
+"""VDM against SDS over prompts that no setting was tuned on: `python -m dreammapping.reproduction.prompts`.
 
 Half of the prompts are (object, colour) pairs that the prior never saw. Every cell (prompt, method, seed) is
 one `train.py` run and its judgement; finished cells are kept, so the command can be stopped and repeated.
@@ -24,13 +24,22 @@ from torch.nn import functional
 
 from arguments import load as load_settings
 from arguments import to_yaml
-from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore, Trainer, digest, run_missing
 from benchmarks.command import finish_cells_and_report
+from dreammapping.evaluation.exhibit import Exhibit, parse_caption
+from dreammapping.evaluation.judge import judge_run
+from dreammapping.reproduction.cells import (
+    QUICKSTART,
+    RESULTS,
+    ROOT,
+    Cell,
+    CellStore,
+    Trainer,
+    digest,
+    run_missing,
+)
 from scene.cameras import orbit
 from toybox import world
 from toybox.clip import PRIOR, Clip
-from toybox.exhibit import Exhibit, parse_caption
-from toybox.judge import judge_run
 from utils.errors import UserError
 from utils.files import atomic
 from utils.images import to_uint8
@@ -306,7 +315,7 @@ def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prompts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dreammapping.reproduction.prompts", description=__doc__)
     parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings of every run")
     parser.add_argument("--prompts", type=int, default=6, help="how many, half of them held out (default 6)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each (default 1)")

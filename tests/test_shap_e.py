@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from arguments import GenerateCamParams, GuidanceParams, load
 from dreammapping import generate
 from gaussian_renderer import render
-from guidance import ScoreModel, models, text_to_shape
-from guidance.text_to_shape import linear_to_srgb, text_to_mesh, to_our_frame
+from guidance import ScoreModel, models
+from guidance.prior import shap_e
+from guidance.prior.shap_e import linear_to_srgb, text_to_mesh, to_our_frame
 from scene.cameras import orbit
 from scene.ply import read_points
 from tests.small_shap_e import save_shap_e
@@ -41,7 +42,7 @@ def coarse(monkeypatch, tmp_path):
 def made(monkeypatch):
     """How often Shap-E really ran."""
     runs = []
-    generate = text_to_shape._generate
+    generate = shap_e._generate
 
     def counted(prompt, seed, *rest):
         runs.append((prompt, seed))
@@ -62,7 +63,7 @@ def mesh_of(folder, prompt="a figure", seed=0, **changes):
 
 
 def start(folder, **changes):
-    from training import initial_gaussians
+    from dreammapping.training import initial_gaussians
 
     words = {
         "init_shape": "shape",

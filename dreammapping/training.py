@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from arguments import Config
 from gaussian_renderer import Views, disparity, render
 from guidance import build_guidance
-from guidance.memory import GIB, PLANS, gaussian_bytes
+from guidance.prior.memory import GIB, PLANS, gaussian_bytes
+from guidance.prior.score_model import ScoreModel
+from guidance.prior.shap_e import text_to_mesh
 from guidance.prompts import ViewPrompts
-from guidance.score_model import ScoreModel
-from guidance.text_to_shape import text_to_mesh
 from guidance.trace import predicted_images
 from scene.augmentation import sample_augmentation, sample_flip
 from scene.cameras import CameraSampler

@@ -19,11 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import Config, load, to_yaml
-from gaussian_renderer.outputs import Outputs
-from guidance.memory import GIB
+from dreammapping.outputs import Outputs
+from dreammapping.training import Training, choose_device, fullness, is_out_of_memory
 from guidance.models import missing_models, shape_provenance
+from guidance.prior.memory import GIB
 from scene.gaussian_model import GaussianModel
-from training import Training, choose_device, fullness, is_out_of_memory
 from utils import checkpoint
 from utils.errors import OutOfMemory, UserError
 from utils.interruption import Interruption

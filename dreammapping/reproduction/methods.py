@@ -1,4 +1,4 @@
-"""Every method of Table 1 on the same toybox prompts and seeds: `python -m benchmarks.quality`.
+"""Every method of Table 1 on the same toybox prompts and seeds: `python -m dreammapping.reproduction.methods`.
 
 Every cell (prompt, method, seed) is one `train.py` run and its judgement, at the settings of the quick start with
 each method's own numbers; finished cells are kept, so the command can be stopped and repeated.
@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from arguments import load
-from benchmarks.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore
 from benchmarks.command import finish_cells_and_report
-from benchmarks.operator_chain import chain, train_chain
-from benchmarks.prompts import finish_cells, make_cells, write_report
+from dreammapping.evaluation.exhibit import Exhibit
+from dreammapping.reproduction.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore
+from dreammapping.reproduction.operator_chain import chain, train_chain
+from dreammapping.reproduction.prompts import finish_cells, make_cells, write_report
 from scene.cameras import orbit
-from toybox.exhibit import Exhibit
 from utils.errors import UserError
 from utils.images import grid, write_picture
 
@@ -162,7 +162,7 @@ def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dreammapping.reproduction.methods", description=__doc__)
     parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings of every run")
     parser.add_argument("--methods", default="", help="names with commas between (default: all)")
     gpu = torch.cuda.is_available()

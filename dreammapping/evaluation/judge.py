@@ -1,4 +1,4 @@
-"""Judge a finished asset by the toybox's CLIP: `python -m toybox.judge output/quickstart`.
+"""Judge a finished asset by the toybox's CLIP: `python -m dreammapping judge output/quickstart`.
 
 Views all around the object are compared with captions. Three rows make a range: the asset, renders of the
 true object with the same cameras and background, and the untrained start of the run.
@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from dreammapping.evaluation.exhibit import Exhibit, all_around, parse_caption
 from toybox import world
 from toybox.clip import Clip
-from toybox.exhibit import Exhibit, all_around, parse_caption
 from utils.errors import UserError
 from utils.files import atomic
 from utils.images import grid, write_picture
@@ -192,7 +192,7 @@ def _cell(column: str, value: float | None) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m toybox.judge", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dreammapping judge", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder, such as output/quickstart")
     parser.add_argument("--views", type=int, default=24, help="views all around, at least 4 (default 24)")
     parser.add_argument("--prompt", help="judge by this prompt instead of the run's own")

@@ -51,5 +51,5 @@ class DiffusionPrior(Protocol):
         ...
 
     def build_lora(self, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator) -> nn.Module:
-        """A trainable ε_lora(x_t, t, y, c) on the frozen model: `guidance.lora.LoRA`."""
+        """A trainable ε_lora(x_t, t, y, c) on the frozen model: `guidance.prior.lora.LoRA`."""
         ...

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from arguments import GenerateCamParams
 from guidance import models
-from guidance.personalization import refuse_too_long
+from guidance.prior.personalization import refuse_too_long
 from utils.errors import UserError
 from utils.files import atomic
 

@@ -19,7 +19,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.files import atomic
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 

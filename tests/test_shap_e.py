@@ -12,7 +12,7 @@ from arguments import GenerateCamParams, GuidanceParams, load
 from dreammapping import generate
 from gaussian_renderer import render
 from guidance import ScoreModel, models
-from guidance.prior import shap_e
+from guidance.prior import shap_e as module
 from guidance.prior.shap_e import linear_to_srgb, text_to_mesh, to_our_frame
 from scene.cameras import orbit
 from scene.ply import read_points
@@ -42,7 +42,7 @@ def coarse(monkeypatch, tmp_path):
 def made(monkeypatch):
     """How often Shap-E really ran."""
     runs = []
-    generate = shap_e._generate
+    generate = module._generate
 
     def counted(prompt, seed, *rest):
         runs.append((prompt, seed))

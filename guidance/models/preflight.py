@@ -8,9 +8,12 @@ from guidance.models import hub, single_file
 from guidance.models.names import COMPONENTS, HELPERS, LENT, PICKLES, SHAPE_COMPONENTS, WITHOUT_WEIGHTS
 from guidance.models.source import BASE_MODEL, ModelSource, forms, locate, resolve
 from utils.errors import UserError
+from utils.paths import user_path
 
 SHAPE_MODEL = "GenerateCamParams.shape_model"
 TINY_VAE = "GuidanceParams.vae_key"
+ADDITIONS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "learned_embeds.safetensors")
+"""Names that diffusers' and PEFT's training scripts give to what they save in a folder."""
 
 
 def missing_models(config: Config, offline: bool = False) -> list[str]:
@@ -146,17 +149,18 @@ def _missing_additions(params: GuidanceParams) -> Iterator[UserError]:
 
 
 def addition(name: str, setting: str) -> Path:
-    """The file of a LoRA or a learned word.
+    """The file of a LoRA or a learned word, or of a folder that diffusers or PEFT saved one in.
 
     Raises:
         UserError: it is not there, or is of another kind.
     """
-    path = Path(name).expanduser()
+    path = user_path(name, setting)
     if path.suffix in PICKLES:
         raise UserError(
             f"{setting}: expected a .safetensors file, got {name}, a pickle that can run code when it is read; "
             "convert it to .safetensors first"
         )
+    path = next((path / file for file in ADDITIONS if (path / file).is_file()), path)
     if path.suffix != ".safetensors" or not path.is_file():
         what = "which does not exist" if not path.exists() else "which is none"
         raise UserError(f"{setting}: expected a .safetensors file, got {name}, {what}; correct the path")

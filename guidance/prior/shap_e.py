@@ -16,7 +16,7 @@ from torch import Tensor
 
 from arguments import GenerateCamParams
 from guidance import models
-from guidance.prior.personalization import refuse_too_long
+from guidance.prior.learned_words import refuse_too_long
 from utils.errors import UserError
 from utils.files import atomic
 
@@ -70,7 +70,7 @@ def _generate(
 ) -> ColoredMesh:
     with torch.random.fork_rng(devices=[]):  # loading draws weights that it then replaces
         pipeline = _load(source, device, offline)
-    refuse_too_long(prompt, pipeline.tokenizer, pipeline.tokenizer.model_max_length)
+    refuse_too_long(prompt, len(pipeline.tokenizer(prompt).input_ids), pipeline.tokenizer.model_max_length)
     log.info("Shap-E makes %r (%d steps)", prompt, params.shape_steps)
     try:
         (mesh,) = pipeline(

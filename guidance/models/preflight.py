@@ -57,7 +57,7 @@ def local_folder(source: ModelSource, components: tuple[str, ...], offline: bool
     """
     folder = Path(source.location) if source.kind == "folder" else _cached(source, components)
     if folder is None:
-        _reach(source, offline)
+        _reach(source, components, offline)
         try:
             folder = hub.fetch(source.location, components)
         except UserError:
@@ -94,11 +94,13 @@ def _cached(source: ModelSource, components: tuple[str, ...]) -> Path | None:
     return None if folder is None or hub.missing_parts(folder, components, WITHOUT_WEIGHTS) else folder
 
 
-def _reach(source: ModelSource, offline: bool) -> None:
+def _reach(source: ModelSource, components: tuple[str, ...], offline: bool) -> None:
     try:
-        hub.check_reachable(source.location, offline)
+        missing = hub.check_reachable(source.location, components, offline)
     except (OSError, RuntimeError, ValueError) as error:
         raise loading_error(error, source, offline) from error
+    if missing:
+        raise UserError(f"{source.setting}: {source.location} of the hub has {'; '.join(missing)}")
 
 
 def _damage(source: ModelSource, folder: Path, components: tuple[str, ...]) -> list[str]:
@@ -126,13 +128,13 @@ def _problems(find: Callable[[], ModelSource], components: tuple[str, ...], offl
             return []
         folder = Path(source.location) if source.kind == "folder" else _cached(source, components)
         if folder is None:
-            _reach(source, offline)
+            _reach(source, components, offline)
             return []
     except UserError as error:
         return [str(error)]
     missing = [
-        f"{source.setting}: {source.location} has no {name}; copy the whole folder again"
-        for name in hub.missing_parts(folder, components, WITHOUT_WEIGHTS)
+        f"{source.setting}: {source.location} has {what}"
+        for what in hub.missing_parts(folder, components, WITHOUT_WEIGHTS)
     ]
     return missing + _damage(source, folder, components)
 

@@ -15,7 +15,7 @@ from utils.paths import user_path
 
 log = logging.getLogger(__name__)
 
-MODEL_KEY, BASE_MODEL = "GuidanceParams.model_key", "GuidanceParams.base_model_key"
+MODEL_KEY, BASE_MODEL = single_file.MODEL_KEY, "GuidanceParams.base_model_key"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -1,5 +1,6 @@
 """A Stable Diffusion pipeline from wherever its weights are, checked: what `ScoreModel` is built around."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,12 @@ import torch
 from arguments import GuidanceParams
 from guidance import models
 from guidance.models import single_file
+from guidance.models.hub import names_in
+from guidance.models.weights import WeightSet, weight_sets
 from guidance.prior import personalization
 from utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -41,11 +46,11 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
             pipeline = _load_file(source, params, dtype, offline)
         else:
             folder = models.local_folder(source, models.COMPONENTS, offline)
-            _check_components(
-                diffusers.StableDiffusionPipeline.load_config(folder, local_files_only=True), source
-            )
+            index = diffusers.StableDiffusionPipeline.load_config(folder, local_files_only=True)
+            _check_components(index, source)
+            networks = load_networks(folder, index, models.COMPONENTS, dtype)
             pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, **WITHOUT_CHECKER
+                folder, **networks, local_files_only=True, **WITHOUT_CHECKER
             )
             stated = pipeline.scheduler.config.get("prediction_type", "epsilon")
             _check_prediction(stated, f"the scheduler of {source.location}", params.prediction_type)
@@ -57,6 +62,60 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
     # Loaders raise whatever their backends do; each becomes one line that names model and cause.
     except Exception as error:
         raise models.loading_error(error, source, offline) from error
+
+
+def load_networks(
+    folder: Path, index: dict[str, Any], components: tuple[str, ...], dtype: torch.dtype
+) -> dict[str, torch.nn.Module]:
+    """The components of a diffusers folder that have weights, from the files that are chosen for each.
+
+    Args:
+        index: the folder's `model_index.json`: library and class of each component.
+
+    Raises:
+        UserError: a component is of a class that no library here has.
+    """
+    import diffusers
+    import transformers
+
+    libraries = {"diffusers": diffusers, "transformers": transformers, "shap_e": diffusers.pipelines.shap_e}
+    found = {}
+    for name, chosen in weight_sets(names_in(folder), components).items():
+        library, kind = (
+            entry if isinstance(entry := index[name], list) and len(entry) == 2 else ("none", entry)
+        )
+        network = getattr(libraries.get(str(library)), str(kind), None)
+        if not (isinstance(network, type) and issubclass(network, torch.nn.Module)):
+            raise UserError(
+                f"{folder}: expected a network as its {name}, got {kind} of {library} in model_index.json; "
+                "use another model"
+            )
+        found[name] = _load_network(network, folder / name, chosen, dtype)
+    return found
+
+
+def _load_network(kind: Any, folder: Path, chosen: WeightSet, dtype: torch.dtype) -> Any:
+    """A network with all of its weights; what the loader would fill with random numbers is an error here."""
+    network, said = kind.from_pretrained(
+        folder,
+        variant=chosen.variant,
+        use_safetensors=not chosen.pickled,
+        dtype=dtype,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(said["missing_keys"]):
+        raise UserError(
+            f"{folder}: expected all weights of its config.json, got none for {missing[0]}, and {len(missing)} are "
+            "missing in all; copy the whole folder again"
+        )
+    unexpected = sorted(name for name in said["unexpected_keys"] if not name.endswith("position_ids"))
+    if unexpected:
+        log.warning(
+            "%s: %d weights have no place in the network of its config.json and are left out, the first is %s",
+            folder, len(unexpected), unexpected[0],
+        )  # fmt: skip
+    return network
 
 
 def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
@@ -98,7 +157,8 @@ def _load_vae(params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
             raise UserError(
                 f"{source.setting}: expected an AutoencoderKL or AutoencoderTiny, got {kind} in {folder}; try taesd"
             )
-        return getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, local_files_only=True)
+        (chosen,) = weight_sets(names_in(folder), ()).values()
+        return _load_network(getattr(diffusers, kind), folder, chosen, dtype)
     except UserError:
         raise
     except Exception as error:
@@ -120,6 +180,9 @@ def _check_components(index: dict[str, Any], source: models.ModelSource) -> None
 
 
 def _check_architecture(pipeline: Any, source: models.ModelSource) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        if any(weight.is_meta for weight in getattr(pipeline, name).parameters()):
+            raise _wrong_architecture(source, f"a {name} without all of its weights")
     unet, text_width = pipeline.unet.config, pipeline.text_encoder.config.hidden_size
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
     if unet.in_channels == 9:

@@ -17,6 +17,7 @@ from torch import Tensor
 from arguments import GenerateCamParams
 from guidance import models
 from guidance.prior.learned_words import refuse_too_long
+from guidance.prior.pipeline import load_networks
 from utils.errors import UserError
 from utils.files import atomic
 
@@ -118,7 +119,11 @@ def _load(source: models.ModelSource, device: torch.device, offline: bool) -> An
         models.go_offline()
     try:
         folder = models.local_folder(source, models.SHAPE_COMPONENTS, offline)
-        pipeline = diffusers.ShapEPipeline.from_pretrained(folder, local_files_only=True).to(device)
+        index = diffusers.ShapEPipeline.load_config(folder, local_files_only=True)
+        networks = load_networks(folder, index, models.SHAPE_COMPONENTS, torch.float32)
+        pipeline = diffusers.ShapEPipeline.from_pretrained(folder, **networks, local_files_only=True).to(
+            device
+        )
     except UserError:
         raise
     # Loaders raise whatever their backends do; each becomes one line that names model and cause.

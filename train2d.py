@@ -189,7 +189,7 @@ def compare(methods: list[str], argv: list[str]) -> Path:
             quiet=command.quiet,
         )
         row.append(training.images()[:1].cpu())
-        manifest = json.loads((folder / "run.json").read_text())
+        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         times[method] = (manifest["seconds"], manifest["score_model_evaluations"])
     path = folder.parent / f"{base.ModelParams.workspace}_comparison.png"
     write_picture(path, grid([torch.cat(row)]))

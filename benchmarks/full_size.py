@@ -72,7 +72,7 @@ def word_tokenizer() -> Any:
     texts = [
         text
         for path in sorted((ROOT / "configs").glob("*.yaml"))
-        for text in re.findall(r"\w+", path.read_text())
+        for text in re.findall(r"\w+", path.read_text(encoding="utf-8"))
     ]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -110,9 +110,9 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
     config, _ = load(command)
     lines = [
         json.loads(line)
-        for line in (config.ModelParams.run_folder / "metrics.jsonl").read_text().splitlines()
+        for line in (config.ModelParams.run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    manifest = json.loads((config.ModelParams.run_folder / "run.json").read_text())
+    manifest = json.loads((config.ModelParams.run_folder / "run.json").read_text(encoding="utf-8"))
     later = [line["seconds_per_iteration"] for line in lines[1:]] or [lines[0]["seconds_per_iteration"]]
     cuda = manifest["device"].startswith("cuda")
     views = config.GuidanceParams.C_batch_size

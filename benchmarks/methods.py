@@ -88,7 +88,7 @@ def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _peak(device: torch.device) -> int:
@@ -97,7 +97,7 @@ def _peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if sys.platform != "linux":
         return peak_memory()
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 

@@ -84,9 +84,13 @@ def peak_memory(count: int, size: int, views: int, device: torch.device, backend
     ours(object_scene(100, 64, 1, device), backend, backward=True)  # libraries are loaded, threads started
 
     def kilobytes(name: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
+        return next(
+            int(line.split()[1])
+            for line in status.read_text(encoding="utf-8").splitlines()
+            if line.startswith(name)
+        )
 
-    reset.write_text("5")  # the high-water mark begins anew
+    reset.write_text("5", encoding="utf-8")  # the high-water mark begins anew
     before = kilobytes("VmRSS:")
     ours(scene, backend, backward=True)
     return 1024.0 * (kilobytes("VmHWM:") - before)
@@ -179,7 +183,7 @@ def measure_neighbors(count: int, repeats: int, device: torch.device) -> dict[st
 def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     model = next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
         platform.processor(),

@@ -104,7 +104,11 @@ class Training:
 
     def _notes(self) -> dict[str, dict]:
         files = {stage: self.cache / f"train_{stage}.json" for stage in _TRAINED}
-        return {stage: json.loads(file.read_text()) for stage, file in files.items() if file.exists()}
+        return {
+            stage: json.loads(file.read_text(encoding="utf-8"))
+            for stage, file in files.items()
+            if file.exists()
+        }
 
     def _note(self, loop: Loop, batch: int, title: str, began: str = "random weights") -> None:
         """Keep what the report says of a stage."""
@@ -121,7 +125,7 @@ class Training:
             "start": began,
         }
         with atomic(self.cache / f"train_{title}.json") as path:
-            path.write_text(json.dumps(settings, indent=2) + "\n")
+            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _read(kind: type, folder: Path):

@@ -144,7 +144,7 @@ def judge_run(
     for name, images in pictures.items():
         result[name] = dataclasses.asdict(judge(images, exhibit.prompt, exhibit.cameras.azimuth_deg, clip))
     with atomic(folder / "judge.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _write_sheet(folder / "judge_views.png", pictures)
     return result
 
@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         text = json.dumps(result, indent=2)
         if options.json not in (None, "-"):
             with atomic(Path(options.json)) as temporary:
-                temporary.write_text(text + "\n")
+                temporary.write_text(text + "\n", encoding="utf-8")
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

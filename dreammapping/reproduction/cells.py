@@ -52,7 +52,7 @@ class CellStore:
         self.results: dict[str, dict[str, Any]] = {}
         if path.is_file():
             try:
-                self.results = json.loads(path.read_text())["cells"]
+                self.results = json.loads(path.read_text(encoding="utf-8"))["cells"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: expected finished cells, got {error}; move it away") from error
 
@@ -62,7 +62,7 @@ class CellStore:
     def put(self, cell: Cell, result: dict[str, Any]) -> None:
         self.results[cell.key] = result
         with atomic(self.path) as temporary:
-            temporary.write_text(json.dumps({"cells": self.results}, indent=1) + "\n")
+            temporary.write_text(json.dumps({"cells": self.results}, indent=1) + "\n", encoding="utf-8")
 
 
 class Trainer:
@@ -95,7 +95,7 @@ class Trainer:
         if self.stopping:
             raise CancelledError
         if code != 0:
-            *_, last = "no output", *log.read_text(errors="replace").strip().splitlines()
+            *_, last = "no output", *log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
             raise UserError(f"{cell.key}: training ended with code {code} ({last}); see {log}")
         return folder
 

@@ -154,7 +154,7 @@ def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
     results = [result for cell in cells if (result := store.get(cell)) is not None]
     if not results:
         return "no finished cells yet"
-    shown = draw_grid(results) or present_caption(REPORT.read_text())
+    shown = draw_grid(results) or present_caption(REPORT.read_text(encoding="utf-8"))
     text = f"{markdown(results, expected=len(cells))}\n\n{shown}".rstrip()
     write_report(text, REPORT, BEGIN, END)
     return text

@@ -141,7 +141,7 @@ def finish_cells(
 
     def finish(cell: Cell) -> Result:
         folder = trainer.train(cell, cells[cell])
-        manifest = json.loads((folder / "run.json").read_text())
+        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         kept = {key: manifest.get(key) for key in ("seconds", "peak_memory_bytes")}
         known = {"method": cell.method, "seed": cell.seed, "jobs": options.jobs}
         known["run"] = os.path.relpath(folder, ROOT)
@@ -239,14 +239,14 @@ def write_report(text: str, path: Path = REPORT, begin: str = BEGIN, end: str = 
     Raises:
         UserError: the report or its markers are missing.
     """
-    report = path.read_text() if path.is_file() else ""
+    report = path.read_text(encoding="utf-8") if path.is_file() else ""
     if begin not in report or end not in report:
         raise UserError(
             f"{path}: expected the lines {begin} and {end}, found none; put them where the table goes"
         )
     between = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     with atomic(path) as temporary:
-        temporary.write_text(between.sub(lambda _: f"{begin}\n{text}\n{end}", report))
+        temporary.write_text(between.sub(lambda _: f"{begin}\n{text}\n{end}", report), encoding="utf-8")
 
 
 def draw_grid(results: list[Result], path: Path = PICTURE) -> None:

@@ -305,6 +305,34 @@ def test_a_folder_of_pickles_alone_is_refused(tmp_path, name):
     assert "\n" not in str(error.value) and not touched.exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}),
+        ("vae/config.json", {"layers_per_block": 10**9}),
+        ("unet/config.json", {"transformer_layers_per_block": [1, 10**9]}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}),
+        ("scheduler/scheduler_config.json", {"beta_start": 10**9}),
+        ("scheduler/scheduler_config.json", {"beta_end": float("nan")}),
+        ("tokenizer/tokenizer_config.json", {"pad_token": None}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}),
+        ("unet/config.json", {"sample_size": "x"}),
+        ("unet/config.json", {"sample_size": None}),
+        ("unet/config.json", {"sample_size": 10**9}),
+        ("text_encoder/config.json", {"eos_token_id": None}),
+        ("text_encoder/config.json", {"layer_norm_eps": None}),
+        ("text_encoder/config.json", {"num_attention_heads": -1}),
+    ],
+)
+def test_settings_of_a_folder_that_cannot_work_are_refused_in_one_line(saved, tmp_path, file, changes):
+    folder = shutil.copytree(saved["whole"], tmp_path / "model")
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        score_model(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_no_weight_is_drawn_in_place_of_one_that_a_file_lacks(saved, tmp_path, part, caplog):
     folder = shutil.copytree(saved["whole"], tmp_path / "model")

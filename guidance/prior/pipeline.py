@@ -1,5 +1,6 @@
 """A Stable Diffusion pipeline from wherever its weights are, checked: what `ScoreModel` is built around."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ from guidance.models import single_file
 from guidance.models.hub import names_in
 from guidance.models.weights import WeightSet, weight_sets
 from guidance.prior import personalization
+from guidance.prior.learned_words import tokenizer_of
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+MOST = {"layers": 100, "blocks": 100, "timesteps": 100_000}
+"""What the largest known models stay well below, by a word in a setting's name."""
+MOST_LATENTS = 1024
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
@@ -30,6 +35,13 @@ def load_pipeline(
     """
     pipeline = _read(source, params, dtype, offline)
     _check_architecture(pipeline, source)
+    try:
+        _try_out(pipeline)
+    except UserError:
+        raise
+    # What damaged settings break, they break in the depth of a library.
+    except Exception as error:
+        raise models.loading_error(error, source, offline) from error
     personalization.apply(pipeline, params)
     return pipeline
 
@@ -48,6 +60,7 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
             folder = models.local_folder(source, models.COMPONENTS, offline)
             index = diffusers.StableDiffusionPipeline.load_config(folder, local_files_only=True)
             _check_components(index, source)
+            _check_numbers(folder)
             networks = load_networks(folder, index, models.COMPONENTS, dtype)
             pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
                 folder, **networks, local_files_only=True, **WITHOUT_CHECKER
@@ -163,6 +176,40 @@ def _load_vae(params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
         raise
     except Exception as error:
         raise models.loading_error(error, source, offline) from error
+
+
+def _check_numbers(folder: Path) -> None:
+    """Raise UserError for settings of so many layers or timesteps that building them would not end."""
+    for file in (file for part in models.COMPONENTS for file in (folder / part).glob("*config.json")):
+        for name, value in json.loads(file.read_text(encoding="utf-8")).items():
+            most = next((most for word, most in MOST.items() if word in name), None)
+            numbers = [
+                each
+                for each in (value if isinstance(value, list) else [value])
+                if isinstance(each, int | float)
+            ]
+            if most is not None and any(not number <= most for number in numbers):
+                raise UserError(
+                    f"{file}: expected {name} of at most {most}, got {str(value)[:40]}; copy it again"
+                )
+
+
+def _try_out(pipeline: Any) -> None:
+    """Encode one text and build the schedule, so that settings that cannot work are found where they are loaded."""
+    from diffusers import DDIMScheduler
+
+    with torch.no_grad():
+        pipeline.text_encoder(tokenizer_of(pipeline)(["a"]))
+    kept = DDIMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
+    if not (kept.isfinite() & (kept >= 0) & (kept <= 1)).all() or (kept.diff() > 0).any():
+        raise ValueError("its scheduler's betas are no schedule of noise; copy it again")
+    size = pipeline.unet.config.sample_size
+    sides = size if isinstance(size, list | tuple) else [size]
+    if not all(isinstance(side, int) and 1 <= side <= MOST_LATENTS for side in sides) or len(sides) not in (
+        1,
+        2,
+    ):
+        raise ValueError(f"its U-Net's sample_size is {str(size)[:40]}; copy it again")
 
 
 def _check_prediction(stated: str | None, by: str, wanted: str) -> None:

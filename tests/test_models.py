@@ -333,6 +333,16 @@ def test_settings_of_a_folder_that_cannot_work_are_refused_in_one_line(saved, tm
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_pass_through_a_model_that_was_loaded_where_none_are_kept(saved, mode):
+    with mode():
+        model = score_model(saved["whole"])
+        text = model.encode_text(["a red car"])
+    latents = torch.ones(1, 4, *model.latent_size, requires_grad=True)
+    model.predict_noise_with_gradient(latents, torch.tensor([500]), text).sum().backward()
+    assert latents.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_no_weight_is_drawn_in_place_of_one_that_a_file_lacks(saved, tmp_path, part, caplog):
     folder = shutil.copytree(saved["whole"], tmp_path / "model")

@@ -88,6 +88,7 @@ class ScoreModel:
         self._has_estimators = False
 
     @classmethod
+    @torch.inference_mode(mode=False)  # gradients pass through what is loaded
     def from_pretrained(
         cls,
         params: GuidanceParams,
@@ -182,6 +183,7 @@ class ScoreModel:
         pixels = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Float[Tensor, "N L D"]:
         """Embeddings of prompts; the empty one is the unconditional text.

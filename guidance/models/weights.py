@@ -92,14 +92,13 @@ def missing_parts(
 ) -> list[str]:
     """What a model lacks and what to do, for messages; without components, it is one component itself."""
     sets = weight_sets(names, components)
-    missing = []
-    for component in components or ("",):
-        here = inside(names, component)
-        if not here:
-            missing.append(f"no {component}; copy the whole folder again")
-        elif component not in without_weights and component not in sets:
-            missing.append(_without_weights(component, here))
-    return missing
+    here = {component: inside(names, component) for component in components or ("",)}
+    missing = [f"no {component}; copy the whole folder again" for component, files in here.items() if not files]
+    return missing + [
+        _without_weights(component, files)
+        for component, files in here.items()
+        if files and component not in sets and component not in without_weights
+    ]
 
 
 def _without_weights(component: str, names: list[str]) -> str:

@@ -93,7 +93,9 @@ def missing_parts(
     """What a model lacks and what to do, for messages; without components, it is one component itself."""
     sets = weight_sets(names, components)
     here = {component: inside(names, component) for component in components or ("",)}
-    missing = [f"no {component}; copy the whole folder again" for component, files in here.items() if not files]
+    missing = [
+        f"no {component}; copy the whole folder again" for component, files in here.items() if not files
+    ]
     return missing + [
         _without_weights(component, files)
         for component, files in here.items()

@@ -40,6 +40,22 @@ class Config:
     video_frames: int = option(120, "frames of one turn of that video", unit="frames", low=1, high=10_000)
 
     @property
+    def iterations(self) -> int:
+        return (
+            self.ImageParams.steps
+            if self.ModelParams.representation == "image"
+            else self.OptimizationParams.iterations
+        )
+
+    @property
+    def picture_interval(self) -> int:
+        return (
+            self.ImageParams.picture_interval
+            if self.ModelParams.representation == "image"
+            else self.GuidanceParams.vis_interval
+        )
+
+    @property
     def starts_from_text(self) -> bool:
         """Whether Shap-E makes what the run starts from."""
         return self.GenerateCamParams.init_from_text and not self.ModelParams.pretrained_model_path

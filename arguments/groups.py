@@ -22,6 +22,9 @@ GUIDANCES = ("SD", *METHODS)
 class ModelParams:
     """The run's folder, and what is augmented in the renders."""
 
+    representation: str = option(
+        "gaussians", "what is optimised: 3D Gaussians, or a picture", choices=("gaussians", "image")
+    )
     workspace: str = option("debug", "name of the run: its folder under output_path")
     output_path: str = option("output", "folder that holds the folders of all runs")
     model_path: str = option("", "folder of this run; empty: output_path/workspace")

@@ -19,8 +19,8 @@ from arguments.groups import METHODS
 from benchmarks.command import finish_measurement
 from benchmarks.full_size import SD2_BASE, random_model
 from benchmarks.iteration import Stopwatch
+from dreammapping.optimization import Optimization
 from dreammapping.reproduction.cells import QUICKSTART, RESULTS, ROOT
-from dreammapping.training import Training
 from utils.errors import UserError
 from utils.run import peak_memory
 
@@ -40,21 +40,21 @@ def measure(method: str, words: list[str], iterations: int, warm_up: int) -> Row
     The measured iterations are spread over the run, so that what is annealed counts with its mean.
     """
     config, _ = load([*words, *SMALL_BANK, f"GuidanceParams.guidance={method}"])
-    training = Training(config)
+    optimization = Optimization(config)
     views = config.GuidanceParams.C_batch_size
     length = config.OptimizationParams.iterations
     for step in range(1, warm_up + 1):
-        training.iteration(step)
-    _forget_peak(training.device)
-    spent, watch = training.score_model.evaluations.state_dict(), Stopwatch(training.device)
+        optimization.iteration(step)
+    _forget_peak(optimization.device)
+    spent, watch = optimization.score_model.evaluations.state_dict(), Stopwatch(optimization.device)
     for index in range(iterations):
         step = max(warm_up + 1, round(1 + (index + 0.5) * (length - 1) / iterations))
         with watch.timed("iteration"):
-            training.iteration(step)
-    after = training.score_model.evaluations.state_dict()
+            optimization.iteration(step)
+    after = optimization.score_model.evaluations.state_dict()
     per_view = {name: (after[name] - spent[name]) / (iterations * views) for name in after}
-    peak = _peak(training.device)
-    del training
+    peak = _peak(optimization.device)
+    del optimization
     gc.collect()
     return {"method": method, **per_view, "seconds": watch.median("iteration"), "peak_memory_bytes": peak}
 

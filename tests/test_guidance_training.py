@@ -7,7 +7,7 @@ import torch
 
 from arguments import GuidanceParams, OptimizationParams, load
 from arguments.groups import METHODS
-from dreammapping.training import Training
+from dreammapping.optimization import Optimization
 from guidance import ScoreModel, ViewPrompts, build_guidance
 from guidance.prior.gradient_scale import GradientScale
 from tests.tiny_models import save_pipeline
@@ -104,11 +104,11 @@ LESS = [
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_method_trains_on_the_toybox_from_its_settings_and_resumes_with_the_same_bits(path, tmp_path):
     def fresh():
-        return Training(load(["--opt", str(path), *LESS])[0], offline=True)
+        return Optimization(load(["--opt", str(path), *LESS, "--offline"])[0])
 
-    def run(training, steps):
+    def run(optimization, steps):
         for step in steps:
-            metrics = training.iteration(step)
+            metrics = optimization.iteration(step)
             assert all(torch.as_tensor(value).isfinite() for value in metrics.values()) and metrics["finite"]
 
     whole = fresh()

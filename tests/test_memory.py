@@ -7,10 +7,11 @@ import psutil
 import pytest
 import torch
 
-import dreammapping
-import dreammapping.training as training
 from arguments import GuidanceParams, HardwareParams, OptimizationParams, load
-from dreammapping.training import Training
+from dreammapping import optimization
+from dreammapping.gaussians import Gaussians
+from dreammapping.memory import gaussian_bytes
+from dreammapping.optimization import Optimization
 from guidance import ScoreModel, ViewPrompts, build_guidance, predictions
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import (
@@ -18,7 +19,6 @@ from guidance.prior.memory import (
     PLANS,
     PeakMeter,
     fused_attention,
-    gaussian_bytes,
     peak_bytes,
     plan_of_card,
     plan_that_fits,
@@ -175,8 +175,8 @@ def test_the_plan_caps_the_gaussians_unless_the_settings_do(folder):
         "device=cpu",
         "HardwareParams.memory=8gb",
     ]
-    assert Training(load(words)[0]).density.max_gaussians == PLANS["8gb"].max_gaussians
-    assert Training(load([*words, "max_gaussians=77"])[0]).density.max_gaussians == 77
+    assert Optimization(load(words)[0]).subject.density.max_gaussians == PLANS["8gb"].max_gaussians
+    assert Optimization(load([*words, "max_gaussians=77"])[0]).subject.density.max_gaussians == 77
 
 
 def test_the_fast_path_has_the_gradient_of_the_slow_one(folder, monkeypatch):
@@ -272,7 +272,7 @@ def words(folder, tmp_path):
 
 def fails_at(step, where, monkeypatch):
     """The device is full in the midst of an iteration: in the guidance, or while density control changes things."""
-    place = Training._apply_gradients if where == "update" else Training._render
+    place = Optimization._apply_gradients if where == "update" else Optimization._guide
 
     def full(self, *args):
         result = place(self, *args)
@@ -280,7 +280,7 @@ def fails_at(step, where, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return result
 
-    monkeypatch.setattr(Training, place.__name__, full)
+    monkeypatch.setattr(Optimization, place.__name__, full)
 
 
 def test_a_full_device_ends_in_a_checkpoint_and_advice_and_the_run_can_go_on(
@@ -288,7 +288,7 @@ def test_a_full_device_ends_in_a_checkpoint_and_advice_and_the_run_can_go_on(
 ):
     main(["--quiet", *words, "workspace=whole"])
     with monkeypatch.context() as patch:
-        fails_at(3, "render", patch)
+        fails_at(3, "guidance", patch)
         assert main(["--quiet", *words]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and line.startswith("error: iteration 3: ")
@@ -313,9 +313,9 @@ def test_a_half_changed_training_is_not_saved(words, tmp_path, monkeypatch, caps
     assert "memory is full" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(OutOfMemory) as error:
-        training = Training(load(words)[0])
+        started = Optimization(load(words)[0])
         for step in (1, 2, 3):
-            training.iteration(step)
+            started.iteration(step)
     assert not error.value.whole
 
 
@@ -340,8 +340,7 @@ def test_a_card_that_other_processes_fill_is_called_so(words, monkeypatch, capsy
 
     monkeypatch.setattr(ScoreModel, "from_pretrained", full)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: GIB)
-    for module in (training, dreammapping):
-        monkeypatch.setattr(module, "choose_device", lambda _name: torch.device("cuda:0"))
+    monkeypatch.setattr(optimization, "choose_device", lambda _name: torch.device("cuda:0"))
     for state, words_of_it in (
         (lambda _device: (GIB, 80 * GIB), "hold 78.0 GiB"),
         (unasked, "hold all of it"),
@@ -356,9 +355,9 @@ def test_other_errors_stay_what_they_are(words, monkeypatch):
     def broken(*_args):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Training, "_render", broken)
+    monkeypatch.setattr(Gaussians, "render_augmented", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        Training(load(words)[0]).iteration(1)
+        Optimization(load(words)[0]).iteration(1)
 
 
 def test_a_dry_run_prints_the_estimate(words, capsys):

@@ -63,7 +63,7 @@ def mesh_of(folder, prompt="a figure", seed=0, **changes):
 
 
 def start(folder, **changes):
-    from dreammapping.training import initial_gaussians
+    from dreammapping.gaussians import initial_gaussians
 
     words = {
         "init_shape": "shape",

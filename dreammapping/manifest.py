@@ -1,0 +1,30 @@
+"""What `run.json` says of an optimisation."""
+
+from typing import Any
+
+from dreammapping.memory import plan_name
+from dreammapping.optimization import Optimization
+from guidance.models import shape_provenance
+
+
+def manifest(optimization: Optimization, *, finished: bool) -> dict[str, Any]:
+    """Prompt, method, seed, prior with hashes, device, progress and cost, as JSON values."""
+    config, prior = optimization.config, optimization.score_model
+    shape_model = config.GenerateCamParams.shape_model
+    return {
+        "prompt": config.GuidanceParams.text,
+        "representation": config.ModelParams.representation,
+        "method": config.GuidanceParams.guidance_method,
+        "preset": config.preset or None,
+        "seed": config.seed,
+        "prior": prior.provenance,
+        "shape_model": shape_provenance(shape_model) if config.starts_from_text else None,
+        "device": str(optimization.device),
+        "precision": str(prior.dtype)[6:],
+        "memory_plan": plan_name(prior.plan),
+        "warm_up_seconds": optimization.warm_up_seconds,
+        "iterations": optimization.step,
+        "finished": finished,
+        **optimization.subject.numbers(),
+        "score_model_evaluations": prior.evaluations.state_dict(),
+    }

@@ -23,17 +23,14 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if command.quiet:
             logging.getLogger().setLevel(logging.WARNING)
-        offline = command.offline or config.offline
         if command.dry_run:
             from dreammapping import dry_run
 
-            sys.stdout.write(dry_run(config, offline=offline))
+            sys.stdout.write(dry_run(config))
             return 0
         from dreammapping import optimize
 
-        result = optimize(
-            config, resume=command.resume, force=command.force, offline=offline, quiet=command.quiet
-        )
+        result = optimize(config, resume=command.resume, force=command.force, quiet=command.quiet)
         if result.exit_code == 0:
             logging.info("finished: %s", result.folder)
         return result.exit_code

@@ -4,7 +4,6 @@ A program of its own, because a picture has no cameras, density control or point
 an `if` before most of what `train.py` does, while all that the two share, the guidance, takes latents from either.
 """
 
-import dataclasses
 import json
 import logging
 import sys
@@ -19,7 +18,8 @@ from tqdm import tqdm
 from arguments import Config, load, to_yaml
 from dreammapping import check_models
 from dreammapping.training import choose_device
-from guidance import build_guidance, predicted_images
+from guidance import build_guidance
+from guidance.models import go_offline
 from guidance.noise import standard_normal_like
 from guidance.prior.score_model import ScoreModel
 from guidance.prompts import ViewPrompts
@@ -39,17 +39,18 @@ class ImageTraining:
         UserError: the model or the prompt cannot be used.
     """
 
-    def __init__(self, config: Config, *, offline: bool = False) -> None:
+    def __init__(self, config: Config) -> None:
+        if config.offline:
+            go_offline()
         torch.manual_seed(config.seed)
         params = config.ImageParams
         self.config, self.device = config, choose_device(config.device)
         self.score_model = ScoreModel.from_pretrained(
-            config.GuidanceParams, self.device, offline=offline, hardware=config.HardwareParams
+            config.GuidanceParams, self.device, config.HardwareParams
         )
         self.prompts = ViewPrompts(self.score_model, config.GuidanceParams, views=False)
         self.score_model.drop_text_encoder()
-        length = dataclasses.replace(config.OptimizationParams, iterations=params.steps)
-        self.guidance = build_guidance(config.GuidanceParams, length, self.score_model)
+        self.guidance = build_guidance(config, self.score_model)
         self.noise_rng = torch.Generator().manual_seed(config.GuidanceParams.noise_seed)
         self.particles = nn.Parameter(initial_particles(config, self.score_model))
         self.optimizer = torch.optim.Adam([self.particles], lr=params.lr, betas=(0.9, 0.99))
@@ -62,13 +63,13 @@ class ImageTraining:
         guided = guide(self.particles, text, step, self.noise_rng)
         total = torch.stack(list(guided.losses.values())).sum()
         total.backward()
-        if not guided.stats["finite"]:
+        if not total.isfinite():
             raise UserError(f"step {step}: a loss is not finite; lower guidance_scale or ImageParams.lr")
         for optimizer in (self.guidance.optimizer, self.optimizer):
             if optimizer is not None:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        self.step, self.trace = step, guided.trace
+        self.step, self.guided = step, guided
         return {**{f"loss/{name}": loss.detach() for name, loss in guided.losses.items()}, **guided.stats}
 
     @torch.no_grad()
@@ -124,9 +125,7 @@ def initial_particles(config: Config, score_model: ScoreModel) -> Tensor:
     return standard_normal_like(shape, rng)
 
 
-def optimize(
-    config: Config, *, resume: bool = False, force: bool = False, offline: bool = False, quiet: bool = False
-):
+def optimize(config: Config, *, resume: bool = False, force: bool = False, quiet: bool = False):
     """Run to the last step; writes pictures of the process, `picture.png`, `metrics.jsonl` and checkpoints.
 
     Returns:
@@ -135,9 +134,9 @@ def optimize(
     Raises:
         UserError: something that the user can mend.
     """
-    check_models(config, offline=offline)
+    check_models(config)
     run = Run(config.ModelParams.run_folder, to_yaml(config), resume=resume, force=force)
-    training, params = ImageTraining(config, offline=offline), config.ImageParams
+    training, params = ImageTraining(config), config.ImageParams
     if resume:
         training.load_state_dict(checkpoint.load(checkpoint.checkpoints(run.path("checkpoints"))[-1]))
         run.rewind_metrics(training.step)
@@ -148,7 +147,7 @@ def optimize(
         if step % config.log_interval == 0 or last:
             run.log({"step": step, **{name: round(float(value), 6) for name, value in metrics.items()}})
         if step % params.picture_interval == 0 or last:
-            rows = [training.images(), *predicted_images(training.trace, training.score_model)]
+            rows = [training.images(), *training.guidance.predicted_images(training.guided)]
             write_picture(run.path("train_process", f"step_{step}.jpg"), grid(rows))
         if step % config.checkpoint_interval == 0 or last:
             checkpoint.save(run.path("checkpoints"), step, training.state_dict())
@@ -185,7 +184,6 @@ def compare(methods: list[str], argv: list[str]) -> Path:
             config,
             resume=resume,
             force=folder.exists() and not resume,
-            offline=command.offline,
             quiet=command.quiet,
         )
         row.append(training.images()[:1].cpu())
@@ -218,9 +216,7 @@ def main(argv: list[str] | None = None) -> int:
         if command.print_config:
             sys.stdout.write(to_yaml(config))
             return 0
-        folder, _ = optimize(
-            config, resume=command.resume, force=command.force, offline=command.offline, quiet=command.quiet
-        )
+        folder, _ = optimize(config, resume=command.resume, force=command.force, quiet=command.quiet)
         logging.info("finished: %s", folder)
         return 0
     except UserError as error:

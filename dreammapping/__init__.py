@@ -80,9 +80,7 @@ def generate(
         for name, value in changes.items()
     ]
     config, _ = load(["--opt", str(settings), *words])
-    return optimize(
-        config, resume=resume, force=force, offline=config.offline, quiet=quiet, callback=callback
-    )
+    return optimize(config, resume=resume, force=force, quiet=quiet, callback=callback)
 
 
 def optimize(
@@ -90,7 +88,6 @@ def optimize(
     *,
     resume: bool = False,
     force: bool = False,
-    offline: bool = False,
     quiet: bool = False,
     callback: Callback | None = None,
 ) -> Result:
@@ -103,13 +100,13 @@ def optimize(
     Raises:
         UserError: something that the user can mend.
     """
-    check_models(config, offline=offline)
+    check_models(config)
     run = Run(config.ModelParams.run_folder, to_yaml(config), resume=resume, force=force)
     if run.changed_settings:
         log.warning("resuming with other settings than before: %s", ", ".join(run.changed_settings))
     if config.preset:
         log.warning("preset %s: this is not the paper's setting", config.preset)
-    training = start(config, offline=offline)
+    training = start(config)
     outputs = Outputs(config, run, training.device)
     if resume:
         training.load_state_dict(checkpoint.load(checkpoint.checkpoints(run.path("checkpoints"))[-1]))
@@ -130,14 +127,14 @@ def optimize(
     return Result(training.gaussians, run.folder, interruption.exit_code)
 
 
-def start(config: Config, *, offline: bool = False) -> Training:
+def start(config: Config) -> Training:
     """A `Training` that is ready to iterate: loaded, compiled where it is compiled.
 
     Raises:
         UserError: as `Training`; or the device is too full for the models.
     """
     try:
-        training = Training(config, offline=offline)
+        training = Training(config)
         began = time.perf_counter()
         training.warm_up()
     except (RuntimeError, MemoryError) as error:
@@ -151,18 +148,18 @@ def start(config: Config, *, offline: bool = False) -> Training:
     return training
 
 
-def check_models(config: Config, *, offline: bool = False) -> None:
+def check_models(config: Config) -> None:
     """Look for everything that the run will load, before anything is loaded.
 
     Raises:
         UserError: something is missing; all that is missing is named at once.
     """
-    problems = missing_models(config, offline)
+    problems = missing_models(config)
     if problems:
         raise UserError("; ".join(problems))
 
 
-def dry_run(config: Config, *, offline: bool = False) -> str:
+def dry_run(config: Config) -> str:
     """Load all that a run needs and pass through one iteration of it, keeping nothing.
 
     Returns:
@@ -171,8 +168,8 @@ def dry_run(config: Config, *, offline: bool = False) -> str:
     Raises:
         UserError: as `Training` and its iterations.
     """
-    check_models(config, offline=offline)
-    training = start(config, offline=offline)
+    check_models(config)
+    training = start(config)
     needed = training.memory()
     training.iteration(1)
     started = time.perf_counter()

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from arguments import Config
 from gaussian_renderer import Views, disparity, render
 from guidance import build_guidance
+from guidance.models import go_offline
 from guidance.prior.memory import GIB, PLANS, gaussian_bytes
 from guidance.prior.score_model import ScoreModel
 from guidance.prior.shap_e import text_to_mesh
 from guidance.prompts import ViewPrompts
-from guidance.trace import predicted_images
 from scene.augmentation import sample_augmentation, sample_flip
 from scene.cameras import CameraSampler
 from scene.density import DensityControl
@@ -26,6 +26,7 @@ from scene.initialization import initial_points
 from scene.ply import read_gaussians
 from utils.errors import OutOfMemory, UserError
 from utils.images import total_variation
+from utils.optimizers import not_finite, step_unless
 from utils.readback import Readback
 from utils.spherical_harmonics import coefficient_count
 
@@ -65,13 +66,14 @@ class Training:
     Args:
         config: the resolved settings.
         device: where the Gaussians and the prior live; default: the one that the settings name.
-        offline: never ask a model hub.
 
     Raises:
         UserError: a model, a start shape or a prompt of the settings cannot be used.
     """
 
-    def __init__(self, config: Config, device: torch.device | None = None, *, offline: bool = False) -> None:
+    def __init__(self, config: Config, device: torch.device | None = None) -> None:
+        if config.offline:
+            go_offline()
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device or choose_device(config.device)
@@ -81,16 +83,16 @@ class Training:
         # a shape from text takes minutes and comes after all that can fail within seconds
         start = None
         if not config.starts_from_text:
-            start = initial_gaussians(config, self.rng, self.device, offline=offline)
+            start = initial_gaussians(config, self.rng, self.device)
         self.score_model = ScoreModel.from_pretrained(
-            config.GuidanceParams, self.device, offline=offline, hardware=config.HardwareParams
+            config.GuidanceParams, self.device, config.HardwareParams
         )
         self.prompts = ViewPrompts(self.score_model, config.GuidanceParams)
         self.score_model.drop_text_encoder()
         if start is None:
-            start = initial_gaussians(config, self.rng, self.device, offline=offline)
+            start = initial_gaussians(config, self.rng, self.device)
         torch.manual_seed(config.seed)  # whatever was loaded or cached before
-        self.guidance = build_guidance(config.GuidanceParams, config.OptimizationParams, self.score_model)
+        self.guidance = build_guidance(config, self.score_model)
         if self._compiles():
             self.score_model.compile()
 
@@ -161,7 +163,7 @@ class Training:
         self.density.update(gaussians, self.optimizer, views.footprint, step, self.rng)
         self._changing = False
         self.step = step
-        self.last = (views, shapes, guided.trace)
+        self.last = (views, shapes, guided)
         return {**{f"loss/{name}": loss.detach() for name, loss in losses.items()}, **guided.stats}
 
     def _render(self, cameras: Any, model: Any) -> tuple[Views, Tensor]:
@@ -182,6 +184,7 @@ class Training:
             sh_degree=drawn.sh_degrees,
             backend=self.config.PipelineParams.backend,
             direct_rgb=self.config.PipelineParams.convert_SHs_python,
+            debug=self.config.PipelineParams.debug,
         )
         return views, scales
 
@@ -198,8 +201,7 @@ class Training:
         """
         optimizers = self._optimizers()
         parameters = [p for each in optimizers for group in each.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        broken = (~nn.utils.get_total_norm([total.detach(), *gradients]).isfinite()).float()
+        broken = not_finite(total, parameters)
         for optimizer in optimizers:
             step_unless(optimizer, broken)
             optimizer.zero_grad(set_to_none=True)
@@ -268,10 +270,10 @@ class Training:
 
         The rows are image, disparity, opacity, and the prior's x̂_0 without and with guidance.
         """
-        views, shapes, trace = self.last
+        views, shapes, guided = self.last
         size = views.images.shape[-2:]
         predicted = [
-            F.interpolate(image, size, mode="bilinear") for image in predicted_images(trace, self.score_model)
+            F.interpolate(image, size, mode="bilinear") for image in self.guidance.predicted_images(guided)
         ]
         return [views.images, shapes, views.alphas, *predicted]
 
@@ -319,9 +321,7 @@ class Training:
             ) from error
 
 
-def initial_gaussians(
-    config: Config, rng: torch.Generator, device: torch.device, *, offline: bool = False
-) -> GaussianModel:
+def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device) -> GaussianModel:
     """The Gaussians that a run starts from: those of `pretrained_model_path`, or its start shape's points."""
     model, cameras = config.ModelParams, config.GenerateCamParams
     if model.pretrained_model_path:
@@ -331,24 +331,12 @@ def initial_gaussians(
     def made_from_text() -> Any:
         import trimesh
 
-        mesh = text_to_mesh(prompt, config.seed, cameras, device, offline=offline)
+        mesh = text_to_mesh(prompt, config.seed, cameras, device)
         colors = (mesh.colors * 255).round().byte().numpy()
         return trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), vertex_colors=colors, process=False)
 
     points, colors = initial_points(cameras, rng, made_from_text)
     return GaussianModel.from_points(points, colors, model.sh_degree)
-
-
-def step_unless(optimizer: torch.optim.Optimizer, broken: Tensor) -> None:
-    """Step, but where `broken` is 1 leave parameters and moments as they are; a fused optimiser asks on the device."""
-    if optimizer.defaults.get("fused"):
-        optimizer.grad_scale, optimizer.found_inf = None, broken
-        try:
-            optimizer.step()
-        finally:
-            del optimizer.grad_scale, optimizer.found_inf
-    elif not broken:
-        optimizer.step()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from arguments import load
-from arguments.groups import METHODS
+from arguments.groups.guidance import METHODS
 from benchmarks.command import finish_measurement
 from benchmarks.full_size import SD2_BASE, random_model
 from benchmarks.iteration import Stopwatch

@@ -125,6 +125,8 @@ class Gaussians(Subject):
         return views, scales
 
     def grow(self, step: int, rng: torch.Generator) -> None:
+        if self.last is None:
+            raise RuntimeError("grow before show")
         views, _ = self.last
         self.density.update(self.gaussians, self.optimizer, views.footprint, step, rng)
 
@@ -213,7 +215,7 @@ def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device
     def made_from_text() -> Any:
         import trimesh
 
-        mesh = text_to_mesh(prompt, config.seed, cameras, device, offline=config.offline)
+        mesh = text_to_mesh(prompt, config.seed, cameras, device)
         colors = (mesh.colors * 255).round().byte().numpy()
         return trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), vertex_colors=colors, process=False)
 
@@ -228,7 +230,7 @@ def plain_background(config: Config) -> Float[Tensor, "3"]:
 
 def _options(config: Config) -> dict[str, Any]:
     params = config.PipelineParams
-    return {"backend": params.backend, "direct_rgb": params.convert_SHs_python}
+    return {"backend": params.backend, "direct_rgb": params.convert_SHs_python, "debug": params.debug}
 
 
 def _chance(probability: float, rng: torch.Generator) -> bool:

@@ -1,6 +1,5 @@
 """Algorithm 1 of the paper over any subject, iteration by iteration, and all that a restart needs."""
 
-import dataclasses
 import logging
 import time
 from collections import deque
@@ -10,18 +9,19 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from arguments import Config
 from dreammapping.memory import plan_name
 from dreammapping.subject import Shown, Subject
-from guidance import GuidanceOutput, build_guidance, predicted_images
-from guidance.models import missing_models
+from guidance import GuidanceOutput, build_guidance
+from guidance.models import go_offline, missing_models
 from guidance.prior.memory import PLANS
 from guidance.prior.score_model import ScoreModel
 from utils.device import choose_device, fullness, is_out_of_memory
 from utils.errors import OutOfMemory, UserError
+from utils.optimizers import not_finite, step_unless
 from utils.readback import Readback
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class Optimization:
     def __init__(
         self, config: Config, device: torch.device | None = None, build: Build | None = None
     ) -> None:
+        if config.offline:
+            go_offline()
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device or choose_device(config.device)
@@ -63,14 +65,12 @@ class Optimization:
 
         @cache
         def load_prior() -> ScoreModel:
-            return ScoreModel.from_pretrained(
-                config.GuidanceParams, self.device, offline=config.offline, hardware=config.HardwareParams
-            )
+            return ScoreModel.from_pretrained(config.GuidanceParams, self.device, config.HardwareParams)
 
         self.subject = (build or representation(config))(config, load_prior, self.rng, self.device)
         self.score_model = load_prior()
         torch.manual_seed(config.seed)  # whatever was loaded or cached before
-        self.guidance = build_guidance(config.GuidanceParams, dataclasses.replace(config.OptimizationParams, iterations=config.iterations), self.score_model)
+        self.guidance = build_guidance(config, self.score_model)
         if self._compiles():
             self.score_model.compile()
         self.step = 0
@@ -125,8 +125,7 @@ class Optimization:
         """
         optimizers = self._optimizers()
         parameters = [p for each in optimizers for group in each.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        broken = (~nn.utils.get_total_norm([total.detach(), *gradients]).isfinite()).float()
+        broken = not_finite(total, parameters)
         for optimizer in optimizers:
             step_unless(optimizer, broken)
             optimizer.zero_grad(set_to_none=True)
@@ -197,7 +196,7 @@ class Optimization:
         rows = self.subject.pictures()
         if self._guided is not None:
             size = next(iter(rows.values())).shape[-2:]
-            predicted = predicted_images(self._guided.trace, self.score_model)
+            predicted = self.guidance.predicted_images(self._guided)
             names = ("without guidance", "with guidance")
             rows |= {
                 name: F.interpolate(image, size, mode="bilinear")
@@ -260,7 +259,7 @@ def start(config: Config, build: Build | None = None) -> Optimization:
         UserError: as `Optimization`; a model is missing (all that is missing is named at once, before anything is
             loaded); or the device is too full for the models.
     """
-    problems = missing_models(config, config.offline)
+    problems = missing_models(config)
     if problems:
         raise UserError("; ".join(problems))
     try:
@@ -274,15 +273,3 @@ def start(config: Config, build: Build | None = None) -> Optimization:
             "else uses it, or try HardwareParams.memory=8gb, or device=cpu"
         ) from error
     return optimization
-
-
-def step_unless(optimizer: torch.optim.Optimizer, broken: Float[Tensor, ""]) -> None:
-    """Step, but where `broken` is 1 leave parameters and moments as they are; a fused optimiser asks on the device."""
-    if optimizer.defaults.get("fused"):
-        optimizer.grad_scale, optimizer.found_inf = None, broken
-        try:
-            optimizer.step()
-        finally:
-            del optimizer.grad_scale, optimizer.found_inf
-    elif not broken:
-        optimizer.step()

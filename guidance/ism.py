@@ -41,9 +41,9 @@ class ISMGuidance(Guidance, name="ism"):
             path = self._climb(path, level, following, text, rng)
             level = following
         target = self._unconditional(path, level, text)                                 # ε_φ(x_s, s)
-        fresh = standard_normal_like(latents, rng) if params.xs_eta > 0 else 0.0
+        added = standard_normal_like(latents, rng) if params.xs_eta > 0 else 0.0
         noisy = schedule.ddim_step(
-            path, target, schedule.timesteps_of(before), timesteps, fresh, params.xs_eta
+            path, target, schedule.timesteps_of(before), timesteps, added, params.xs_eta
         )
         return Inverted(latents, timesteps, noise, noisy, text, step, rng, target)
 
@@ -70,9 +70,9 @@ class ISMGuidance(Guidance, name="ism"):
     ) -> Float[Tensor, "B C h w"]:
         """One step of the inversion."""
         noise_pred = self._unconditional(path, level, text)
-        fresh = standard_normal_like(path, rng) if self.params.xs_eta > 0 else 0.0
+        added = standard_normal_like(path, rng) if self.params.xs_eta > 0 else 0.0
         levels = (self.schedule.timesteps_of(each) for each in (level, following))
-        return self.schedule.ddim_step(path, noise_pred, *levels, fresh, self.params.xs_eta)
+        return self.schedule.ddim_step(path, noise_pred, *levels, added, self.params.xs_eta)
 
     def _unconditional(
         self, path: Float[Tensor, "B C h w"], level: Int[Tensor, " B"], text: ViewText

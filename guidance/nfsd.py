@@ -1,5 +1,6 @@
 """Noise-Free Score Distillation (Katzir et al. 2023)."""
 
+from arguments import NFSDParams
 from guidance.interface import Draw, Guidance, Residual
 
 
@@ -12,8 +13,10 @@ class NFSDGuidance(Guidance, name="nfsd"):
     re-implementations that agree.
     """
 
+    nfsd: NFSDParams
+
     def residual(self, draw: Draw) -> Residual:
-        noisy = draw.timesteps >= self.params.nfsd_cutoff
+        noisy = draw.timesteps >= self.nfsd.nfsd_cutoff
         predicted = self.predict(
             draw,
             base=draw.text.rows("empty"),

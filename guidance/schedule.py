@@ -43,7 +43,7 @@ class NoiseSchedule:
         self._variance = (1 - exact).float()
         self._weight = WEIGHTINGS[params.weighting](exact).float()
         self._params = params
-        self._warmup_steps, self._total_steps = warmup_steps, total_steps
+        self._warmup_steps, self.total_steps = warmup_steps, total_steps
 
     def add_noise(
         self, latents: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], timesteps: Int[Tensor, " B"]
@@ -86,7 +86,7 @@ class NoiseSchedule:
         At η = 0 it is an Euler step of length σ̂_target - σ̂_t in the variance-exploding coordinates x_t / √ᾱ_t.
 
         Args:
-            noise: fresh noise, used where `eta` > 0. In an inversion η's variance is that of the step downwards
+            noise: further noise, used where `eta` > 0. In an inversion η's variance is that of the step downwards
                 between the same two levels (inferred: no settings file of LucidDreamer uses it).
         """
         clean = self.denoised(noisy_latents, noise_pred, timesteps)
@@ -135,7 +135,7 @@ class NoiseSchedule:
 
     def progress(self, step: int) -> float:
         """Share of the run that is over: 0 at the first iteration, towards 1 at the last."""
-        return min(max(step - 1, 0) / self._total_steps, 1.0)
+        return min(max(step - 1, 0) / self.total_steps, 1.0)
 
     def sample_timesteps(self, count: int, step: int, rng: torch.Generator) -> Int[Tensor, " B"]:
         """t of `count` views: one draw that all views share, or one a view with `timestep_per_view`.

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from arguments import GenerateCamParams
-from arguments.groups import SHAP_E
+from arguments.groups.cameras import SHAP_E
 from scene import ply
 from scene.mesh_size import declared_faces
 from utils.errors import UserError

@@ -160,7 +160,7 @@ def save_family(root: Path, configs: Path, family: str) -> tuple[Path, Path]:
 
 def score_model(key: str | Path, **settings: Any) -> ScoreModel:
     """The model that `key` names, on the CPU and without a hub."""
-    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(key), **settings), "cpu", offline=True)
+    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(key), **settings), "cpu")
 
 
 def predict(model: ScoreModel) -> Tensor:

@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from arguments import GuidanceParams, HardwareParams, OptimizationParams, load
+from arguments import GuidanceParams, HardwareParams, load
 from dreammapping import optimization
 from dreammapping.gaussians import Gaussians
 from dreammapping.memory import gaussian_bytes
@@ -24,6 +24,7 @@ from guidance.prior.memory import (
     plan_that_fits,
 )
 from guidance.prior.score_model import precision
+from tests.settings import config_of
 from tests.tiny_models import save_pipeline
 from train import main
 from utils.errors import OutOfMemory, UserError
@@ -38,15 +39,15 @@ def folder(tmp_path_factory):
 
 def model_of(folder, **hardware):
     params = GuidanceParams(model_key=str(folder), C_batch_size=4)
-    return ScoreModel.from_pretrained(params, CPU, offline=True, hardware=HardwareParams(**hardware))
+    return ScoreModel.from_pretrained(params, CPU, hardware=HardwareParams(**hardware))
 
 
 def image_gradient(model, views=4, scale=1.0):
     """The gradient at the images of an iteration of VDM with Perp-Neg, and its losses."""
-    params = GuidanceParams(text="a cat", lambda_guidance=scale)
-    guidance = build_guidance(params, OptimizationParams(), model, torch.Generator().manual_seed(0))
+    config = config_of(text="a cat", lambda_guidance=scale)
+    guidance = build_guidance(config, model, torch.Generator().manual_seed(0))
     images = torch.rand(views, 3, 64, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    text = ViewPrompts(model, params)(torch.linspace(-120.0, 150.0, views))
+    text = ViewPrompts(model, config.GuidanceParams)(torch.linspace(-120.0, 150.0, views))
     output = guidance(images, text, 1, torch.Generator().manual_seed(2))
     torch.stack(list(output.losses.values())).sum().backward()
     return images.grad, output.losses
@@ -102,9 +103,9 @@ def test_the_estimate_does_not_depend_on_the_mode_that_it_is_asked_in(folder):
 
 def test_luciddreamers_switch_means_the_smallest_plan(folder):
     params = GuidanceParams(model_key=str(folder), vram_O=True)
-    assert ScoreModel.from_pretrained(params, CPU, offline=True).plan is PLANS["8gb"]
+    assert ScoreModel.from_pretrained(params, CPU).plan is PLANS["8gb"]
     hardware = HardwareParams(memory="max")
-    assert ScoreModel.from_pretrained(params, CPU, offline=True, hardware=hardware).plan is PLANS["max"]
+    assert ScoreModel.from_pretrained(params, CPU, hardware=hardware).plan is PLANS["max"]
 
 
 @pytest.mark.parametrize("plan", ["8gb", "12gb"])
@@ -135,12 +136,12 @@ def test_the_estimate_counts_the_tensors_that_a_real_pass_makes(folder):
 
 @pytest.mark.parametrize("method", ["sds", "lods", "vsd"])
 def test_the_estimate_of_a_method_is_what_its_step_takes(folder, method):
-    params = GuidanceParams(text="a cat", perpneg=False, guidance=method)
+    config = config_of(text="a cat", perpneg=False, guidance=method)
     model = model_of(folder, memory="max")
     without = model.estimate_bytes(4, 2)
-    guidance = build_guidance(params, OptimizationParams(), model, torch.Generator().manual_seed(0))
+    guidance = build_guidance(config, model, torch.Generator().manual_seed(0))
     images = torch.rand(4, 3, *model.image_size).requires_grad_()
-    text = ViewPrompts(model, params)(torch.zeros(4), torch.eye(4).expand(4, 4, 4))
+    text = ViewPrompts(model, config.GuidanceParams)(torch.zeros(4), torch.eye(4).expand(4, 4, 4))
 
     def step():
         losses = guidance(images, text, 1, torch.Generator().manual_seed(2)).losses

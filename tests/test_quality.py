@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from arguments import load
-from arguments.groups import METHODS
+from arguments.groups.guidance import METHODS
 from benchmarks import methods
 from dreammapping.reproduction import methods as quality
 from dreammapping.reproduction import operator_chain

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from dreammapping import generate, optimize
-from dreammapping.optimization import Optimization, step_unless
+from dreammapping.optimization import Optimization
 from scene.ply import read_gaussians
 from tests.tiny_models import save_pipeline
 from train import main
 from utils.device import choose_device
 from utils.errors import UserError
+from utils.optimizers import step_unless
 
 ROOT = Path(__file__).parents[1]
 

@@ -38,7 +38,6 @@ def text_to_mesh(
     params: GenerateCamParams,
     device: torch.device,
     *,
-    offline: bool = False,
     cache: Path | None = None,
 ) -> ColoredMesh:
     """What Shap-E makes of a prompt; kept on disk, so that the same prompt, seed and settings are computed once.
@@ -54,7 +53,7 @@ def text_to_mesh(
     cache = cache or _user_cache()
     kept = _read(cache, _key(prompt, seed, params, source))
     if kept is None:
-        kept = _generate(prompt, seed, params, device, source, offline)
+        kept = _generate(prompt, seed, params, device, source)
         _keep(cache, kept, _key(prompt, seed, params, source))  # a hub's model has a revision from now on
     return kept
 
@@ -66,10 +65,9 @@ def _generate(
     params: GenerateCamParams,
     device: torch.device,
     source: models.ModelSource,
-    offline: bool,
 ) -> ColoredMesh:
     with torch.random.fork_rng(devices=[]):  # loading draws weights that it then replaces
-        pipeline = _load(source, device, offline)
+        pipeline = _load(source, device)
     refuse_too_long(prompt, pipeline.tokenizer, pipeline.tokenizer.model_max_length)
     log.info("Shap-E makes %r (%d steps)", prompt, params.shape_steps)
     try:
@@ -109,21 +107,19 @@ def linear_to_srgb(linear: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     )
 
 
-def _load(source: models.ModelSource, device: torch.device, offline: bool) -> Any:
+def _load(source: models.ModelSource, device: torch.device) -> Any:
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
-    if offline:
-        models.go_offline()
     try:
-        folder = models.local_folder(source, models.SHAPE_COMPONENTS, offline)
+        folder = models.local_folder(source, models.SHAPE_COMPONENTS)
         pipeline = diffusers.ShapEPipeline.from_pretrained(folder, local_files_only=True).to(device)
     except UserError:
         raise
     # Loaders raise whatever their backends do; each becomes one line that names model and cause.
     except Exception as error:
-        raise models.loading_error(error, source, offline) from error
+        raise models.loading_error(error, source) from error
     pipeline.set_progress_bar_config(disable=not log.isEnabledFor(logging.INFO))
     return pipeline
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from scene.cameras import Cameras, cameras_json, orbit
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians, write_points
 from utils.background import Background
+from utils.colormap import colored_depth
+from utils.contact_sheet import contact_sheet
 from utils.files import atomic
-from utils.images import grid, read_picture, to_uint8, write_picture, write_video
+from utils.images import read_picture, to_uint8, write_picture, write_video
 from utils.run import Run
 from utils.spherical_harmonics import sh_dc_to_rgb
 
@@ -24,6 +27,8 @@ TEST_VIEWS = 8
 """Cameras on each ring of the test set (upstream's `test_six_views` has 8, or 16 with the elevated ring)."""
 CHUNK = 8
 """Views rendered in one call."""
+PROCESS_ROWS = ("render", "disparity", "opacity", "prior without guidance", "prior with guidance")
+"""What the rows of a process picture show."""
 
 
 class Outputs:
@@ -85,7 +90,7 @@ class Outputs:
         """Every `vis_interval` iterations, lay out what the guidance saw and predicted."""
         if step % self.config.GuidanceParams.vis_interval == 0:
             path = self.run.path("train_process", f"iter_{step}.jpg")
-            self._background.submit(write_picture, path, grid(rows()))
+            self._background.submit(_write_process_picture, path, rows())
 
     def write_end(self) -> None:
         """Turn the frames of the process into a video."""
@@ -116,11 +121,11 @@ class Outputs:
             images, shapes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
             for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
                 write_picture(folder / f"render_view_{index}.png", image[None])
-                write_picture(folder / f"render_depth_{index}.png", shape[None])
+                write_picture(folder / f"render_depth_{index}.png", colored_depth(shape[None])[0])
 
     def _write_videos(self, step: int, gaussians: GaussianModel) -> None:
         chunks = [
-            (to_uint8(image), to_uint8(shape))
+            (to_uint8(image), colored_depth(shape))
             for image, shape in self._rendered(gaussians, self.video_cameras)
         ]
         for name, parts in zip(("rgb", "depth"), zip(*chunks, strict=True), strict=True):
@@ -142,6 +147,11 @@ class Outputs:
         colored = torch.cat([gaussians.means, sh_dc_to_rgb(gaussians.sh_dc[:, 0])], dim=1)
         with atomic(folder / "point_cloud_rgb.txt") as path:
             np.savetxt(path, colored.detach().cpu().numpy(), fmt="%.6f")
+
+
+def _write_process_picture(path: Path, rows: list[Float[Tensor, "B C H W"]]) -> None:
+    labelled = dict(zip(PROCESS_ROWS, rows, strict=True))
+    write_picture(path, contact_sheet(labelled | {"disparity": colored_depth(labelled["disparity"])}))
 
 
 def _fractions(iterations: int, parts: int) -> set[int]:

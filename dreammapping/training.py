@@ -24,8 +24,8 @@ from scene.gaussian_model import GaussianModel
 from scene.gaussian_optimizer import build_optimizer, set_learning_rates
 from scene.initialization import initial_points
 from scene.ply import read_gaussians
+from scene.regularizers import total_variation
 from utils.errors import OutOfMemory, UserError
-from utils.images import total_variation
 from utils.readback import Readback
 from utils.spherical_harmonics import coefficient_count
 

@@ -151,7 +151,8 @@ class Outputs:
 
 def _write_process_picture(path: Path, rows: list[Float[Tensor, "B C H W"]]) -> None:
     labelled = dict(zip(PROCESS_ROWS, rows, strict=True))
-    write_picture(path, contact_sheet(labelled | {"disparity": colored_depth(labelled["disparity"])}))
+    in_colour = labelled | {"disparity": colored_depth(labelled["disparity"])}
+    write_picture(path, contact_sheet(in_colour.items()))
 
 
 def _fractions(iterations: int, parts: int) -> set[int]:

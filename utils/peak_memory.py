@@ -19,8 +19,8 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
-    if _STATUS.exists():
-        return _kibibytes("VmHWM") * 1024
+    if (highest := _high_water_mark()) is not None:
+        return highest
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -48,6 +48,7 @@ def forget_peak(device: torch.device) -> bool:
     return True
 
 
-def _kibibytes(name: str) -> int:
-    lines = _STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+def _high_water_mark() -> int | None:
+    """Bytes by Linux's own count, the only one that can be forgotten; some containers do not show it."""
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -72,7 +72,9 @@ class Exhibit:
 
     @cached_property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() and self.run.config.device != "cpu" else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() and self.run.config.device != "cpu" else "cpu"
+        )
 
     def asset(self) -> GaussianModel:
         """The Gaussians that the run made."""

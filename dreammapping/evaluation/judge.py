@@ -145,7 +145,7 @@ def _write_sheet(path: Path, pictures: dict[str, Tensor], azimuth_deg: list[floa
     """Up to eight views around, in a row each: the asset, the true object where it is known, the start."""
     views = len(azimuth_deg)
     chosen = sorted({views * index // SHEET_VIEWS for index in range(SHEET_VIEWS)})
-    rows = {ROWS[name]: images[chosen] for name, images in pictures.items()}
+    rows = [(ROWS[name], images[chosen]) for name, images in pictures.items()]
     captions = [world.view_word(azimuth_deg[index]) for index in chosen]
     write_picture(path, contact_sheet(rows, captions, tile=SHEET_TILE))
 

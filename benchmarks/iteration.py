@@ -7,9 +7,7 @@ are compared.
 
 import argparse
 import logging
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,10 +17,11 @@ import torch
 
 import dreammapping.gaussians
 from arguments import Config, load
-from benchmarks.command import finish_measurement
+from benchmarks.command import RESULTS, finish_measurement
+from benchmarks.stopwatch import Stopwatch
 from dreammapping.optimization import Optimization
-from dreammapping.reproduction.cells import QUICKSTART, RESULTS
 from utils.errors import UserError
+from utils.repository import QUICKSTART
 
 WARM_UP = 3
 
@@ -50,28 +49,6 @@ class Floor:
     def predict(self, latents: torch.Tensor) -> None:
         """The U-Net, forward, for the text and for the base of every view."""
         self.score_model.predict_noise(torch.cat([latents, latents]), self.timesteps, self.text)
-
-
-class Stopwatch:
-    """Seconds by name; waits for the device at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, list[float]] = {}
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = self.now()
-        yield
-        self.seconds.setdefault(name, []).append(self.now() - start)
-
-    def median(self, name: str) -> float:
-        return statistics.median(self.seconds[name])
 
 
 def measure(config: Config, iterations: int) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 import time
 
-import torch
-
 from arguments import Config
 from dreammapping.memory import plan_name
 from dreammapping.optimization import Build, start
 from utils.device import GIB
-from utils.run import peak_memory
+from utils.peak_memory import peak_memory
 
 
 def dry_run(config: Config, build: Build | None = None) -> str:
@@ -29,7 +27,7 @@ def dry_run(config: Config, build: Build | None = None) -> str:
     optimization.state_dict()  # waits for the device
     seconds = time.perf_counter() - started
     device = optimization.device
-    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    on_device = peak_memory(device)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in needed.items())
     return (
         f"prior     {config.GuidanceParams.model_key}, {prior.prediction_type}, "

@@ -26,8 +26,8 @@ from scene.gaussian_model import GaussianModel
 from scene.gaussian_optimizer import build_optimizer, set_learning_rates
 from scene.initialization import initial_points
 from scene.ply import read_gaussians, write_gaussians
+from scene.regularizers import total_variation
 from utils.files import atomic
-from utils.images import total_variation
 from utils.run import Run
 from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
 

@@ -197,7 +197,7 @@ class Optimization:
         if self._guided is not None:
             size = next(iter(rows.values())).shape[-2:]
             predicted = self.guidance.predicted_images(self._guided)
-            names = ("without guidance", "with guidance")
+            names = ("prior without guidance", "prior with guidance")
             rows |= {
                 name: F.interpolate(image, size, mode="bilinear")
                 for name, image in zip(names, predicted, strict=True)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +15,10 @@ from arguments import Config
 from dreammapping.subject import Subject
 from scene.cameras import Cameras, cameras_json, orbit
 from scene.ply import write_points
+from utils.colormap import colored_depth
+from utils.contact_sheet import contact_sheet
 from utils.files import atomic
-from utils.images import grid, read_picture, to_uint8, write_picture, write_video
+from utils.images import read_picture, to_uint8, write_picture, write_video
 from utils.run import Run
 from utils.writer import Writer
 
@@ -57,7 +60,7 @@ class Outputs:
             self.subject.save(self.run.folder, step)
         if step % self.config.picture_interval == 0:
             path = self.run.path("train_process", f"iter_{step}.jpg")
-            self._writer.submit(write_picture, path, grid(list(rows().values())))
+            self._writer.submit(_write_process_picture, path, rows())
 
     def write_end(self) -> None:
         """What needs the whole run."""
@@ -127,10 +130,12 @@ class SceneOutputs(Outputs):
             images, shapes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
             for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
                 write_picture(folder / f"render_view_{index}.png", image[None])
-                write_picture(folder / f"render_depth_{index}.png", shape[None])
+                write_picture(folder / f"render_depth_{index}.png", colored_depth(shape[None])[0])
 
     def _write_videos(self, step: int) -> None:
-        chunks = [(to_uint8(image), to_uint8(shape)) for image, shape in self.scene.look(self.video_cameras)]
+        chunks = [
+            (to_uint8(image), colored_depth(shape)) for image, shape in self.scene.look(self.video_cameras)
+        ]
         for name, parts in zip(("rgb", "depth"), zip(*chunks, strict=True), strict=True):
             write_video(
                 self.run.path("videos", f"{step}_iteration", f"video_{name}_{step}.mp4"),
@@ -142,6 +147,12 @@ class SceneOutputs(Outputs):
         image, _ = next(self.scene.look(self.process_cameras[index : index + 1]))
         path = self.run.path("process_videos", "frames", f"{step:07d}.jpg")
         self._writer.submit(write_picture, path, image)
+
+
+def _write_process_picture(path: Path, rows: dict[str, Float[Tensor, "B _ H W"]]) -> None:
+    """Rows with their names, the disparity among them in colour."""
+    shown = {name: colored_depth(row) if name == "disparity" else row for name, row in rows.items()}
+    write_picture(path, contact_sheet(shown.items()))
 
 
 def fractions(iterations: int, parts: int) -> set[int]:

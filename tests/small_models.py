@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arguments import GuidanceParams
-from benchmarks.full_size import build
+from benchmarks.random_model import build
 from guidance import ScoreModel
 from guidance.models.single_file import CONFIGS
 

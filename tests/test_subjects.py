@@ -84,12 +84,14 @@ def configured(kind, prior, tmp_path):
     def make(*words):
         common = [
             f"model_key={prior}", f"output_path={tmp_path}", "workspace=run", "device=cpu", "text=a red car",
-            "guidance=vdm", "perpneg=false", "fp16=false", "warmup_iter=4", "checkpoint_interval=4", "log_interval=2", "iterations=8",
+            "guidance=vdm", "perpneg=false", "fp16=false", "warmup_iter=4", "checkpoint_interval=4", "log_interval=2",
+            "iterations=8",
             "ImageParams.steps=8", "vis_interval=4", "picture_interval=4", "ImageParams.particles=2",
             f"representation={'image' if kind == 'image' else 'gaussians'}",
             "init_num_pts=120", "image_w=32", "image_h=32", "C_batch_size=2", "densify_from_iter=1", "video_frames=2",
             "densification_interval=3", "densify_grad_threshold=0.00001", "opacity_reset_interval=5",
-            "pro_frames_num=4", "sh_degree=1", "shs_aug_ratio=0.5", "progressive_view_iter=3", "scale_up_cameras_iter=2",
+            "pro_frames_num=4", "sh_degree=1", "shs_aug_ratio=0.5", "progressive_view_iter=3",
+            "scale_up_cameras_iter=2",
         ]  # fmt: skip
         return load([*common, *words])[0]
 

@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted before the first iteration; nothing to go on with yet\n")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"{str(error) or 'stopped before the run began; nothing was changed'}\n")
         return 130
 
 

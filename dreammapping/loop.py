@@ -12,6 +12,7 @@ from dreammapping.metrics import Metrics
 from dreammapping.optimization import Optimization
 from dreammapping.outputs import Outputs
 from utils import checkpoint
+from utils.device import is_out_of_memory
 from utils.errors import OutOfMemory, UserError
 from utils.interruption import Interruption
 from utils.run import Run
@@ -26,10 +27,11 @@ def loop(
     optimization: Optimization,
     run: Run,
     outputs: Outputs,
+    interruption: Interruption,
     quiet: bool = False,
     callback: Callback | None = None,
-) -> Interruption:
-    """Go on until the last iteration, or until a signal; what was done is then saved.
+) -> None:
+    """Go on until the last iteration, or until `interruption`; what was done is then saved.
 
     Raises:
         UserError: as `Optimization.iteration`; what can be saved is.
@@ -52,24 +54,25 @@ def loop(
         metrics.write_all()
         outputs.flush()
         checkpoint.save(run.path("checkpoints"), optimization.step, optimization.state_dict())
+        run.stands()
         run.write_manifest(**manifest(optimization, finished=False))
 
-    with Interruption() as interruption, outputs:
+    with outputs:
         for step in progress:
             with _saved_when_full(optimization, save):
                 values = optimization.iteration(step)
+                outputs.write_due(step, optimization.pictures)
             if step % config.log_interval == 0 or step == last:
                 metrics.add(step, values, optimization.subject.numbers())
             metrics.write_arrived()
-            outputs.write_due(step, optimization.pictures)
             if callback is not None:
-                callback(step, optimization)
+                with _saved_when_it_fails(save):
+                    callback(step, optimization)
             if step % config.checkpoint_interval == 0 or step == last or interruption:
                 save()
             if interruption:
                 break
     progress.close()
-    return interruption
 
 
 @contextmanager
@@ -77,12 +80,26 @@ def _saved_when_full(optimization: Optimization, save: Callable[[], None]) -> It
     """Where memory runs out within the block, save the last whole iteration and say what to try."""
     try:
         yield
-    except OutOfMemory as error:
+    except (OutOfMemory, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OutOfMemory):  # while something was drawn
+            if not is_out_of_memory(error):
+                raise
+            error = OutOfMemory(f"iteration {optimization.step}: {optimization.advice()}", whole=True)
         if error.whole and optimization.step > 0:
             if optimization.device.type == "cuda":
                 torch.cuda.empty_cache()
             save()
             raise UserError(f"{error} (saved after iteration {optimization.step})") from error
+        raise error
+
+
+@contextmanager
+def _saved_when_it_fails(save: Callable[[], None]) -> Iterator[None]:
+    """Where a caller's function raises, the iteration before it is not lost."""
+    try:
+        yield
+    except Exception:
+        save()
         raise
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from dreammapping.memory import plan_name
 from dreammapping.optimization import Optimization
 from guidance.models import shape_provenance
+from utils.peak_memory import peak_memory
 
 
 def manifest(optimization: Optimization, *, finished: bool) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def manifest(optimization: Optimization, *, finished: bool) -> dict[str, Any]:
         "precision": str(prior.dtype)[6:],
         "memory_plan": plan_name(prior.plan),
         "warm_up_seconds": optimization.warm_up_seconds,
+        "peak_memory_bytes": peak_memory(optimization.device),
         "iterations": optimization.step,
         "finished": finished,
         **optimization.subject.numbers(),

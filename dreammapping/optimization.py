@@ -96,7 +96,7 @@ class Optimization:
             whole = not self._changing
             if whole:
                 take_back()
-            raise OutOfMemory(f"iteration {step}: {self._advice()}", whole=whole) from error
+            raise OutOfMemory(f"iteration {step}: {self.advice()}", whole=whole) from error
 
     def _iterate(self, step: int) -> dict[str, Tensor | float]:
         shown = self.subject.show(step, self.rng)                         # x_0 = g(θ, c), and y
@@ -181,7 +181,7 @@ class Optimization:
         model = self.score_model.estimate_bytes(self.subject.views, branches)
         return {"diffusion model": model, **self.subject.memory()}
 
-    def _advice(self) -> str:
+    def advice(self) -> str:
         """What to say and try when the device is full."""
         names, used = list(PLANS), plan_name(self.score_model.plan)
         smaller = names[max(names.index(used) - 1, 0)]

@@ -17,7 +17,6 @@ from scene.cameras import Cameras, cameras_json, orbit
 from scene.ply import write_points
 from utils.colormap import colored_depth
 from utils.contact_sheet import contact_sheet
-from utils.files import atomic
 from utils.images import read_picture, to_uint8, write_picture, write_video
 from utils.run import Run
 from utils.writer import Writer
@@ -124,13 +123,12 @@ class SceneOutputs(Outputs):
             shutil.rmtree(self.run.path("process_videos", "frames"))
 
     def _write_test_views(self, step: int) -> None:
-        with atomic(self.run.path("test_six_views", f"{step}_iteration")) as folder:
-            folder.mkdir()
-            chunks = list(self.scene.look(self.test_cameras))
-            images, shapes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-            for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
-                write_picture(folder / f"render_view_{index}.png", image[None])
-                write_picture(folder / f"render_depth_{index}.png", colored_depth(shape[None])[0])
+        folder = self.run.path("test_six_views", f"{step}_iteration")
+        chunks = list(self.scene.look(self.test_cameras))
+        images, shapes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
+            write_picture(folder / f"render_view_{index}.png", image[None])
+            write_picture(folder / f"render_depth_{index}.png", colored_depth(shape[None])[0])
 
     def _write_videos(self, step: int) -> None:
         chunks = [

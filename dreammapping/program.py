@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from arguments import Config, load, to_yaml
 from dreammapping.loop import Callback, loop
 from dreammapping.manifest import manifest
-from dreammapping.optimization import Build, start
+from dreammapping.optimization import Build, Optimization, start
+from dreammapping.outputs import Outputs
 from dreammapping.subject import Subject
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
+from utils.errors import Stopped, UserError
+from utils.interruption import Interruption
 from utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -64,11 +69,16 @@ def generate(
     """
     changes = {"GuidanceParams.text": prompt, **(overrides or {})}
     words = [
-        f"{name}={value if isinstance(value, str | Path) else json.dumps(value)}"
+        f"{name}={value if isinstance(value, str | Path) else json.dumps(value, default=_plain)}"
         for name, value in changes.items()
     ]
     config, _ = load(["--opt", str(settings), *words])
     return optimize(config, resume=resume, force=force, quiet=quiet, callback=callback)
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of NumPy or torch as JSON knows it."""
+    return value.tolist()
 
 
 def optimize(
@@ -90,27 +100,71 @@ def optimize(
     Raises:
         UserError: something that the user can mend.
     """
-    run = Run(config.ModelParams.run_folder, to_yaml(config), resume=resume, force=force)
-    if run.changed_settings:
-        log.warning("resuming with other settings than before: %s", ", ".join(run.changed_settings))
-    if config.preset:
-        log.warning("preset %s: this is not the paper's setting", config.preset)
-    optimization = start(config, build)
-    outputs = optimization.subject.outputs(config, run)
-    if resume:
-        optimization.load_state_dict(checkpoint.load(checkpoint.checkpoints(run.path("checkpoints"))[-1]))
-        run.rewind_metrics(optimization.step)
-    else:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),  # a caller may have switched gradients off
+        Run(config.ModelParams.run_folder, resume=resume, force=force) as run,
+    ):
+        optimization = start(config, build)
+        if resume:
+            _go_on(optimization, run)
+        if config.preset:
+            log.warning("preset %s: this is not the paper's setting", config.preset)
+        outputs = optimization.subject.outputs(config, run)
+        try:
+            with Interruption() as interruption:
+                run.claim(to_yaml(config))  # here the folder is first changed
+                return _carry_out(optimization, run, outputs, interruption, quiet, callback)
+        except KeyboardInterrupt as error:
+            raise Stopped(_what_is_left(run)) from error
+
+
+def _carry_out(
+    optimization: Optimization,
+    run: Run,
+    outputs: Outputs,
+    interruption: Interruption,
+    quiet: bool,
+    callback: Callback | None,
+) -> Result:
+    """Everything between a claimed folder and a result."""
+    last = optimization.config.iterations
+    run.rewind_metrics(optimization.step)
+    if optimization.step == 0:
         outputs.write_start()
     run.write_manifest(**manifest(optimization, finished=False))
-    interruption = loop(optimization, run, outputs, quiet, callback)
-    if optimization.step == config.iterations:
+    loop(optimization, run, outputs, interruption, quiet, callback)
+    if optimization.step == last:
         outputs.write_end()
         run.write_manifest(**manifest(optimization, finished=True))
         return Result(optimization.subject, run.folder, 0)
     log.warning(
-        "saved after iteration %d of %d; the same command with --resume goes on",
-        optimization.step,
-        config.iterations,
+        "saved after iteration %d of %d; the same command with --resume goes on", optimization.step, last
     )
     return Result(optimization.subject, run.folder, interruption.exit_code)
+
+
+def _go_on(optimization: Optimization, run: Run) -> None:
+    """Load the newest checkpoint.
+
+    Raises:
+        UserError: it is damaged, of other settings, or of a later iteration than the settings ask for.
+    """
+    newest = checkpoint.checkpoints(run.path("checkpoints"))[-1]
+    done, wanted = checkpoint.step_of(newest), optimization.config.iterations
+    if done > wanted:
+        raise UserError(
+            f"{run.folder}: expected a run of at most {wanted} iterations, got one that has done {done}; "
+            f"set iterations={done} or more, or leave out --resume and choose another workspace"
+        )
+    optimization.load_state_dict(checkpoint.load(newest))
+
+
+def _what_is_left(run: Run) -> str:
+    saved = checkpoint.checkpoints(run.path("checkpoints")) if run.standing else []
+    if not saved:
+        return "stopped at once, before the first checkpoint; nothing is left of this start"
+    return (
+        f"stopped at once; the last checkpoint is that of iteration {checkpoint.step_of(saved[-1])}, "
+        "and the same command with --resume goes on from it"
+    )

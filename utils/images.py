@@ -35,7 +35,7 @@ def write_picture(path: Path, image: Float[Tensor, "1 C H W"] | UInt8[np.ndarray
     from PIL import Image
 
     pixels = image if isinstance(image, np.ndarray) else to_uint8(image)[0]
-    with atomic(path) as temporary:
+    with atomic(path, durable=False) as temporary:
         Image.fromarray(pixels).save(temporary, quality=92)
 
 

@@ -141,7 +141,7 @@ def test_colours_of_faces(tmp_path):
 def test_colours_of_textures(tmp_path, suffix):
     texture = np.zeros((4, 4, 3), dtype=np.uint8)
     texture[:2, :, 0], texture[2:, :, 1] = 255, 255  # upper half (v > 1/2) red, lower green
-    material = trimesh.visual.material.SimpleMaterial(image=Image.fromarray(texture))
+    material = trimesh.visual.material.SimpleMaterial(image=Image.fromarray(texture), diffuse=[255] * 4)
     corners = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
     visual = trimesh.visual.TextureVisuals(uv=[[0, 0], [1, 0], [1, 1], [0, 1]], material=material)
     mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False)

@@ -325,7 +325,7 @@ def initial_gaussians(
     """The Gaussians that a run starts from: those of `pretrained_model_path`, or its start shape's points."""
     model, cameras = config.ModelParams, config.GenerateCamParams
     if model.pretrained_model_path:
-        return read_gaussians(Path(model.pretrained_model_path))
+        return read_gaussians(Path(model.pretrained_model_path), model.sh_degree)
     prompt = cameras.init_prompt or config.GuidanceParams.text
 
     def made_from_text() -> Any:

@@ -17,9 +17,8 @@ from torch import Tensor
 from arguments import GenerateCamParams
 from arguments.groups import SHAP_E
 from scene import ply
-from scene.mesh import GREY, sample_file, sample_surface, surface_of
+from scene.mesh import GREY, refuse_too_many_faces, sample_file, sample_surface, surface_of
 from utils.errors import UserError
-from utils.inputs import regular_file
 
 if TYPE_CHECKING:
     import trimesh
@@ -113,7 +112,7 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
         raise UserError(
             f"GenerateCamParams.init_path: expected one of {', '.join(MESH_SUFFIXES)}, got {path.name}"
         )
-    regular_file(path)
+    refuse_too_many_faces(path)
     if suffix == ".ply" and not ply.has_faces(path):
         points, colors = ply.read_points(path)
         chosen = torch.randperm(len(points), generator=rng)[: params.init_num_pts]

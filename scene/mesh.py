@@ -59,26 +59,31 @@ class Surface:
         return torch.cat(found)
 
 
-def read_surfaces(path: Path) -> list[Surface]:
-    """The triangles of a .glb, .gltf, .obj, .stl or .ply, placed where its scene puts them.
-
-    Raises:
-        UserError: the file is missing, broken, compressed or too large, or has no triangle with finite corners and an
-            area.
-    """
-    regular_file(path)
-    faces = declared_faces(path)
+def refuse_too_many_faces(path: Path) -> None:
+    """Raises UserError where there is no file, or one that says that it has more triangles than fit into memory."""
+    faces = declared_faces(regular_file(path))
     if faces > MOST_FACES:
         raise UserError(
             f"{path}: expected at most {MOST_FACES:,} triangles, got {faces:,}; simplify the mesh first"
         )
+
+
+def sample_file(
+    path: Path, count: int, rng: torch.Generator
+) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+    """`sample_surface` of the meshes of a .glb, .gltf, .obj, .stl or .ply, placed where its scene puts them.
+
+    Raises:
+        UserError: the file is missing, broken, compressed, or places more than `MOST_FACES` triangles, or has none with
+            finite corners and an area.
+    """
     with _one_line(path):
         surfaces = list(_surfaces(path))
-    if not any((surface.areas() > 0).any() for surface in surfaces):
-        raise UserError(
-            f"{path}: expected triangles with finite corners and an area, got none; check the file"
-        )
-    return surfaces
+        if not any((surface.areas() > 0).any() for surface in surfaces):
+            raise UserError(
+                f"{path}: expected triangles with finite corners and an area, got none; check the file"
+            )
+        return sample_surface(surfaces, count, rng)  # which decodes the textures
 
 
 @contextlib.contextmanager
@@ -126,7 +131,8 @@ def _surfaces(path: Path) -> Iterator[Surface]:
 def _checked(
     path: Path, mesh: "trimesh.Trimesh", transform: np.ndarray, document: gltf.Document | None
 ) -> Surface:
-    vertices = np.asarray(mesh.vertices, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3]
+    with np.errstate(all="ignore"):  # what is not finite is asked for below
+        vertices = np.asarray(mesh.vertices, dtype=np.float64) @ transform[:3, :3].T + transform[:3, 3]
     faces = np.asarray(mesh.faces)
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise UserError(
@@ -223,9 +229,7 @@ def _texture(surface: Surface, uv: np.ndarray, image: Any) -> Colors:
     from trimesh.visual.color import uv_to_color
 
     if image.width * image.height > MOST_PIXELS:
-        raise UserError(
-            f"expected textures of at most {MOST_PIXELS:,} pixels, got {image.width} x {image.height}; shrink them"
-        )
+        raise ValueError(f"a texture of {image.width} x {image.height} pixels, of at most {MOST_PIXELS:,}")
 
     def colors(faces: Int[Tensor, "S"], weights: Float[Tensor, "S 3"]) -> Float[Tensor, "S 3"]:
         at = surface.interpolate(uv, faces, weights).nan_to_num(0.0).clamp(-1e6, 1e6).numpy()
@@ -258,12 +262,3 @@ def sample_surface(
             colors[inside] = surface.colors(faces[inside] - first, weights[inside]).float()
         first += len(surface.faces)
     return points, colors
-
-
-def sample_file(
-    path: Path, count: int, rng: torch.Generator
-) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
-    """`sample_surface` of a file's meshes. Raises UserError as `read_surfaces`, and where a texture is broken."""
-    surfaces = read_surfaces(path)
-    with _one_line(path):  # textures are decoded when they are looked at
-        return sample_surface(surfaces, count, rng)

@@ -163,7 +163,7 @@ def read_points(path: Path | str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "
             f"{path}: expected vertices with x, y and z, got {', '.join(sorted(names)) or 'none'}"
         )
     vertices = _read_vertices(path, header)
-    kinds = {name: vertices[name].dtype for name in vertices.dtype.names}
+    kinds = {name: vertices[name].dtype for name in vertices.dtype.names or ()}
     points = _table(vertices, COLUMNS["means"], np.result_type(np.float32, *(kinds[axis] for axis in "xyz")))
     if set(COLUMNS["sh_dc"]) <= names:
         found = _finite(path, {"means": points, "sh_dc": _table(vertices, COLUMNS["sh_dc"])})
@@ -171,8 +171,8 @@ def read_points(path: Path | str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "
             found["means"] = found["means"] @ _matrix(torch.tensor(WORLD_TO_FILE)).to(points.dtype)
         return found["means"], sh_dc_to_rgb(found["sh_dc"]).clamp(0, 1)
     _refuse_broken(path, points, COLUMNS["means"])
-    channels = next((each for each in COLORS if set(each) <= names), None)
-    if channels is None:
+    channels: tuple[str, ...] = next((each for each in COLORS if set(each) <= names), ())
+    if not channels:
         return points, None
     colors = _table(vertices, channels)
     _refuse_broken(path, colors, channels)

@@ -205,7 +205,9 @@ HEADER = (
 
 def _row(scene: dict[str, Any]) -> str:
     per_view = 1000.0 / scene["views"]
-    bound = [scene[name] for name in ("blended_pairs", "pairs_per_second", "over_bound_forward", "over_bound")]
+    bound = [
+        scene[name] for name in ("blended_pairs", "pairs_per_second", "over_bound_forward", "over_bound")
+    ]
     pairs, rate, forward, both = bound if scene["blended_pairs"] is not None else [math.nan] * 4
     against = ", ".join(f"{ratio:.3g}x {name}" for name, ratio in scene["speedups"].items()) or "-"
     cells = [

@@ -209,7 +209,7 @@ def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device
     """
     model, cameras = config.ModelParams, config.GenerateCamParams
     if model.pretrained_model_path:
-        return read_gaussians(Path(model.pretrained_model_path))
+        return read_gaussians(Path(model.pretrained_model_path), model.sh_degree)
     prompt = cameras.init_prompt or config.GuidanceParams.text
 
     def made_from_text() -> Any:

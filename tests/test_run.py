@@ -197,7 +197,10 @@ def test_a_second_process_is_told_who_works_in_the_folder(tmp_path):
         checkpoint.save(run.path("checkpoints"), 5, {"step": 5})
         before = contents(tmp_path / "a")
         for how in ("resume", "force"):
-            code = f"from pathlib import Path; from utils.run import Run; Run(Path({str(tmp_path / 'a')!r}), {how}=True).__enter__()"
+            code = (
+                "from pathlib import Path; from utils.run import Run; "
+                f"Run(Path({str(tmp_path / 'a')!r}), {how}=True).__enter__()"
+            )
             second = subprocess.run(
                 [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
             )

@@ -19,6 +19,7 @@ from guidance import models
 from guidance.prior.personalization import refuse_too_long
 from utils.errors import UserError
 from utils.files import atomic
+from utils.srgb import linear_to_srgb
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def _generate(
             f"{source.setting}: Shap-E made no surface for {prompt!r}; try another init_prompt or seed, "
             "or init_shape=sphere"
         )
+    # Shap-E's colours are linear
     linear = torch.stack([mesh.vertex_channels[name] for name in "RGB"], dim=-1)
     return ColoredMesh(
         to_our_frame(mesh.verts.float().cpu()), mesh.faces.cpu(), linear_to_srgb(linear.float().cpu())
@@ -97,14 +99,6 @@ def _generate(
 def to_our_frame(points: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3"]:
     """From Shap-E's frame (z up, front -y) to ours (z up, front +y): half a turn about z, and no mirror image."""
     return points * torch.tensor([-1.0, -1.0, 1.0])
-
-
-def linear_to_srgb(linear: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """sRGB of linear light, both in [0, 1] (IEC 61966-2-1); Shap-E's colours are linear."""
-    linear = linear.clamp(0.0, 1.0)
-    return torch.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-9) ** (1 / 2.4) - 0.055
-    )
 
 
 def _load(source: models.ModelSource, device: torch.device) -> Any:

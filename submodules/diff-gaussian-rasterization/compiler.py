@@ -61,7 +61,14 @@ def requirements() -> list[str]:
 
 def zig():
     """Setuptools' front of Zig's C++ compiler, for every machine of `machine()`'s kind and not for this very one."""
-    command = [sys.executable, "-m", "ziglang", "c++", *(["-target", TARGET] if TARGET else []), "-mcpu=baseline"]
+    command = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "c++",
+        *(["-target", TARGET] if TARGET else []),
+        "-mcpu=baseline",
+    ]
     independent = [] if machine()[0] == "windows" else ["-fPIC"]
     compiler = new_compiler(compiler="unix")
     compiler.set_executables(

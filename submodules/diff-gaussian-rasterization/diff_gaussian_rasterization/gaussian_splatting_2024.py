@@ -35,9 +35,7 @@ class GaussianRasterizer(classic.GaussianRasterizer):
         view = settings.viewmatrix
         depth = means3D @ view[:3, 2] + view[3, 2]
         inverse = depth.clamp_min(NEAR).reciprocal()  # nearer ones are not drawn
-        again = classic.GaussianRasterizer(
-            settings._replace(bg=settings.bg.new_zeros(3)), self.backend
-        )
+        again = classic.GaussianRasterizer(settings._replace(bg=settings.bg.new_zeros(3)), self.backend)
         drawn, _, _, _ = again(
             means3D, means2D, opacities, colors_precomp=inverse[:, None].expand(-1, 3), **shape
         )

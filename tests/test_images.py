@@ -97,6 +97,13 @@ def test_a_caption_stays_over_its_own_picture(text):
     assert (sheet[:, 64:] == 255).all()
 
 
+def test_a_caption_that_is_too_long_is_written_smaller():
+    text = "a purple dinosaur (held out)"
+    sheet = contact_sheet([("", torch.ones(1, 3, 8, 150))], [text])
+    ink = np.flatnonzero((sheet[:LINE] < 200).any(axis=(0, 2)))
+    assert 75 < ink.max() < 149, "all of it, over most of the width"
+
+
 @pytest.mark.parametrize("tile", [6, 24])
 def test_pictures_take_the_width_that_is_asked_for(tile):
     image = torch.zeros(1, 3, 8, 12)

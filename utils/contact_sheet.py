@@ -14,7 +14,7 @@ Images = Float[Tensor, "_ _ _ _"] | UInt8[np.ndarray, "_ _ _ 3"]
 GAP = 4
 """Pixels of white between pictures."""
 LINE, SCALE, SMALLEST = 18, 0.45, 0.2
-"""Height of a line of text in pixels, and the size of its letters: the usual one, and that below which it is cut."""
+"""Height of a line of text in pixels; the size of its letters, and the size under which a text is cut off instead."""
 _FONT, _INK = cv2.FONT_HERSHEY_SIMPLEX, (40, 40, 40)
 
 

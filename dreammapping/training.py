@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arguments import Config
+from dreammapping.memory import MAX_GAUSSIANS, gaussian_bytes
 from gaussian_renderer import Views, disparity, render
 from guidance import build_guidance
 from guidance.models import go_offline
-from guidance.prior.memory import GIB, PLANS, gaussian_bytes
+from guidance.prior.memory import GIB, PLANS
 from guidance.prior.score_model import ScoreModel
 from guidance.prior.shap_e import text_to_mesh
 from guidance.prompts import ViewPrompts
@@ -236,12 +237,12 @@ class Training:
 
     def _most_gaussians(self) -> int | None:
         own = self.config.ModelParams.max_gaussians
-        return own if own is not None else self.score_model.plan.max_gaussians
+        return own if own is not None else MAX_GAUSSIANS.get(self.plan_name)
 
     @property
     def plan_name(self) -> str:
         """The name of the memory plan in use."""
-        return next(name for name, plan in PLANS.items() if plan == self.score_model.plan)
+        return self.score_model.plan.name
 
     def memory(self) -> dict[str, int]:
         """Bytes that an iteration will need, by part, counted without running one."""

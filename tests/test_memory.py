@@ -10,6 +10,7 @@ import torch
 import dreammapping
 import dreammapping.training as training
 from arguments import GuidanceParams, HardwareParams, load
+from dreammapping.memory import MAX_GAUSSIANS, gaussian_bytes
 from dreammapping.training import Training
 from guidance import ScoreModel, ViewPrompts, build_guidance, predictions
 from guidance.prior.gradient_scale import GradientScale
@@ -18,7 +19,6 @@ from guidance.prior.memory import (
     PLANS,
     PeakMeter,
     fused_attention,
-    gaussian_bytes,
     peak_bytes,
     plan_of_card,
     plan_that_fits,
@@ -70,6 +70,7 @@ def test_the_plan_follows_the_card(card, plan):
 )
 def test_the_roomiest_plan_that_fits_is_taken_and_the_smallest_where_none_does(room, plan):
     sizes = {PLANS["8gb"]: 40, PLANS["12gb"]: 60, PLANS["24gb"]: 100, PLANS["max"]: 100}
+    assert len(sizes) == len(PLANS)
     assert plan_that_fits(room, sizes.__getitem__) is PLANS[plan]
 
 
@@ -176,7 +177,7 @@ def test_the_plan_caps_the_gaussians_unless_the_settings_do(folder):
         "device=cpu",
         "HardwareParams.memory=8gb",
     ]
-    assert Training(load(words)[0]).density.max_gaussians == PLANS["8gb"].max_gaussians
+    assert Training(load(words)[0]).density.max_gaussians == MAX_GAUSSIANS["8gb"]
     assert Training(load([*words, "max_gaussians=77"])[0]).density.max_gaussians == 77
 
 

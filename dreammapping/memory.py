@@ -1,7 +1,7 @@
 """What Gaussians take of the memory, and how many of them a memory plan allows."""
 
 MAX_GAUSSIANS = {"8gb": 400_000, "12gb": 1_000_000, "24gb": 3_000_000}
-"""Where densification stops under a plan of `guidance.prior.memory`, unless the settings say so; other plans: nowhere."""
+"""Where densification stops under a memory plan, unless the settings say so; under the others nowhere."""
 
 
 def gaussian_bytes(count: int, coefficients: int, views: int, height: int, width: int) -> int:

@@ -7,9 +7,12 @@ MAX_GAUSSIANS = {"8gb": 400_000, "12gb": 1_000_000, "24gb": 3_000_000}
 def gaussian_bytes(count: int, coefficients: int, views: int, height: int, width: int) -> int:
     """What Gaussians and their rendering take, roughly: parameters, gradients and Adam's moments; lists and pictures.
 
+    Of a view, the lists of Gaussians by tile are most: on a card some 300 bytes a Gaussian. A CPU makes fewer tensors.
+
     Args:
         coefficients: harmonics of a colour channel, 1 at degree 0.
     """
     parameters = 4 * count * (11 + 3 * coefficients)
-    per_view = 120 * count + 4 * 40 * height * width
-    return 4 * parameters + views * per_view
+    activated = 120 * count
+    per_view = 300 * count + 4 * 40 * height * width
+    return 4 * parameters + activated + views * per_view

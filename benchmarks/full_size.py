@@ -19,8 +19,9 @@ from benchmarks import iteration
 from benchmarks.command import RESULTS, finish_measurement
 from benchmarks.random_model import SD2_BASE, random_model, word_tokenizer
 from dreammapping.finished import FinishedRun
+from dreammapping.memory import MAX_GAUSSIANS, gaussian_bytes
 from guidance.models import ModelSource
-from guidance.prior.memory import GIB, PLANS, gaussian_bytes
+from guidance.prior.memory import GIB, PLANS
 from guidance.prior.score_model import ScoreModel
 from train import main as train
 from utils.errors import UserError
@@ -92,7 +93,7 @@ def estimates(settings: Path, views: int) -> dict[str, float]:
     source, found = ModelSource(settings.name, str(settings), "folder"), {}
     model = ScoreModel(pipeline, source, device=torch.device("meta"))
     for name, plan in PLANS.items():
-        count = plan.max_gaussians or 1_000_000
+        count = MAX_GAUSSIANS.get(name, 1_000_000)
         gaussians = gaussian_bytes(count, 1, views, 512, 512)
         found[name] = round((model.estimate_bytes(views, 4, plan) + gaussians) / GIB, 2)
     return found

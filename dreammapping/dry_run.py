@@ -3,7 +3,6 @@
 import time
 
 from arguments import Config
-from dreammapping.memory import plan_name
 from dreammapping.optimization import Build, start
 from utils.device import GIB
 from utils.peak_memory import peak_memory
@@ -34,7 +33,7 @@ def dry_run(config: Config, build: Build | None = None) -> str:
         f"{' x '.join(map(str, prior.image_size))} px, {str(prior.dtype)[6:]}\n"
         f"start     {size} on {device}\n"
         f"method    {config.GuidanceParams.guidance_method}, {optimization.subject.views} views an iteration\n"
-        f"estimate  {sum(needed.values()) / GIB:.2f} GiB of memory ({parts}), plan {plan_name(prior.plan)}\n"
+        f"estimate  {sum(needed.values()) / GIB:.2f} GiB of memory ({parts}), plan {prior.plan.name}\n"
         f"memory    {on_device / GIB:.2f} GiB at its peak so far\n"
         f"time      {seconds:.2f} s an iteration, about {seconds * config.iterations / 60:.0f} min "
         f"for {config.iterations} iterations, after {optimization.warm_up_seconds:.0f} s of compiling\n"

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from dreammapping.memory import plan_name
 from dreammapping.optimization import Optimization
 from guidance.models import shape_provenance
 from utils.peak_memory import peak_memory
@@ -22,7 +21,7 @@ def manifest(optimization: Optimization, *, finished: bool) -> dict[str, Any]:
         "shape_model": shape_provenance(shape_model) if config.starts_from_text else None,
         "device": str(optimization.device),
         "precision": str(prior.dtype)[6:],
-        "memory_plan": plan_name(prior.plan),
+        "memory_plan": prior.plan.name,
         "warm_up_seconds": optimization.warm_up_seconds,
         "peak_memory_bytes": peak_memory(optimization.device),
         "iterations": optimization.step,

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arguments import Config
-from dreammapping.memory import plan_name
 from dreammapping.subject import Shown, Subject
 from guidance import GuidanceOutput, build_guidance
 from guidance.models import go_offline, missing_models
@@ -183,7 +182,7 @@ class Optimization:
 
     def advice(self) -> str:
         """What to say and try when the device is full."""
-        names, used = list(PLANS), plan_name(self.score_model.plan)
+        names, used = list(PLANS), self.score_model.plan.name
         smaller = names[max(names.index(used) - 1, 0)]
         tries = [] if used == smaller else [f"HardwareParams.memory={smaller} (now {used})"]
         return f"{fullness(self.device)}; try {', '.join([*tries, *self.subject.savings()])}, then --resume"

@@ -32,9 +32,10 @@ class Consistent3DGuidance(Guidance, name="consistent3d"):
     def residual(self, draw: Draw) -> Residual:
         predicted = self.predict(draw)                                        # at (x_t1, t_1)
         guided_noise = self.guided(predicted, draw.step)
-        target = self._lower(draw.step).to(draw.timesteps).expand_as(draw.timesteps)
+        lower = self._lower(draw.step).expand_as(draw.host_timesteps)
+        target = self.on_device(lower)
         moved = self.schedule.ddim_step(draw.noisy_latents, guided_noise, draw.timesteps, target)   # Euler, x_t2
-        below = self.predict(dataclasses.replace(draw, noisy_latents=moved, timesteps=target))
+        below = self.predict(dataclasses.replace(draw, host_timesteps=lower, timesteps=target, noisy_latents=moved))
         return Residual(guided_noise - self.guided(below, draw.step), predicted, guided_noise)
 
     def sample_timesteps(self, count: int, step: int, rng: torch.Generator) -> Int[Tensor, " B"]:
@@ -42,7 +43,7 @@ class Consistent3DGuidance(Guidance, name="consistent3d"):
         low, high = (int(end) for end in self.consistent3d.consistent3d_interval)
         draws = count if self.params.timestep_per_view else 1
         apart = torch.randint(low, max(high, low + 1), (draws,), generator=rng).expand(count)
-        lower = self.schedule.indices_of(self._lower(step).cpu())
+        lower = self.schedule.indices_of(self._lower(step))
         top = max(self.schedule.index_at(self.params.max_t_range), int(lower))
         return self.schedule.timesteps_of((lower + apart).clamp(max=top))
 

@@ -22,10 +22,12 @@ from guidance.schedule import NoiseSchedule
 class Draw:
     """x_t and what it was made of: x_0 without gradient, t, ε.
 
+    `host_timesteps` are t once more, on the host: what is decided by t does not wait for the device.
     `rng` gives whatever else a method draws. It is the step's own, so that all methods see the same t and ε.
     """
 
     latents: Float[Tensor, "B C h w"]
+    host_timesteps: Int[Tensor, " B"]
     timesteps: Int[Tensor, " B"]
     noise: Float[Tensor, "B C h w"]
     noisy_latents: Float[Tensor, "B C h w"]
@@ -176,10 +178,9 @@ class Guidance(nn.Module):
         self, latents: Float[Tensor, "B C h w"], text: ViewText, step: int, rng: torch.Generator
     ) -> Draw:
         """t, ε and x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε (Eq. 6)."""
-        timesteps = self.sample_timesteps(len(latents), step, rng)
+        drawn = self.sample_timesteps(len(latents), step, rng)
         noise = self.sample_noise(latents, rng)
-        noisy_latents = self.schedule.add_noise(latents, noise, timesteps)
-        return Draw(latents, timesteps, noise, noisy_latents, text, step, self.rng_of(step))
+        return self._noised(latents, drawn, noise, text, step, self.rng_of(step))
 
     def rng_of(self, step: int) -> torch.Generator:
         """A generator of the step's own, by `noise_seed`."""
@@ -187,13 +188,29 @@ class Guidance(nn.Module):
 
     def redraw(self, draw: Draw) -> Draw:
         """The same x_0 with another ε and a t of each view's own, from the whole schedule: what estimators learn on."""
-        timesteps = self.schedule.sample_all_timesteps(len(draw.latents), draw.rng)
+        drawn = self.schedule.sample_all_timesteps(len(draw.latents), draw.rng)
         noise = sample_noise(draw.latents, draw.rng, offset=self.params.noise_offset)
-        noisy_latents = self.schedule.add_noise(draw.latents, noise, timesteps)
-        return Draw(draw.latents, timesteps, noise, noisy_latents, draw.text, draw.step, draw.rng)
+        return self._noised(draw.latents, drawn, noise, draw.text, draw.step, draw.rng)
+
+    def _noised(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        drawn: Int[Tensor, " B"],
+        noise: Float[Tensor, "B C h w"],
+        text: ViewText,
+        step: int,
+        rng: torch.Generator,
+    ) -> Draw:
+        timesteps = self.on_device(drawn)
+        noisy_latents = self.schedule.add_noise(latents, noise, timesteps)
+        return Draw(latents, drawn, timesteps, noise, noisy_latents, text, step, rng)
+
+    def on_device(self, timesteps: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Timesteps of the host on the score model's device, without waiting for it."""
+        return timesteps.to(self.device, non_blocking=True)
 
     def sample_timesteps(self, count: int, step: int, rng: torch.Generator) -> Int[Tensor, " B"]:
-        """t, by `timestep_schedule`."""
+        """t, by `timestep_schedule`; on the host."""
         return self.schedule.sample_timesteps(count, step, rng)
 
     def sample_noise(

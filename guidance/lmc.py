@@ -107,10 +107,11 @@ class LMCGuidance(Guidance, name="lmc"):
         while len(samples) * len(draw.latents) < params.lmc_bank:
             latents = standard_normal_like(draw.latents, draw.rng)
             for level, following in itertools.pairwise(levels):
-                timesteps, target = (
-                    self.schedule.timesteps_of(each.expand(len(latents))) for each in (level, following)
+                drawn, end = (self.schedule.timesteps_of(each.expand(len(latents))) for each in (level, following))
+                timesteps, target = self.on_device(drawn), self.on_device(end)
+                here = dataclasses.replace(
+                    draw, host_timesteps=drawn, timesteps=timesteps, noisy_latents=latents
                 )
-                here = dataclasses.replace(draw, noisy_latents=latents, timesteps=timesteps)
                 guided_noise = self.guided(self.predict(here), draw.step)
                 latents = self.schedule.ddim_step(latents, guided_noise, timesteps, target)
             samples.append(latents)

@@ -16,14 +16,15 @@ class NFSDGuidance(Guidance, name="nfsd"):
     nfsd: NFSDParams
 
     def residual(self, draw: Draw) -> Residual:
-        noisy = draw.timesteps >= self.nfsd.nfsd_cutoff
+        cutoff = self.nfsd.nfsd_cutoff
         predicted = self.predict(
             draw,
             base=draw.text.rows("empty"),
             extra=draw.text.rows("negative"),
-            extra_views=noisy,
+            extra_views=draw.host_timesteps >= cutoff,
         )
-        removed = noisy.view(-1, 1, 1, 1) * predicted.extra                   # ε_n, or nothing
+        noisy = (draw.timesteps >= cutoff).view(-1, 1, 1, 1)
+        removed = noisy * predicted.extra                                     # ε_n, or nothing
         denoising = predicted.base - removed                                  # d_D
         guided_noise = self.guided(predicted, draw.step)
         scale = self.text_scale(draw.step) + 1                                # s

@@ -18,6 +18,8 @@ STEPS_OFFSET = 1  # Stable Diffusion's DDIM: scheduler index k means timestep k 
 class NoiseSchedule:
     """ᾱ_t, x_t, ω(t), λ_t, the steps between noise levels, and the range that t is drawn from.
 
+    Timesteps are drawn and reckoned with on the host; the tables take them from there or from their own device.
+
     Tables are computed in float64 and kept in float32, one value per timestep in [0, T). Coefficients come back
     as `B 1 1 1`, ready to scale latents.
 
@@ -149,14 +151,12 @@ class NoiseSchedule:
     def sample_all_timesteps(self, count: int, rng: torch.Generator) -> Int[Tensor, " B"]:
         """One t of the whole schedule for each of `count` views: what estimators of Table 1 are trained on."""
         total = len(self.alphas_cumprod)
-        timesteps = torch.randint(0, total, (count,), generator=rng)
-        return timesteps.to(self.alphas_cumprod.device, non_blocking=True)
+        return torch.randint(0, total, (count,), generator=rng)
 
     def timesteps_of(self, indices: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """The timesteps that scheduler indices mean, on the schedule's device."""
+        """The timesteps that scheduler indices mean, where those are."""
         total = len(self.alphas_cumprod)
-        timesteps = (indices * (total // self._index_count) + STEPS_OFFSET).clamp(0, total - 1)
-        return timesteps.to(self.alphas_cumprod.device, non_blocking=True)
+        return (indices * (total // self._index_count) + STEPS_OFFSET).clamp(0, total - 1)
 
     def indices_of(self, timesteps: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         """The scheduler indices that mean these timesteps."""
@@ -172,4 +172,4 @@ class NoiseSchedule:
 
 
 def _at(table: Float[Tensor, " T"], timesteps: Int[Tensor, " B"]) -> Float[Tensor, "B 1 1 1"]:
-    return table[timesteps].view(-1, 1, 1, 1)
+    return table[timesteps.to(table.device, non_blocking=True)].view(-1, 1, 1, 1)

@@ -2,14 +2,16 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from arguments import GuidanceParams
 from arguments.groups.guidance import METHODS
 from guidance import build_guidance
 from guidance.ism import Inverted
-from guidance.prompts import SharedText, ViewText
+from guidance.prompts import SharedText, ViewPrompts, ViewText
 from tests.settings import config_of
 from tests.tiny_models import LatentPrior, StandIn, alphas_cumprod, one_point_denoiser
 
@@ -552,6 +554,29 @@ def test_what_a_method_draws_beside_leaves_t_and_the_noise_of_the_next_step(meth
         return outputs[-1].draw.timesteps, seen[-1]
 
     assert all(map(torch.equal, second(method), second("sds")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("perpneg", [False, True])
+def test_no_method_waits_for_a_number_of_the_device(method, perpneg, monkeypatch):
+    """On a device whose tensors hold nothing, to read one or to copy it to the host is an error."""
+    adam = torch.optim.Adam  # fused, which asks on the device whether to step, it knows no such device
+    monkeypatch.setattr(torch.optim, "Adam", lambda own, fused, **options: adam(own, **options))
+    monkeypatch.setattr("guidance.vdm.step_unless", lambda optimizer, broken: None)
+    prior = LatentPrior(opinion)
+    prior.alphas_cumprod = prior.alphas_cumprod.to("meta")
+    prior.build_lora = lambda **_: StandIn(lambda noisy, *rest: noisy).to("meta")
+    guidance = build(method, prior, perpneg=perpneg, lookahead=True, noise_offset=0.1, timestep_per_view=True)
+    if method == "lmc":
+        guidance.trained.fill_(True)
+    encoder = SimpleNamespace(encode_text=lambda texts: torch.zeros(len(texts), 1, 1, device="meta"))
+    prompts = ViewPrompts(encoder, GuidanceParams(text="a car", perpneg=perpneg))
+    for step in (1, 60):
+        text = prompts(torch.tensor([10.0, 100.0]), torch.zeros(VIEWS, 4, 4, device="meta"))
+        images = pictures().to("meta").requires_grad_()
+        output = guidance(images, text, step, torch.Generator().manual_seed(0))
+        torch.stack(list(output.losses.values())).sum().backward()
+        assert images.grad is not None and images.grad.is_meta
 
 
 def test_an_estimator_sees_fresh_noise_where_the_noise_is_fixed():

@@ -6,7 +6,6 @@ part of a cast: every picture is linear in both, so `Layers` serve all colours a
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +64,7 @@ class Cameras:
 
 @dataclass(frozen=True)
 class Layers:
-    """Pictures without their paint and background: `fixed` (V, 3, S, S), `paint` and `alpha` (V, 1, S, S), in [0, 1]."""
+    """Pictures without their paint and background: layers (V, C, S, S) in [0, 1]."""
 
     fixed: Float[Tensor, "V 3 S S"]
     """What no paint changes, premultiplied."""

@@ -33,7 +33,7 @@ def fastest(function: F, trial: Callable[[F], object], wanted: bool, title: str)
     try:
         compiled = torch.compile(function, dynamic=False)
         trial(compiled)
-    except Exception as error:  # whatever a compiler may raise: none of it should end a training
+    except Exception as error:  # noqa: BLE001 whatever a compiler raises, it should end no training
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _log.warning("toybox %s: goes on without compilation, which failed (%s)", title, reason)
         torch._dynamo.reset()

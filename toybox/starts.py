@@ -134,6 +134,6 @@ def _attend_to_neighbours(attention: nn.Module, stride: float, place: int) -> No
 
 
 def _turn(steps: float) -> Tensor:
-    """The rotation (8, 8) from a place's cosines and sines to those of the place `steps` eighths of the image further."""
+    """The rotation (8, 8) from a place's cosines and sines to those `steps` eighths of the image further."""
     cosine, sine = torch.diag((steps * _waves()).cos()), torch.diag((steps * _waves()).sin())
     return torch.cat((torch.cat((cosine, -sine), dim=1), torch.cat((sine, cosine), dim=1)))

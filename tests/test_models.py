@@ -254,9 +254,7 @@ def test_everything_that_a_run_lacks_is_named_at_once(tmp_path):
     words = ["has no vae's weights", "'nobody/vae'", "a.safetensors", "b.bin", "'nobody/shape'"]
     assert len(problems) == 5
     assert all(word in problem for word, problem in zip(words, problems, strict=True))
-    forgiving = models.missing_models(
-        load(["--opt", "configs/cat.yaml", f"model_key={models.TOYBOX}"])[0], True
-    )
+    forgiving = models.missing_models(load(["--opt", "configs/cat.yaml", f"model_key={models.TOYBOX}"])[0])
     assert forgiving == []
 
 

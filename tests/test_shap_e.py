@@ -48,7 +48,7 @@ def made(monkeypatch):
         runs.append((prompt, seed))
         return generate(prompt, seed, *rest)
 
-    monkeypatch.setattr(text_to_shape, "_generate", counted)
+    monkeypatch.setattr(module, "_generate", counted)
     return runs
 
 

@@ -1,4 +1,4 @@
-"""The whole suite under the instruction sets, the numbers of threads and the orders that other machines would run it in.
+"""The whole suite under the instruction sets, the numbers of threads and the orders of other machines.
 
 `make test-matrix`, or `python tests/matrix.py [tests or options of pytest]` for a part of it. Prints a table last.
 """
@@ -45,19 +45,25 @@ def processor_flags() -> set[str]:
     return {flag for line in lines if line.startswith("flags") for flag in line.split(":", 1)[1].split()}
 
 
+def show(line: str) -> None:
+    """A line for the user, before what pytest prints next."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main(arguments: list[str]) -> int:
     """Runs every cell, each in an order of its own; 1 if one of them was not green."""
     results = []
     for seed, (name, environment) in enumerate(cells(processor_flags(), os.cpu_count() or 1)):
         settings = " ".join(f"{key}={value}" for key, value in environment.items())
-        print(f"\n{settings} python -m pytest {SHUFFLE}={seed} {' '.join(arguments)}", flush=True)
+        show(f"\n{settings} python -m pytest {SHUFFLE}={seed} {' '.join(arguments)}")
         start = time.monotonic()
         command = [sys.executable, "-m", "pytest", "-q", f"{SHUFFLE}={seed}", *arguments]
         code = subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False).returncode
         results.append((name, code, time.monotonic() - start))
-    print("\n| cell | pytest | seconds |\n| --- | --- | --- |")
+    show("\n| cell | pytest | seconds |\n| --- | --- | --- |")
     for name, code, seconds in results:
-        print(f"| {name} | {'green' if code == 0 else f'red ({code})'} | {seconds:.0f} |")
+        show(f"| {name} | {'green' if code == 0 else f'red ({code})'} | {seconds:.0f} |")
     return int(any(code for _, code, _ in results))
 
 

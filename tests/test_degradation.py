@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from arguments import GuidanceParams
+from arguments import VDMParams
 from guidance.degradation import Pointwise, ULite, build_degradation
 
 
@@ -13,7 +13,7 @@ def parameters(module):
 
 
 def operator(shape=(4, 32, 32), seed=0, **settings):
-    return build_degradation(GuidanceParams(**settings), shape, torch.Generator().manual_seed(seed))
+    return build_degradation(VDMParams(**settings), shape, torch.Generator().manual_seed(seed))
 
 
 def test_u_lite_has_its_published_size():

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from arguments import GenerateCamParams, load, to_yaml
+from dreammapping.evaluation.command import main
+from dreammapping.evaluation.exhibit import Exhibit, all_around
+from dreammapping.evaluation.judge import judge, judge_run, score, table
+from dreammapping.finished import FinishedRun
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians, write_points
 from tests.tiny_models import byte_tokenizer
 from toybox import raycast, world
 from toybox.clip import Clip
-from toybox.exhibit import Exhibit, all_around, parse_caption
-from toybox.judge import caption_pairs, judge, judge_run, main, score, table
+from toybox.recognition import caption_pairs, parse_caption
 from utils.errors import UserError
 
 PAIR = ("car", "blue")
@@ -146,10 +149,10 @@ def test_a_run_is_judged_beside_its_truth_and_its_start(run):
 
 
 def test_without_its_points_the_start_is_made_again(run):
-    exhibit = Exhibit.of_run(run, all_around(4))
-    stored = exhibit.start()
+    finished = FinishedRun.open(run)
+    stored = finished.start()
     (run / "init_points3d.ply").unlink()
-    first, second = exhibit.start(), exhibit.start()
+    first, second = finished.start(), finished.start()
     assert len(first) == len(stored) == 50
     torch.testing.assert_close(first.means, second.means, rtol=0, atol=0)
 

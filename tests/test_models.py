@@ -100,7 +100,6 @@ def test_what_a_single_file_predicts_is_set_stated_or_asked_of_its_unet(small, n
     half = ScoreModel.from_pretrained(
         GuidanceParams(model_key=str(silent)),
         "cpu",
-        offline=True,
         hardware=HardwareParams(precision="float16"),
     )
     assert (half.prediction_type, half.unet.dtype) == ("v_prediction", torch.float16)
@@ -191,7 +190,7 @@ def test_damaged_weights_are_named_before_anything_is_loaded(tmp_path):
     damaged = [folder / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-10])
-    problems = models.check_available(GuidanceParams(model_key=str(folder)), offline=True)
+    problems = models.check_available(GuidanceParams(model_key=str(folder)))
     for path, problem in zip(damaged, problems, strict=True):
         assert f"{path} is damaged or half-downloaded; copy it again" in problem
 
@@ -200,7 +199,7 @@ def test_weights_of_another_precision_alone_are_not_taken_for_what_is_loaded(tmp
     folder = save_pipeline(tmp_path / "model")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    (problem,) = models.check_available(GuidanceParams(model_key=str(folder)), offline=True)
+    (problem,) = models.check_available(GuidanceParams(model_key=str(folder)))
     assert "has no unet's weights" in problem
 
 
@@ -226,7 +225,7 @@ def test_a_pickle_in_a_folder_runs_no_code(tmp_path):
 def test_a_single_file_without_a_tokenizer_says_where_to_get_one(small, tmp_path):
     path = tmp_path / "model.safetensors"
     path.symlink_to(small["sd1"][1])
-    (problem,) = models.check_available(GuidanceParams(model_key=str(path)), offline=True)
+    (problem,) = models.check_available(GuidanceParams(model_key=str(path)))
     assert "needs the tokenizer of openai/clip-vit-large-patch14" in problem
     assert "put a folder named tokenizer" in problem
 
@@ -251,7 +250,7 @@ def test_everything_that_a_run_lacks_is_named_at_once(tmp_path):
         ),
         GenerateCamParams=GenerateCamParams(init_shape="shape", init_fallback="stop", shape_model="nobody/shape"),
     )  # fmt: skip
-    problems = models.missing_models(config, offline=True)
+    problems = models.missing_models(config)
     words = ["has no vae's weights", "'nobody/vae'", "a.safetensors", "b.bin", "'nobody/shape'"]
     assert len(problems) == 5
     assert all(word in problem for word, problem in zip(words, problems, strict=True))

@@ -36,7 +36,9 @@ def test_gsplat_is_called_as_it_can_be(monkeypatch):
     """It refuses backgrounds in its packed form, which is its default, and needs gradients of all parameters."""
     scene = splat_scenes.object_scene(20, 16, 4, torch.device("cpu"))
 
-    def rasterization(means, quats, scales, opacities, colors, viewmats, ks, width, height, *, packed=True, **given):
+    def rasterization(
+        means, quats, scales, opacities, colors, viewmats, ks, width, height, *, packed=True, **given
+    ):
         assert not (packed and given["backgrounds"] is not None)
         assert (viewmats.shape, ks.shape, given["backgrounds"].shape) == ((4, 4, 4), (4, 3, 3), (4, 3))
         assert (given["render_mode"], opacities.shape) == ("RGB+D", (20,))

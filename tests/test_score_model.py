@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
-from arguments import GuidanceParams, OptimizationParams
-from guidance import ScoreModel, ViewPrompts, build_guidance, models, predicted_images
+from arguments import GuidanceParams
+from guidance import ScoreModel, ViewPrompts, build_guidance, models
+from tests.settings import config_of
 from tests.tiny_models import save_pipeline
 from utils.errors import UserError
 
@@ -40,7 +41,7 @@ def copied(folders, tmp_path):
 
 
 def load(folder, **settings):
-    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(folder), **settings), "cpu", offline=True)
+    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(folder), **settings), "cpu")
 
 
 def edit_json(path, **changes):
@@ -180,10 +181,10 @@ def test_a_v_prediction_is_consistent_with_diffusers_x0(score_models):
 
 def test_evaluations_are_counted_per_latent(folders):
     model = load(folders["sd1"])
-    params = GuidanceParams(text="a cat", perpneg=False)
-    guidance = build_guidance(params, OptimizationParams(), model)
+    config = config_of(text="a cat", perpneg=False)
+    guidance = build_guidance(config, model)
     images = torch.rand(2, 3, 64, 64, requires_grad=True)
-    text = ViewPrompts(model, params)(torch.tensor([0.0, 90.0]))
+    text = ViewPrompts(model, config.GuidanceParams)(torch.tensor([0.0, 90.0]))
     for step in (1, 2):
         sum(guidance(images, text, step, draw()).losses.values()).backward()
         assert model.evaluations.state_dict() == {"forward": 2 * 2 * step, "backward": 0}
@@ -193,15 +194,16 @@ def test_evaluations_are_counted_per_latent(folders):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_step_of_vdm_runs_on_every_layout_and_can_be_drawn(score_models, layout):
-    model, params = score_models[layout], GuidanceParams(text="a cat", negative="blurry")
-    guidance = build_guidance(params, OptimizationParams(), model)
+    model, config = score_models[layout], config_of(text="a cat", negative="blurry")
+    guidance = build_guidance(config, model)
     images = torch.rand(2, 3, 32, 32, requires_grad=True)
-    text = ViewPrompts(model, params)(torch.tensor([0.0, 120.0]))
+    text = ViewPrompts(model, config.GuidanceParams)(torch.tensor([0.0, 120.0]))
     output = guidance(images, text, 1, draw())
-    sum(output.losses.values()).backward()
-    assert output.stats["finite"]
+    total = sum(output.losses.values())
+    assert total.isfinite()
+    total.backward()
     assert images.grad.abs().sum() > 0
-    assert [picture.shape for picture in predicted_images(output.trace, model)] == [(2, 3, 64, 64)] * 2
+    assert [picture.shape for picture in guidance.predicted_images(output)] == [(2, 3, 64, 64)] * 2
 
 
 def test_small_memory_gives_the_same_numbers(score_models, folders):
@@ -290,7 +292,7 @@ def test_a_cached_original_wins_over_the_mirror(monkeypatch, tmp_path):
 
 def test_a_model_that_is_not_on_this_machine_is_one_clear_line():
     with pytest.raises(UserError) as error:
-        ScoreModel.from_pretrained(GuidanceParams(model_key="nobody/nothing"), "cpu", offline=True)
+        ScoreModel.from_pretrained(GuidanceParams(model_key="nobody/nothing"), "cpu")
     line = str(error.value)
     assert "cannot load 'nobody/nothing'" in line
     assert "run once without --offline" in line
@@ -309,16 +311,14 @@ def test_hub_errors_are_told_apart_through_the_chain_of_causes(name, cause):
     error.__cause__ = ValueError("deeper")
     error.__cause__.__context__ = kind.__new__(kind)
     source = models.ModelSource("sd15", models.ALIASES["sd15"], "hub")
-    line = str(models.loading_error(error, source, offline=False))
+    line = str(models.loading_error(error, source))
     assert cause in line
     assert "'sd15' (stable-diffusion-v1-5/stable-diffusion-v1-5)" in line
 
 
 def test_a_full_disk_is_called_so():
     error = OSError(28, "No space left on device")
-    assert "disk is full" in str(
-        models.loading_error(error, models.ModelSource("a/b", "a/b", "hub"), offline=False)
-    )
+    assert "disk is full" in str(models.loading_error(error, models.ModelSource("a/b", "a/b", "hub")))
 
 
 def test_a_damaged_weight_file_is_called_so(copied):
@@ -341,25 +341,25 @@ def test_a_scheduler_of_another_prediction_type_is_refused(copied):
 
 
 def test_availability_names_everything_that_is_missing_at_once(copied):
-    assert models.check_available(GuidanceParams(model_key=str(copied)), offline=True) == []
+    assert models.check_available(GuidanceParams(model_key=str(copied))) == []
     (copied / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     shutil.rmtree(copied / "tokenizer")
-    problems = models.check_available(GuidanceParams(model_key=str(copied)), offline=True)
+    problems = models.check_available(GuidanceParams(model_key=str(copied)))
     assert len(problems) == 2
     assert "has no tokenizer" in problems[0]
     assert "has no unet's weights" in problems[1]
 
 
 def test_availability_of_what_is_not_on_this_machine():
-    (problem,) = models.check_available(GuidanceParams(model_key="nobody/nothing"), offline=True)
+    (problem,) = models.check_available(GuidanceParams(model_key="nobody/nothing"))
     assert "cannot load 'nobody/nothing'" in problem
-    (problem,) = models.check_available(GuidanceParams(), offline=True)
+    (problem,) = models.check_available(GuidanceParams())
     assert "got none" in problem
 
 
 def test_the_toybox_prior_knows_noise_from_picture_and_prompt_from_nothing():
     params = GuidanceParams(model_key="toybox", text="a red car", perpneg=False)
-    model = ScoreModel.from_pretrained(params, "cpu", offline=True)
+    model = ScoreModel.from_pretrained(params, "cpu")
     text = ViewPrompts(model, params)(torch.tensor([0.0, 90.0]))
     images = torch.full((2, 3, *model.image_size), 0.8)
     images[:, 0, 48:80, 40:88], images[:, 1:, 48:80, 40:88] = 0.9, 0.1

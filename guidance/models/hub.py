@@ -26,13 +26,18 @@ PICKLED_WEIGHTS = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
 READ_BY_LOADERS = re.compile(
     r"(model|diffusion_pytorch_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"
 )
-"""Names of weights that are loaded unasked: other precisions have a word more."""
+"""Names of weights that are loaded unasked: those of other precisions have a further word in their names."""
 
 
 def go_offline() -> None:
-    """Forbid every question to a hub; must come before the hub's client is first imported."""
+    """Ask no hub from here on; must come before the hub's client is first imported, which reads this once."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+
+def is_offline() -> bool:
+    """Whether no hub may be asked: by `go_offline`, or by the user's HF_HUB_OFFLINE."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cached(hub_id: str, marker: str = "model_index.json") -> Path | None:
@@ -80,13 +85,13 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
-def check_reachable(hub_id: str, offline: bool) -> None:
+def check_reachable(hub_id: str) -> None:
     """Ask the hub whether it has a model, without fetching it.
 
     Raises:
         OSError, RuntimeError, ValueError: it has not, or cannot be asked.
     """
-    if offline:
+    if is_offline():
         raise FileNotFoundError(hub_id)
     from huggingface_hub import HfApi
 
@@ -139,13 +144,13 @@ def wanted_files(names: Sequence[str], components: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def download(hub_id: str, files: Sequence[str], offline: bool) -> Path:
+def download(hub_id: str, files: Sequence[str]) -> Path:
     """Fetch some small files of a repository; returns the snapshot.
 
     Raises:
         OSError, RuntimeError, ValueError: of the hub's client.
     """
-    if offline:
+    if is_offline():
         raise FileNotFoundError(hub_id)
     from huggingface_hub import snapshot_download
 
@@ -185,7 +190,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def cause_of(error: BaseException, offline: bool) -> str:
+def cause_of(error: BaseException) -> str:
     """Why loading or fetching failed and what to do, in words. Walks the chain of causes."""
     from huggingface_hub import errors
 
@@ -204,7 +209,7 @@ def cause_of(error: BaseException, offline: bool) -> str:
         return "the disk is full: free space, or set HF_HOME to another disk"
     kinds = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, FileNotFoundError, ConnectionError)
     if caused_by(*kinds):
-        if offline or os.environ.get("HF_HUB_OFFLINE"):
+        if is_offline():
             return "it is not (wholly) on this machine and no hub may be asked: run once without --offline"
         return "it is not (wholly) on this machine and the hub cannot be reached: check the network or HF_ENDPOINT"
     return str(error).strip().partition("\n")[0]

@@ -175,9 +175,7 @@ class _Rasterize(torch.autograd.Function):
         del kept
         if status == _NOT_FINITE:
             require_finite({CALLED.get(name, name): t for name, t in inputs.items() if t is not None})
-            raise ValueError(
-                "shs: expected numbers whose spherical-harmonic sum is finite, got an overflow"
-            )
+            raise ValueError("shs: expected numbers whose spherical-harmonic sum is finite, got an overflow")
         if status == _OUT_OF_MEMORY:
             raise RuntimeError(
                 "the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image"

@@ -13,8 +13,8 @@ __all__ = ["GaussianRasterizationSettings", "GaussianRasterizer"]
 class GaussianRasterizer(classic.GaussianRasterizer):
     """As the classic one, but returns the inverse depth, which is drawn as a colour by a second pass.
 
-    A call takes twice the time of the classic one. The second pass is differentiated only where `inverse_depth` is used,
-    and adds nothing to `means2D.absgrad`.
+    A call takes twice the time of the classic one. The second pass is differentiated only where `inverse_depth` is
+    used, and adds nothing to `means2D.absgrad`.
     """
 
     def forward(
@@ -35,9 +35,7 @@ class GaussianRasterizer(classic.GaussianRasterizer):
         view = settings.viewmatrix
         depth = means3D @ view[:3, 2] + view[3, 2]
         inverse = depth.clamp_min(NEAR).reciprocal()  # nearer ones are not drawn
-        again = classic.GaussianRasterizer(
-            settings._replace(bg=settings.bg.new_zeros(3)), self.backend
-        )
+        again = classic.GaussianRasterizer(settings._replace(bg=settings.bg.new_zeros(3)), self.backend)
         drawn, _, _, _ = again(
             means3D, means2D, opacities, colors_precomp=inverse[:, None].expand(-1, 3), **shape
         )

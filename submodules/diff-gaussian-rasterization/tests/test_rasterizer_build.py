@@ -50,7 +50,10 @@ def test_a_compiler_that_is_missing_or_broken_is_none(compiler, monkeypatch, tmp
 @pytest.mark.skipif(os.name == "nt", reason="Microsoft's compiler is not chosen by CC")
 def test_a_compiler_that_compiles_is_enough(compiler, monkeypatch, tmp_path):
     """The stand-in writes what it is told to."""
-    use(monkeypatch, script(tmp_path / "cxx", 'while [ $# -gt 1 ]; do test "$1" = -o && : > "$2"; shift; done; exit 0'))
+    use(
+        monkeypatch,
+        script(tmp_path / "cxx", 'while [ $# -gt 1 ]; do test "$1" = -o && : > "$2"; shift; done; exit 0'),
+    )
     monkeypatch.chdir(PACKAGE)
     assert compiler.compiles()
     assert compiler.requirements() == []
@@ -90,9 +93,13 @@ def ziglang(tmp_path_factory):
     """The folder of a fetched compiler, and its cache."""
     folder = tmp_path_factory.mktemp("ziglang")
     requirement = next(
-        line.split('"')[1] for line in (PACKAGE / "compiler.py").read_text().splitlines() if line.startswith("ZIG =")
+        line.split('"')[1]
+        for line in (PACKAGE / "compiler.py").read_text().splitlines()
+        if line.startswith("ZIG =")
     )
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", folder, requirement], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--target", folder, requirement], check=True
+    )
     return folder
 
 
@@ -106,7 +113,16 @@ def build(ziglang: Path, out: Path, target: str = "") -> Path:
         "ZIG_LOCAL_CACHE_DIR": str(ziglang / "cache"),
         "GAUSSIAN_KERNEL_TARGET": target,
     }
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", out, "--build-temp", out / "objects"]
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        out,
+        "--build-temp",
+        out / "objects",
+    ]
     subprocess.run(command, cwd=PACKAGE, env=environment, check=True)
     return next(out.glob("diff_gaussian_rasterization/libgaussians.*"))
 
@@ -145,5 +161,11 @@ def test_zig_builds_for_other_systems(ziglang, tmp_path, target):
     assert library.suffix == suffix
     content = library.read_bytes()
     assert content.startswith(magic)
-    for name in (b"gs_forward", b"gs_backward", b"gs_release", b"gs_instruction_sets", b"gs_use_instruction_set"):
+    for name in (
+        b"gs_forward",
+        b"gs_backward",
+        b"gs_release",
+        b"gs_instruction_sets",
+        b"gs_use_instruction_set",
+    ):
         assert name in content

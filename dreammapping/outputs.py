@@ -1,0 +1,158 @@
+"""What a run leaves while it goes on, in upstream's layout: the asset, test views, videos, pictures of the process."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments import Config
+from dreammapping.subject import Subject
+from scene.cameras import Cameras, cameras_json, orbit
+from scene.ply import write_points
+from utils.colormap import colored_depth
+from utils.contact_sheet import contact_sheet
+from utils.images import read_picture, to_uint8, write_picture, write_video
+from utils.run import Run
+from utils.writer import Writer
+
+TEST_VIEWS = 8
+"""Cameras on each ring of the test set (upstream's `test_six_views` has 8, or 16 with the elevated ring)."""
+
+
+class Outputs:
+    """Writes what is due after an iteration: the asset, and pictures of the process, these in the background.
+
+    As a context it waits, at the end of the block, for what is still being written.
+    """
+
+    def __init__(self, config: Config, run: Run, subject: Subject) -> None:
+        self.config, self.run, self.subject = config, run, subject
+        self.save_iterations = fractions(config.iterations, config.save_ratio)
+        self._writer = Writer()
+
+    def __enter__(self) -> "Outputs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until every picture is written."""
+        self._writer.flush()
+
+    def write_start(self) -> None:
+        """What is known before the first iteration."""
+
+    def write_due(self, step: int, rows: Callable[[], dict[str, Float[Tensor, "B _ H W"]]]) -> None:
+        """Whatever is due after an iteration.
+
+        Args:
+            rows: what the guidance saw and predicted, asked for where a picture of it is due.
+        """
+        if step in self.save_iterations:
+            self.subject.save(self.run.folder, step)
+        if step % self.config.picture_interval == 0:
+            path = self.run.path("train_process", f"iter_{step}.jpg")
+            self._writer.submit(_write_process_picture, path, rows())
+
+    def write_end(self) -> None:
+        """What needs the whole run."""
+
+
+class Scene(Protocol):
+    """A subject that cameras look at."""
+
+    def look(self, cameras: Cameras) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 1 H W"]]]:
+        """Images and disparities of `cameras` before the plain background, some views at a time."""
+        ...
+
+    def points(self) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+        """Points of it and their colours in [0, 1]."""
+        ...
+
+
+class SceneOutputs(Outputs):
+    """As `Outputs`, and what is seen of a scene: test views, turntable videos, and a video of it as it forms."""
+
+    def __init__(self, config: Config, run: Run, subject: Subject) -> None:
+        super().__init__(config, run, subject)
+        self.scene: Scene = subject  # type: ignore[assignment]
+        cameras, params = config.GenerateCamParams, config.OptimizationParams
+        self.test_cameras = orbit(TEST_VIEWS, cameras, elevated_ring=cameras.render_45)
+        self.video_cameras = orbit(config.video_frames, cameras, elevated_ring=True)
+        self.process_cameras = orbit(params.pro_frames_num, cameras, elevated_ring=params.pro_render_45)
+        self.test_iterations = fractions(config.iterations, config.test_ratio) | {1}
+        self.process_interval = max(config.iterations // params.pro_frames_num, 1)
+
+    def write_start(self) -> None:
+        """The points that the run starts from, the test cameras, and the file by which SIBR viewers know a run."""
+        points, colors = self.scene.points()
+        write_points(self.run.path("init_points3d.ply"), points, colors.clamp(0.0, 1.0))
+        self.run.write_text("cameras.json", json.dumps(cameras_json(self.test_cameras)))
+        model = self.config.ModelParams
+        values = {
+            "sh_degree": model.sh_degree,
+            "model_path": str(self.run.folder),
+            "white_background": model.white_background,
+        }
+        arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        self.run.write_text(
+            "cfg_args", f"Namespace({arguments}, source_path='', images='images', resolution=-1, eval=False)"
+        )
+
+    def write_due(self, step: int, rows: Callable[[], dict[str, Float[Tensor, "B _ H W"]]]) -> None:
+        if step % self.process_interval == 0 and self.config.OptimizationParams.save_process:
+            self._write_process_frame(step)
+        if step in self.test_iterations:
+            self._write_test_views(step)
+            if self.config.save_video:
+                self._write_videos(step)
+        super().write_due(step, rows)
+
+    def write_end(self) -> None:
+        """Turn the frames of the process into a video."""
+        frames = sorted(self.run.path("process_videos", "frames").glob("*.jpg"))
+        if frames:
+            write_video(self.run.path("process_videos", "video_rgb.mp4"), map(read_picture, frames))
+            shutil.rmtree(self.run.path("process_videos", "frames"))
+
+    def _write_test_views(self, step: int) -> None:
+        folder = self.run.path("test_six_views", f"{step}_iteration")
+        chunks = list(self.scene.look(self.test_cameras))
+        images, shapes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
+            write_picture(folder / f"render_view_{index}.png", image[None])
+            write_picture(folder / f"render_depth_{index}.png", colored_depth(shape[None])[0])
+
+    def _write_videos(self, step: int) -> None:
+        chunks = [
+            (to_uint8(image), colored_depth(shape)) for image, shape in self.scene.look(self.video_cameras)
+        ]
+        for name, parts in zip(("rgb", "depth"), zip(*chunks, strict=True), strict=True):
+            write_video(
+                self.run.path("videos", f"{step}_iteration", f"video_{name}_{step}.mp4"),
+                np.concatenate(parts),
+            )
+
+    def _write_process_frame(self, step: int) -> None:
+        index = (step // self.process_interval - 1) % len(self.process_cameras)
+        image, _ = next(self.scene.look(self.process_cameras[index : index + 1]))
+        path = self.run.path("process_videos", "frames", f"{step:07d}.jpg")
+        self._writer.submit(write_picture, path, image)
+
+
+def _write_process_picture(path: Path, rows: dict[str, Float[Tensor, "B _ H W"]]) -> None:
+    """Rows with their names, the disparity among them in colour."""
+    shown = {name: colored_depth(row) if name == "disparity" else row for name, row in rows.items()}
+    write_picture(path, contact_sheet(shown.items()))
+
+
+def fractions(iterations: int, parts: int) -> set[int]:
+    """The last iteration, and the `parts - 1` that divide the run evenly before it."""
+    return {part * iterations // parts for part in range(1, parts)} - {0} | {iterations}

@@ -1,0 +1,34 @@
+"""One degradation operator trained across prompts: a chain of runs, each of which goes on with M of the last."""
+
+from pathlib import Path
+
+from dreammapping.reproduction.cells import Cell, CellStore, Trainer, run_missing
+from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts
+from dreammapping.reproduction.table import Plan, make_cell
+from utils.repository import ROOT
+
+LENGTH = 4
+"""Runs of the chain."""
+
+
+def chain(plan: Plan, output: Path) -> dict[Cell, list[str]]:
+    """The runs in their order, and their settings; the prompts are none of a table over `plan.prompts`.
+
+    Args:
+        output: the folder of all runs, as the settings name it.
+    """
+    cells, start = {}, ("GuidanceParams.guidance=vdm",)
+    for prompt in choose_prompts(plan.prompts + LENGTH, exclude=TUNED_ON)[plan.prompts :]:
+        cell, settings = make_cell(plan, prompt, "operator", start, seed=0)
+        cells[cell] = settings
+        start = ("GuidanceParams.guidance=vdm", f"GuidanceParams.operator_init={output / cell.workspace}")
+    return cells
+
+
+def train_chain(cells: dict[Cell, list[str]], output: Path) -> list[str]:
+    """Run what is missing of the chain; the messages of what failed. What is finished is noted beside the runs."""
+    trainer = Trainer(ROOT / output)
+    store = CellStore(ROOT / output / "bench_logs" / "operator.json")
+    return run_missing(
+        cells, store, lambda cell: {"run": trainer.train(cell, cells[cell]).name}, 1, trainer.stop
+    )

@@ -1,0 +1,336 @@
+"""The frozen latent diffusion model: images to latents and back, text to embeddings, x_t to ε.
+
+With `pipeline.py` and `shap_e.py` the only importer of diffusers and transformers, which load when a model does.
+"""
+
+import copy
+import dataclasses
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from arguments import GuidanceParams, HardwareParams
+from guidance import models
+from guidance.noise import standard_normal_like
+from guidance.prior import personalization
+from guidance.prior.gradient_scale import GradientScale
+from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
+from guidance.prior.pipeline import load_pipeline
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+COMPILED_MULTIPLE = 4
+"""A compiled U-Net gets batches of multiples of this, so that few shapes are compiled."""
+
+
+@dataclasses.dataclass
+class Evaluations:
+    """How often the U-Net ran, counted per latent: a batch of 4 views with 2 branches is 8."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.forward, self.backward = state["forward"], state["backward"]
+
+
+class ScoreModel:
+    """A Stable Diffusion 1.x or 2.x model, or one of its layout, whose weights never change.
+
+    Latents and predictions are float32 whatever the networks' precision, and so is everything computed from them.
+
+    Attributes:
+        alphas_cumprod: ᾱ_t of its schedule, (T,) float32.
+        latent_channels, latent_size: C and (h, w) of a latent.
+        text_shape: L and D of an encoded text.
+        image_size: (H, W) in pixels, the resolution that the model was made for.
+        prediction_type: "epsilon" or "v_prediction", the U-Net's own; `predict_noise` always gives ε.
+        evaluations: U-Net evaluations so far.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        source: models.ModelSource,
+        *,
+        device: torch.device,
+        params: GuidanceParams = GuidanceParams(),  # noqa: B008, frozen
+        hardware: HardwareParams = HardwareParams(memory="max"),  # noqa: B008, frozen
+    ) -> None:
+        from diffusers import DDIMScheduler
+
+        self.unet, self.vae = _frozen(pipeline.unet, device), _frozen(pipeline.vae, device)
+        self.text_encoder: nn.Module | None = _frozen(pipeline.text_encoder, device)
+        self.text_shape = _text_shape(pipeline)
+        self._tokenize = personalization.tokenizer_of(pipeline)
+        self._source, self._params, self._hardware = source, params, hardware
+        self.device, self.dtype = device, pipeline.unet.dtype
+        self.compiled = False
+
+        schedule = DDIMScheduler.from_config(pipeline.scheduler.config)
+        self.alphas_cumprod = schedule.alphas_cumprod.float().to(device)
+        self.prediction_type = schedule.config.prediction_type
+        self.latent_channels = self.unet.config.in_channels
+        self.latent_size = _pair(self.unet.config.sample_size)
+        stride = _stride(self.vae)
+        self.image_size = (self.latent_size[0] * stride, self.latent_size[1] * stride)
+        self._scale = self.vae.config.scaling_factor
+        self._shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        self.evaluations = Evaluations()
+        self._estimator_scale = self._gradient_scale()
+        self._has_estimators = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        params: GuidanceParams,
+        device: torch.device | str,
+        hardware: HardwareParams = HardwareParams(),  # noqa: B008, frozen
+    ) -> "ScoreModel":
+        """Load the model that `model_key` names, with its textual inversion and LoRA.
+
+        Raises:
+            UserError: it cannot be found, fetched or read, or is no model of these families.
+        """
+        device = torch.device(device)
+        source = models.resolve(params)
+        dtype = precision(params, hardware, device)
+        pipeline = load_pipeline(source, params, dtype)
+        return cls(pipeline, source, device=device, params=params, hardware=hardware)
+
+    @cached_property
+    def plan(self) -> MemoryPlan:
+        """What is done in parts to save memory; chosen when first asked for, so that announced estimators count."""
+        params = self._params
+        return memory_plan(
+            params,
+            self._hardware,
+            self.device,
+            lambda plan: self.estimate_bytes(params.C_batch_size, params.branches, plan),
+        )
+
+    def compile(self) -> None:
+        """Compile U-Net and image encoder in place; the first calls of each shape then take long."""
+        if not self.compiled:
+            self.unet.compile()
+            self.vae.encoder.compile()
+            self.compiled = True
+
+    def warm_up(self, views: int, branches: int) -> None:
+        """Run what an iteration runs, for every number of branches from 2, so that nothing compiles later."""
+        text = torch.zeros(1, *self.text_shape, device=self.device)
+        limit = self.plan.latents or branches * views
+        totals = range(2 * views, branches * views + 1)
+        parts = {min(left, limit) for total in totals for left in range(total, 0, -limit)}
+        for count in sorted({part + -part % COMPILED_MULTIPLE for part in parts}):
+            latents = torch.zeros(count, self.latent_channels, *self.latent_size, device=self.device)
+            with torch.no_grad():
+                self._run_unet(
+                    latents, torch.ones(count, device=self.device).long(), text.expand(count, -1, -1)
+                )
+        images = torch.zeros(views, 3, *self.image_size, device=self.device, requires_grad=True)
+        self._posterior(images).sum().backward()
+
+    def encode_images(
+        self, images: Float[Tensor, "B 3 H W"], rng: torch.Generator
+    ) -> Float[Tensor, "B C h w"]:
+        """x_0 of images in [0, 1], with gradient to the images; other sizes are resized to the model's own.
+
+        AutoencoderKL draws from its posterior with `rng`; AutoencoderTiny has none.
+        """
+        if images.shape[-2:] != self.image_size:
+            images = F.interpolate(images, self.image_size, mode="bilinear", antialias=True)
+        latents = self._posterior(images)
+        if latents.shape[1] == 2 * self.latent_channels:  # a posterior: mean and logarithm of the variance
+            mean, log_variance = latents.chunk(2, dim=1)
+            deviation = (log_variance.clamp(-30.0, 20.0) / 2).exp()  # the bounds are diffusers'
+            latents = mean + deviation * standard_normal_like(mean, rng)
+        return (latents - self._shift) * self._scale
+
+    def _posterior(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:
+        """What the encoder says, in float32; by parts that are computed again in the backward pass, if planned."""
+        limit = self.plan.views
+        if limit is None or limit >= len(images) or not images.requires_grad:
+            return self._encode(images)
+        parts = [checkpoint(self._encode, part, use_reentrant=False) for part in images.split(limit)]
+        return torch.cat(parts)
+
+    def _encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:
+        scale = self._gradient_scale()
+        encoded = self.vae.encode(scale.shrink(2 * images - 1).to(self.dtype))
+        posterior = getattr(encoded, "latent_dist", None)
+        return scale.grow((encoded.latents if posterior is None else posterior.parameters).float())
+
+    def _gradient_scale(self) -> GradientScale:
+        return GradientScale(enabled=self.dtype == torch.float16)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Images in [0, 1], float32, for looking at: without gradient."""
+        latents = (latents / self._scale + self._shift).to(self.dtype)
+        parts = latents.split(self.plan.views or len(latents))
+        pixels = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Float[Tensor, "N L D"]:
+        """Embeddings of prompts; the empty one is the unconditional text.
+
+        Raises:
+            UserError: a prompt has more tokens than the model reads.
+        """
+        if self.text_encoder is None:
+            raise RuntimeError("encode_text after drop_text_encoder")
+        tokens = self._tokenize(texts)
+        return self.text_encoder(tokens.to(self.device))[0]
+
+    def drop_text_encoder(self) -> None:
+        """Free the text tower once every prompt is encoded."""
+        self.text_encoder = None
+
+    @torch.no_grad()
+    def predict_noise(
+        self,
+        noisy_latents: Float[Tensor, "M C h w"],
+        timesteps: Int[Tensor, " M"],
+        text: Float[Tensor, "M L D"],
+    ) -> Float[Tensor, "M C h w"]:
+        """ε_φ(x_t, t, y), float32, without gradient."""
+        return self._predict_noise(noisy_latents, timesteps, text)
+
+    def predict_noise_with_gradient(
+        self,
+        noisy_latents: Float[Tensor, "M C h w"],
+        timesteps: Int[Tensor, " M"],
+        text: Float[Tensor, "M L D"],
+    ) -> Float[Tensor, "M C h w"]:
+        """ε_φ(x_t, t, y), float32, with gradient to the text and to a LoRA; its backward is counted when it runs."""
+        output = self._predict_noise(noisy_latents, timesteps, text)
+        if output.requires_grad:
+            output.register_hook(self._count_backward)
+        return self._estimator_scale.grow(output)
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.evaluations.backward += len(gradient)
+
+    def estimators(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        """Announce parameters whose gradient passes through the U-Net, before they are first used.
+
+        A backward pass may reach them through one call of `predict_noise_with_gradient`: in float16 its gradient is
+        scaled on entering the U-Net, and scaled back where it arrives at them.
+        """
+        self._has_estimators = True
+        for parameter in parameters:
+            parameter.register_hook(self._estimator_scale.restore)
+        return parameters
+
+    def build_lora(self, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator) -> nn.Module:
+        """A trainable twin of the U-Net (see `guidance.prior.lora.LoRA`); at most one can live on a score model."""
+        from guidance.prior.lora import LoRA
+
+        return LoRA(self, rank=rank, scale=scale, with_camera=with_camera, rng=rng)
+
+    def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """A v-prediction is converted: ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
+        self.evaluations.forward += len(noisy_latents)
+        limit = self.plan.latents or len(noisy_latents)
+        parts = zip(noisy_latents.split(limit), timesteps.split(limit), text.split(limit), strict=True)
+        output = torch.cat([self._run_unet(*part) for part in parts])
+        if self.prediction_type == "epsilon":
+            return output
+        alphas_cumprod = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        return alphas_cumprod.sqrt() * output + (1 - alphas_cumprod).sqrt() * noisy_latents
+
+    def _run_unet(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        count = len(noisy_latents)
+        inputs = (noisy_latents.to(self.dtype), timesteps, text.to(self.dtype))
+        if self.compiled:
+            inputs = tuple(_padded(each, -count % COMPILED_MULTIPLE) for each in inputs)
+        noisy_latents, timesteps, text = inputs
+        prediction = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
+        return prediction[0][:count].float()
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def estimate_bytes(self, views: int, branches: int, plan: MemoryPlan | None = None) -> int:
+        """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content.
+
+        With `estimators`, the pass that trains them counts too, with a learned text in the place of a LoRA.
+
+        Args:
+            branches: texts of a view.
+            plan: what would be done in parts; None: what is.
+        """
+        weights = sum(
+            p.numel() * p.element_size() for each in (self.unet, self.vae) for p in each.parameters()
+        )
+        bare = self._without_content()
+        bare.plan = plan or self.plan
+        count = min(branches * views, bare.plan.latents or branches * views)
+        latents = torch.zeros(count, self.latent_channels, *self.latent_size, device="meta")
+        timesteps = torch.ones(count, device="meta").long()
+        text = torch.zeros(count, *self.text_shape, device="meta")
+        images = torch.zeros(views, 3, *self.image_size, device="meta", requires_grad=True)
+
+        def evaluate() -> None:
+            loss = bare._posterior(images).sum()
+            with torch.no_grad():
+                bare._run_unet(latents, timesteps, text)
+            if self._has_estimators:
+                learned = text.new_zeros(views, *self.text_shape, requires_grad=True)
+                again = (each[:1].expand(views, *each.shape[1:]) for each in (latents, timesteps))
+                loss = loss + bare._run_unet(*again, learned).sum()
+            loss.backward()
+
+        return weights + peak_bytes(evaluate)
+
+    def _without_content(self) -> "ScoreModel":
+        bare = copy.copy(self)
+        bare.compiled = False
+        with torch.device("meta"):
+            parts = [type(each).from_config(each.config) for each in (self.unet, self.vae)]
+        bare.unet, bare.vae = (each.to(self.dtype).eval().requires_grad_(False) for each in parts)
+        return bare
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Which weights these are, the replaced and the added ones too: see `guidance.models.prior_provenance`."""
+        return models.prior_provenance(self._source, self._params)
+
+
+def precision(params: GuidanceParams, hardware: HardwareParams, device: torch.device) -> torch.dtype:
+    """In what the networks compute: as set, else float16 where the device is fast in it and `fp16` allows it."""
+    if hardware.precision != "auto":
+        return DTYPES[hardware.precision]
+    return torch.float16 if params.fp16 and device.type == "cuda" else torch.float32
+
+
+def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
+    # channels last is the layout that convolutions are fastest in, on the CPU (by a quarter in the VAE) as on CUDA
+    return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def _text_shape(pipeline: Any) -> tuple[int, int]:
+    length = min(pipeline.tokenizer.model_max_length, pipeline.text_encoder.config.max_position_embeddings)
+    return length, pipeline.text_encoder.config.hidden_size
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _padded(batch: Tensor, rows: int) -> Tensor:
+    return batch if rows == 0 else torch.cat([batch, batch[-1:].expand(rows, *batch.shape[1:])])
+
+
+def _stride(vae: Any) -> int:
+    """Pixels along a side of a latent's element."""
+    config = vae.config
+    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)

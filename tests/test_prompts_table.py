@@ -1,0 +1,293 @@
+"""The table over prompts: what is chosen, that finished cells are never run again, and what the table says."""
+
+import itertools
+from concurrent.futures import CancelledError
+
+import pytest
+
+from dreammapping.reproduction import cells, prompts
+from dreammapping.reproduction.cells import Cell, CellStore, Trainer, code_digest, digest, run_missing
+from dreammapping.reproduction.table import Plan, make_cell, standing, write_report
+from toybox import world
+from toybox.recognition import parse_caption
+from utils.errors import UserError
+
+CELLS = [Cell(f"a red {name}", "vdm", 0, "0badcafe") for name in ("cat", "car", "bus", "bee")]
+
+
+def never():
+    """A `stop` that nothing should call."""
+    raise AssertionError("stopped")
+
+
+def scores(r_precision: float) -> dict[str, float]:
+    names = ("r_precision", "object_accuracy", "colour_accuracy", "view_accuracy")
+    return {"similarity": 30.0} | dict.fromkeys(names, r_precision)
+
+
+def result(prompt: str, method: str, r_precision: float, **changes) -> dict:
+    known = {
+        "prompt": prompt,
+        "method": method,
+        "seed": 0,
+        "jobs": 1,
+        "views": 24,
+        "seconds": 120.0,
+        "run": "gone",
+    }
+    measured = {"asset": scores(r_precision), "truth": scores(1.0), "start": scores(0.0)}
+    return known | measured | {"held_out": parse_caption(prompt) in world.HELD_OUT} | changes
+
+
+def test_half_of_the_prompts_are_held_out_and_no_object_comes_twice():
+    pairs = [parse_caption(prompt) for prompt in prompts.choose_prompts(12, exclude="a red car")]
+    assert [pair in world.HELD_OUT for pair in pairs] == [False, True] * 6
+    assert len({name for name, _ in pairs}) == 12
+    assert "car" not in {name for name, _ in pairs}
+
+
+def test_more_prompts_begin_with_the_same():
+    six, twelve = (prompts.choose_prompts(count, exclude="a red car") for count in (6, 12))
+    assert twelve[:6] == six == prompts.choose_prompts(6, exclude="a red car")
+
+
+def test_too_many_prompts_are_refused():
+    with pytest.raises(UserError, match="--prompts: expected 2 to 25, got 26"):
+        prompts.choose_prompts(26, exclude="a red car")
+
+
+def test_finished_cells_are_not_run_again(tmp_path):
+    path, ran = tmp_path / "cells.json", []
+
+    def run(cell):
+        ran.append(cell)
+        return {"value": len(ran)}
+
+    assert run_missing(CELLS[:2], CellStore(path), run, 1, never) == []
+    assert run_missing(CELLS, CellStore(path), run, 1, never) == []
+    assert ran == CELLS
+    assert [CellStore(path).get(cell) for cell in CELLS] == [{"value": count} for count in (1, 2, 3, 4)]
+
+
+def test_an_interruption_keeps_what_is_finished_and_asks_the_rest_to_stop(tmp_path):
+    path, stopped = tmp_path / "cells.json", []
+
+    def run(cell):
+        if cell == CELLS[2]:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_missing(CELLS, CellStore(path), run, 1, lambda: stopped.append(True))
+    finished = [cell for cell in CELLS if CellStore(path).get(cell) is not None]
+    assert finished[:2] == CELLS[:2]
+    assert CELLS[2] not in finished
+    assert stopped == [True]
+
+
+def test_a_failed_cell_is_reported_and_the_others_go_on(tmp_path):
+    def run(cell):
+        if cell == CELLS[1]:
+            raise UserError("no disk")
+        return {}
+
+    store = CellStore(tmp_path / "cells.json")
+    assert run_missing(CELLS, store, run, 2, never) == ["no disk"]
+    assert [store.get(cell) is None for cell in CELLS] == [False, True, False, False]
+
+
+def test_whatever_changes_the_result_changes_the_cell():
+    variants = [
+        Cell(*fields)
+        for fields in itertools.product(("a red cat", "a red car"), ("vdm", "sds"), (0, 1), ("x", "y"))
+    ]
+    assert len({cell.key for cell in variants}) == len({cell.workspace for cell in variants}) == 16
+
+
+def test_digest_goes_by_contents(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("one")
+    assert digest("a", file) == digest("a", "one") != digest("aone")
+    before = digest(file)
+    file.write_text("two")
+    assert digest(file) != before
+
+
+def test_a_broken_store_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "cells.json"
+    path.write_text("{")
+    with pytest.raises(UserError, match="expected finished cells"):
+        CellStore(path)
+    assert path.read_text() == "{"
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """A `train.py` that writes its arguments, and a checkpoint; it fails for a cat."""
+    (tmp_path / "train.py").write_text(
+        "import pathlib, sys\n"
+        "if 'text=cat' in sys.argv: sys.exit('error: no cat')\n"
+        "name = next(word for word in sys.argv if word.startswith('workspace=')).removeprefix('workspace=')\n"
+        "folder = pathlib.Path('output', name)\n"
+        "(folder / 'checkpoints').mkdir(parents=True, exist_ok=True)\n"
+        "(folder / 'arguments').write_text(' '.join(sys.argv[1:]))\n"
+        "if 'text=car' in sys.argv: (folder / 'checkpoints' / 'one').touch()\n"
+    )
+    monkeypatch.setattr(cells, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_cell_is_trained_resumed_or_begun_again(program):
+    trainer = Trainer(program / "output")
+    folder = trainer.train(CELLS[0], ["text=car"])
+    words = f"text=car workspace={CELLS[0].workspace} --quiet"
+    assert (folder / "arguments").read_text() == words
+    trainer.train(CELLS[0], ["text=car"])
+    assert (folder / "arguments").read_text() == f"{words} --resume"
+    for _ in range(2):
+        folder = trainer.train(CELLS[1], ["text=bus"])
+    assert (folder / "arguments").read_text().endswith("--quiet --force")
+
+
+def test_a_failed_training_shows_its_last_line(program):
+    with pytest.raises(UserError, match=r"training ended with code 1 \(error: no cat\)"):
+        Trainer(program / "output").train(CELLS[0], ["text=cat"])
+
+
+def test_after_a_stop_nothing_is_trained(program):
+    trainer = Trainer(program / "output")
+    trainer.stop()
+    with pytest.raises(CancelledError):
+        trainer.train(CELLS[0], ["text=car"])
+    assert not (program / "output" / CELLS[0].workspace).exists()
+
+
+def test_what_other_code_has_begun_is_begun_again(program, monkeypatch):
+    trainer = Trainer(program / "output")
+    trainer.train(CELLS[0], ["text=car"])
+    monkeypatch.setattr(cells, "code_digest", lambda: "another")
+    folder = trainer.train(CELLS[0], ["text=car"])
+    assert (folder / "arguments").read_text().endswith("--quiet --force")
+
+
+def test_outdated_cells_are_run_again_where_that_is_asked_for(tmp_path):
+    store, ran = CellStore(tmp_path / "cells.json"), []
+    store.put(CELLS[0], {"code": "old"})
+    store.put(CELLS[1], {"code": "new"})
+
+    def run(cell):
+        ran.append(cell)
+        return {"code": "new"}
+
+    run_missing(CELLS[:2], store, run, 1, never, lambda kept: kept["code"] == "old")
+    assert ran == CELLS[:1]
+    assert list(store.results) == [CELLS[1].key, CELLS[0].key]  # the newest stands last
+
+
+def test_the_code_of_a_cell_is_all_that_trains_and_judges_and_no_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "ROOT", tmp_path)
+    own = tmp_path / "dreammapping" / "reproduction"
+    monkeypatch.setattr(cells, "__file__", str(own / "cells.py"))
+    own.mkdir(parents=True)
+    (tmp_path / "guidance").mkdir()
+
+    def after(name: str) -> str:
+        (tmp_path / name).write_text("changed")
+        return code_digest.__wrapped__()
+
+    first = code_digest.__wrapped__()
+    assert after("dreammapping/reproduction/prompts.py") == first
+    assert after("guidance/notes.md") == first
+    assert len({first, after("guidance/vdm.py"), after("dreammapping/finished.py"), after("train.py")}) == 4
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A store with a cell of today, one of other code, one of other settings, and one of another table."""
+    plan, store = Plan(prompts=2), CellStore(tmp_path / "cells.json")
+    first, second, third = prompts.all_prompts(prompts.TUNED_ON)[:3]
+
+    def put(prompt: str, code: str, digest: str | None = None, **changes) -> None:
+        cell, _ = make_cell(plan, prompt, "vdm", prompts.METHODS["vdm"], seed=0)
+        cell = cell if digest is None else Cell(cell.prompt, cell.method, cell.seed, digest)
+        store.put(cell, result(prompt, "vdm", 0.5) | {"asked": plan.asked, "code": code} | changes)
+
+    put(third, code_digest(), digest="ancient")
+    put(second, "other")
+    put(first, code_digest())
+    put(first, code_digest(), digest="trial", asked=["configs/cat.yaml"])
+    return plan, store, [first, second, third]
+
+
+def test_a_table_keeps_all_its_rows_and_counts_the_outdated(stored):
+    plan, store, chosen = stored
+    results, outdated = standing(store, plan, prompts.METHODS, prompts.all_prompts(prompts.TUNED_ON))
+    assert [each["prompt"] for each in results] == chosen
+    assert [each["asked"] for each in results] == [plan.asked] * 3
+    assert outdated == 2
+    assert "2 of 3 runs were made by earlier code, settings or prior." in prompts.markdown(
+        results, 3, outdated
+    )
+
+
+def test_a_table_of_a_part_has_what_was_finished_before(stored, monkeypatch):
+    _, store, _ = stored
+    monkeypatch.setattr(prompts, "RESULTS", store.path.parent)
+    store.path.rename(store.path.with_name("prompts.json"))
+    _, text = prompts.reproduce(Plan(prompts=2), train=False)
+    assert "3 prompts, 1 seed, 24 views" in text and "Unfinished: 3 of 5 runs." in text
+
+
+def test_nothing_is_written_unasked_and_all_of_it_where_it_is(stored, tmp_path, monkeypatch):
+    _, store, chosen = stored
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{prompts.BEGIN}\n{prompts.END}\n")
+    monkeypatch.setattr(prompts, "RESULTS", store.path.parent)
+    monkeypatch.setattr(prompts, "REPORT", page)
+    store.path.rename(store.path.with_name("prompts.json"))
+    before = page.read_text()
+    _, text = prompts.reproduce(Plan(prompts=2), train=False)
+    assert page.read_text() == before
+    prompts.reproduce(Plan(prompts=2), train=False, write=True)
+    assert text in page.read_text() and all(prompt in page.read_text() for prompt in chosen)
+
+
+@pytest.mark.parametrize(("name", "value"), [("prompts", 0), ("seeds", 0), ("views", 3), ("jobs", 0)])
+def test_a_plan_of_nothing_is_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name}: expected at least .*, got {value}"):
+        Plan(**{name: value})
+
+
+def test_the_table_has_means_spreads_and_both_kinds_of_prompt():
+    held_out = world.caption(*min(world.HELD_OUT))
+    results = [
+        result("a green cat", "vdm", 1.0),
+        result(held_out, "vdm", 0.5),
+        result("a green cat", "sds", 0.25, jobs=2),
+    ]
+    lines = prompts.markdown(results, expected=4).splitlines()
+    assert lines[2].startswith("| true objects | 1.00 ± 0.00 | 1.00 | 1.00 |")
+    assert lines[3] == "| VDM + DCA | 0.75 ± 0.35 | 1.00 | 0.50 | 0.75 | 0.75 | 0.75 | 30.0 | 2.0 |"
+    assert lines[4] == "| SDS, CFG 7.5 | 0.25 | 0.25 | - | 0.25 | 0.25 | 0.25 | 30.0 | 2.0* |"
+    assert lines[5].startswith("| untrained start | 0.00")
+    assert "Unfinished: 3 of 4 runs." in lines[7]
+    assert f"| {held_out} (held out) | 1.00 | 0.50 | - | 0.00 |" in lines
+
+
+def test_the_report_is_written_between_its_marks_again_and_again(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_text(f"before\n{prompts.BEGIN}\nold\n{prompts.END}\nafter\n")
+    for text in ("one", r"two \1"):
+        write_report(text, path, prompts.BEGIN, prompts.END)
+        assert path.read_text() == f"before\n{prompts.BEGIN}\n{text}\n{prompts.END}\nafter\n"
+
+
+def test_a_report_without_marks_is_refused(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_text("text")
+    with pytest.raises(UserError, match="put them where the table goes"):
+        write_report("table", path, prompts.BEGIN, prompts.END)
+
+
+def test_the_shipped_report_has_its_marks():
+    assert prompts.REPORT.read_text().index(prompts.BEGIN) < prompts.REPORT.read_text().index(prompts.END)

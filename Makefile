@@ -36,6 +36,9 @@ demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 test: check  ## all checks and all tests; pytest has the last word
 	@$(BIN)/python -m pytest
 
+test-matrix: $(READY_DEV)  ## all tests under other instruction sets, numbers of threads and orders; takes an hour or two
+	@$(BIN)/python tests/matrix.py
+
 check: $(READY_DEV)  ## style, layers and types, without the tests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -15,6 +15,7 @@ from guidance.models.__main__ import main
 from tests.fake_hub import REVISION, FakeHub, serve
 from tests.small_models import narrow_configs, predict, save_family, score_model
 from tests.tiny_models import save_pipeline
+from tests.tolerances import NETWORK
 from utils.errors import UserError
 
 
@@ -96,7 +97,9 @@ def test_a_single_file_borrows_settings_and_tokenizer_of_a_hub_without_weights(
     offline()
     assert models.check_available(params) == []
     model = ScoreModel.from_pretrained(params, "cpu")
-    torch.testing.assert_close(predict(model), predict(score_model(folder)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        predict(model), predict(score_model(folder)), atol=NETWORK[torch.float32], rtol=0
+    )
     assert len(online.requests) == asked
 
 

@@ -1,7 +1,7 @@
 """A C++ compiler for machines that have none: clang, as PyPI's `ziglang` brings it (100 MB, 400 MB unpacked).
 
-This is also the build backend: setuptools' own, which asks pip for `ziglang` where nothing else compiles. Pip fetches it
-into the build's own environment and removes both. The other package has a copy of this file.
+This is also the build backend: setuptools' own, which asks pip for `ziglang` where nothing else compiles. Pip fetches
+it into the build's own environment and removes both. The other package has a copy of this file.
 """
 
 import os
@@ -71,10 +71,16 @@ def zig():
     ]
     independent = [] if machine()[0] == "windows" else ["-fPIC"]
     compiler = new_compiler(compiler="unix")
+    compile_, link = [*command, *independent], [*command, "-shared", "-s"]
     compiler.set_executables(
-        **dict.fromkeys(("compiler", "compiler_cxx", "linker_exe", "linker_exe_cxx"), command),
-        **dict.fromkeys(("compiler_so", "compiler_so_cxx"), [*command, *independent]),
-        **dict.fromkeys(("linker_so", "linker_so_cxx"), [*command, "-shared", "-s"]),
+        compiler=command,
+        compiler_cxx=command,
+        compiler_so=compile_,
+        compiler_so_cxx=compile_,
+        linker_exe=command,
+        linker_exe_cxx=command,
+        linker_so=link,
+        linker_so_cxx=link,
     )
     return compiler
 
@@ -110,4 +116,4 @@ def get_requires_for_build_editable(config_settings=None) -> list[str]:
 
 
 if __name__ == "__main__":  # what a build without isolation needs beside setuptools, in a line
-    print(*requirements())
+    sys.stdout.write(" ".join(requirements()) + "\n")

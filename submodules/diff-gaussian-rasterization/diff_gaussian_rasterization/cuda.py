@@ -91,7 +91,7 @@ class _Report:
 class _Device:
     """What one device remembers between calls."""
 
-    capacity: int = FIRST_CAPACITY
+    capacity: int = field(default_factory=lambda: FIRST_CAPACITY)
     needed: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_CALLS))
     reports: deque[_Report] = field(default_factory=deque)
 

@@ -13,8 +13,8 @@ __all__ = ["GaussianRasterizationSettings", "GaussianRasterizer"]
 class GaussianRasterizer(classic.GaussianRasterizer):
     """As the classic one, but returns the inverse depth, which is drawn as a colour by a second pass.
 
-    A call takes twice the time of the classic one. The second pass is differentiated only where `inverse_depth` is used,
-    and adds nothing to `means2D.absgrad`.
+    A call takes twice the time of the classic one. The second pass is differentiated only where `inverse_depth` is
+    used, and adds nothing to `means2D.absgrad`.
     """
 
     def forward(

@@ -108,7 +108,7 @@ def test_room_for_pairs_follows_the_scenes_that_are_drawn(monkeypatch):
 
     def capacity_after(scene) -> int:
         draw(scene, cameras, backend="cuda")
-        device = cuda._devices.setdefault(torch.device("cpu"), cuda._Device(capacity=64))
+        device = cuda._devices[torch.device("cpu")]
         device.read_reports()
         return device.capacity
 

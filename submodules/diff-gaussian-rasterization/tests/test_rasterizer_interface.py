@@ -159,7 +159,7 @@ def test_the_inverse_depth_agrees_with_float64_on_the_reference(backend):
         camera = settings({n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in cameras.items()})
         camera = camera._replace(antialiasing=True)
         screen = torch.zeros(60, 3, dtype=dtype, requires_grad=True)
-        color, radii, inverse = gaussian_splatting_2024.GaussianRasterizer(camera, backend=where)(
+        color, _, inverse = gaussian_splatting_2024.GaussianRasterizer(camera, backend=where)(
             means2D=screen, **given
         )
         (color.sum() + inverse.square().sum()).backward()

@@ -104,16 +104,13 @@ def _surfaces(path: Path) -> Iterator[Surface]:
     import trimesh
 
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)  # it would print tracebacks
-    document = None
-    if path.suffix.lower() in (".glb", ".gltf"):
+    suffix, document = path.suffix.lower(), None
+    if suffix in (".glb", ".gltf"):
         document = gltf.read(path)
         document.check()
-    elif path.suffix.lower() == ".ply":
-        ply.read_header(path)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(document.stream() if document else path.open("rb"))
-        resolver = trimesh.resolvers.FilePathResolver(str(path))
-        scene = trimesh.load_scene(file, file_type=path.suffix[1:].lower(), resolver=resolver, process=False)
+    opened = document.stream() if document else ply.mesh_stream(path) if suffix == ".ply" else path.open("rb")
+    with opened as file:
+        scene = trimesh.load_scene(file, file_type=suffix[1:], resolver=_neighbours(path), process=False)
     left = MOST_FACES  # a scene may place the same mesh many times
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
@@ -126,6 +123,18 @@ def _surfaces(path: Path) -> Iterator[Surface]:
                 f"{path}: expected at most {MOST_FACES:,} triangles, got more; simplify the mesh first"
             )
         yield _checked(path, mesh, transform, document)
+
+
+def _neighbours(path: Path) -> Any:
+    """How trimesh finds the files that a mesh names: textures, materials, and glTF's numbers."""
+    import trimesh
+
+    class Neighbours(trimesh.resolvers.FilePathResolver):
+        def get(self, name: str) -> bytes:
+            regular_file(self.absolute(name))
+            return super().get(name)
+
+    return Neighbours(str(path))
 
 
 def _checked(

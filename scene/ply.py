@@ -5,10 +5,11 @@ object stands upright and faces the default viewer. A comment marks such files, 
 file without it is taken to be in our own frame (z up, front +y), which is LucidDreamer's.
 """
 
+import contextlib
 import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,8 +224,9 @@ def _matrix(quat: Float[Tensor, "4"]) -> Float[Tensor, "3 3"]:
 
 
 def _finite(path: Path | str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The Gaussians without those that float32 cannot hold. Raises UserError where none is left."""
-    whole = torch.stack([tensor.float().isfinite().all(dim=1) for tensor in tensors.values()]).all(dim=0)
+    """The Gaussians without those that float32 cannot reckon with. Raises UserError where none is left."""
+    lengths = [tensor.float().square().sum(dim=1) for tensor in tensors.values()]  # as turning them needs
+    whole = torch.stack(lengths).isfinite().all(dim=0)
     count, broken = len(whole), int((~whole).sum())
     if broken == 0:
         return tensors
@@ -392,15 +394,40 @@ def _read_vertices(path: Path | str, header: Header) -> np.ndarray:
         raise UserError(f"{path}: cannot be read as PLY ({error}); check the file") from error
 
 
-def _header_of(form: str, elements: Iterable[Element]) -> bytes:
-    """A header for plyfile: without comments, which may be in any encoding, and of doubles where the rows are text."""
-    lines = ["ply", f"format {form} 1.0"]
+@contextlib.contextmanager
+def mesh_stream(path: Path | str) -> Iterator[Any]:
+    """The file for a parser of meshes, its header checked and in plain words.
+
+    Raises:
+        UserError: the file is missing, has no header or a broken one, or is cut off.
+    """
+    header = read_header(path)
+    with Path(path).open("rb") as file:
+        file.seek(header.size)
+        yield WithHeader(_header_of(header.form, header.elements, header.comments), file)
+
+
+def _header_of(form: str, elements: Iterable[Element], comments: Iterable[str] = ()) -> bytes:
+    """A header that every parser takes: in ASCII but for comments, and of doubles where the rows are text."""
+    lines = ["ply", f"format {form} 1.0", *(f"comment {_utf8(comment)}" for comment in comments)]
     for element in elements:
-        lines.append(f"element {element.name} {element.count}")
+        lines.append(f"element {_ascii(element.name)} {element.count}")
         for name, kind in element.properties.items():
             exact = "double" if form == "ascii" and kind in ("float", "float32") else kind
-            lines.append(f"property {exact} {name}")
-    return "\n".join([*lines, "end_header", ""]).encode("ascii", "backslashreplace")
+            lines.append(f"property {exact} {_ascii(name)}")
+    return "\n".join([*lines, "end_header", ""]).encode()
+
+
+def _utf8(latin: str) -> str:
+    """A comment, which was taken for Latin-1, as UTF-8 if it is."""
+    try:
+        return latin.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return latin
+
+
+def _ascii(name: str) -> str:
+    return name.encode("ascii", "backslashreplace").decode()
 
 
 def _table(vertices: np.ndarray, names: Sequence[str], kind: Any = np.float32) -> Float[Tensor, "N C"]:

@@ -1,6 +1,7 @@
 """Initial points: primitives, point clouds, meshes with colours, and files that are broken."""
 
 import base64
+import contextlib
 import dataclasses
 import json
 import logging
@@ -410,6 +411,35 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, suffix, make):
     path = tmp_path / f"a.{suffix}"
     make(path)
     assert f"{path}: expected a file, got a" in error(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.gltf", b'{"asset": {"version": "2.0"}, "buffers": [{"uri": "pipe", "byteLength": 9}], "meshes": []}'),
+        ("a.obj", b"mtllib pipe\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nf 1/1 2/1 3/1\n"),
+        ("a.ply", b"ply\nformat ascii 1.0\ncomment TextureFile pipe\n" + PLY.split(b"\n", 2)[2] + FACE
+         + b"end_header\n0 0 0\n1 0 0\n0 1 0\n1 1 1\n3 0 1 2\n"),
+    ],
+)  # fmt: skip
+def test_files_that_a_mesh_names_are_not_waited_for(tmp_path, name, content):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / name).write_bytes(content)
+    with contextlib.suppress(UserError):  # what is missing may be what the mesh needs
+        assert len(from_file(tmp_path / name, count=10)[0]) == 10
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_meshes_with_comments_in_any_encoding(tmp_path, encoding, line_end):
+    text = "ply\nformat ascii 1.0\ncomment Büste\n" + (PLY.split(b"\n", 2)[2] + FACE).decode()
+    text += "end_header\n0 0 0\n1 0 0\n0 1 0\n1 1 1\n3 0 1 2\n"
+    (tmp_path / "a.ply").write_bytes(text.replace("\n", line_end).encode(encoding))
+    assert len(from_file(tmp_path / "a.ply", count=10)[0]) == 10
+    (tmp_path / "a.obj").write_bytes(
+        "# Büste\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n".replace("\n", line_end).encode(encoding)
+    )
+    assert len(from_file(tmp_path / "a.obj", count=10)[0]) == 10
 
 
 @pytest.mark.parametrize("name", ["a" * 300 + ".obj", "a\0b.glb"])

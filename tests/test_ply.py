@@ -293,6 +293,7 @@ BROKEN = [
     for name in ("x", "f_dc_1", "rot_3", "f_rest_8")
     for value in (np.nan, np.inf, -np.inf, 1e300)
 ]
+BROKEN += [("rot_2", 3e38), ("x", -3e38)]  # finite, but not their lengths
 BROKEN += [
     ("opacity", np.nan),
     ("scale_1", np.nan),

@@ -39,6 +39,10 @@ class WithHeader:
         start, self._header = self._header[:end], self._header[end:]
         return start
 
+    def readline(self) -> bytes:
+        """The next line; the header must end with one."""
+        return self.read(self._header.index(b"\n") + 1) if self._header else self._file.readline()
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # a text wrapper would have the file warn that nobody closes it
             raise AttributeError(name)

@@ -328,8 +328,9 @@ def _change_number(content: bytes, rng: random.Random, _seeds: Files, _words: Se
     found = _early(_NUMBER, content, rng)
     if found is None:
         return content
-    if rng.random() < 0.3 and len(found.group()) < 15:
-        new = str(int(float(found.group())) + rng.choice((-2, -1, 1, 2, 100)))
+    number = float(found.group())
+    if rng.random() < 0.3 and abs(number) < 1e15:
+        new = str(int(number) + rng.choice((-2, -1, 1, 2, 100)))
     else:
         new = rng.choice(NUMBERS)
     return content[: found.start()] + new.encode() + content[found.end() :]

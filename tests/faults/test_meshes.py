@@ -22,7 +22,8 @@ SHORT = 100
 WORDS = (
     "float", "double", "uchar", "char", "ushort", "short", "int", "uint", "list", "property", "element", "vertex",
     "face", "comment", "end_header", "ascii", "binary_little_endian", "binary_big_endian", "format", "ply", "f_dc_0",
-    "scale_2", "red", "diffuse_red", "packed_position", "vertex_indices", "vertex_index", "texcoord", "s", "nx", "TextureFile",
+    "scale_2", "red", "diffuse_red", "packed_position", "vertex_indices", "vertex_index", "texcoord", "s", "nx",
+    "TextureFile",
     "usemtl", "mtllib", "map_Kd", "Kd", "newmtl", "vt", "vn", "f", "v", "o", "l", "facet", "normal", "outer", "loop",
     "endloop", "endfacet", "solid", "endsolid", "POSITION", "COLOR_0", "TEXCOORD_0", "indices", "mode", "material",
     "baseColorFactor", "baseColorTexture", "componentType", "bufferView", "byteOffset", "byteStride", "byteLength",

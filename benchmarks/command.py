@@ -21,7 +21,7 @@ def finish_measurement(
     try:
         result = measure()
         with atomic(path) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

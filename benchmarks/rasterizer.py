@@ -169,7 +169,7 @@ def measure_neighbors(count: int, repeats: int, device: torch.device) -> dict[st
 def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers were measured on."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     model = next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
         platform.processor(),

@@ -62,12 +62,10 @@ def published(folder: Path) -> dict[str, bytes]:
 
 def test_fetching_takes_what_a_run_needs_once_and_records_it(online, tmp_path, capsys):
     folder = save_pipeline(tmp_path / "model")
-    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "pytorch_model.bin")
     online.repositories[models.ALIASES["sd21-base"]] = published(folder)
     assert main(["fetch", "sd21-base"]) == 0
     fetched = set(online.downloads())
     assert {"model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"} <= fetched
-    assert "text_encoder/pytorch_model.bin" in fetched  # there is nothing better
     assert not [
         name for name in fetched if "ckpt" in name or "fp16" in name or "safety" in name or name == "v2-1"
     ]
@@ -121,7 +119,74 @@ def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(
     assert len(online.requests) == asked
 
 
-def test_a_download_that_came_damaged_is_deleted_and_said(online, offline, tmp_path, capsys):
+FORMS = {
+    "fp16 alone": {"variant": "fp16"},
+    "non-EMA alone": {"variant": "non_ema"},
+    "shards": {"max_shard_size": "2KB"},
+    "shards of fp16": {"variant": "fp16", "max_shard_size": "2KB"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, tmp_path, form):
+    from diffusers import StableDiffusionPipeline
+
+    folder = save_pipeline(tmp_path / "model")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.save_pretrained(tmp_path / "saved", **FORMS[form])
+    files = {path.relative_to(tmp_path / "saved").as_posix(): path.read_bytes()
+             for path in (tmp_path / "saved").rglob("*") if path.is_file()}  # fmt: skip
+    online.repositories["me/model"] = files | {"unet/diffusion_pytorch_model.bin": b"a pickle"}
+    params = GuidanceParams(model_key="me/model")
+    assert models.check_available(params) == []
+    model = ScoreModel.from_pretrained(params, "cpu")
+    torch.testing.assert_close(predict(model), predict(score_model(folder)), atol=1e-5, rtol=1e-4)
+    weights = {name for name in files if name.endswith(".safetensors")}
+    assert set(model.provenance["sha256"]) == weights <= set(online.downloads())
+    assert "unet/diffusion_pytorch_model.bin" not in online.downloads()
+    asked = len(online.requests)
+    assert models.check_available(params) == []
+    assert score_model("me/model").provenance == model.provenance
+    assert len(online.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"unet/diffusion_pytorch_model.bin": b"a"},
+            "no unet's weights but diffusion_pytorch_model.bin, a pickle",
+        ),
+        (
+            {"unet/diffusion_pytorch_model-00001-of-00002.safetensors": b"a"},
+            "no unet's weights but diffusion_pyt",
+        ),
+        ({}, "no unet's weights; copy"),
+    ],
+)
+def test_a_hubs_model_that_lacks_weights_is_refused_before_anything_is_fetched(
+    online, tmp_path, changes, words, capsys
+):
+    files = published(save_pipeline(tmp_path / "model"))
+    files = {name: each for name, each in files.items() if not name.startswith("unet/diffusion")} | changes
+    online.repositories["me/model"] = files
+    (problem,) = models.check_available(GuidanceParams(model_key="me/model"))
+    assert words in problem and "\n" not in problem
+    assert main(["fetch", "me/model"]) == 2
+    assert words in capsys.readouterr().err
+    assert online.downloads() == []
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"revision": 1}', "[" * 100_000])
+def test_a_damaged_record_of_what_was_fetched_is_none(online, tmp_path, record):
+    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+    params = GuidanceParams(model_key="me/model")
+    expected = ScoreModel.from_pretrained(params, "cpu").provenance
+    (models.cached("me/model").parents[1] / hub.LOCK).write_text(record, encoding="utf-8")
+    assert score_model("me/model").provenance == expected
+
+
+def test_a_download_that_came_damaged_is_deleted_and_said(online, tmp_path, capsys):
     online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
     online.wrong_hash.add("unet/diffusion_pytorch_model.safetensors")
     assert main(["fetch", "me/model"]) == 2
@@ -154,7 +219,7 @@ def test_a_hub_that_does_not_answer(online, monkeypatch):
     assert "the hub cannot be reached: check the network or HF_ENDPOINT" in problem
 
 
-def test_offline_asks_nobody(online, offline):
+def test_offline_asks_nobody(online):
     offline()
     (problem,) = models.check_available(GuidanceParams(model_key="me/model"))
     assert "no hub may be asked" in problem

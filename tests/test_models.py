@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from arguments import Config, GenerateCamParams, GuidanceParams, HardwareParams, load
 from guidance import ScoreModel, models
@@ -167,6 +167,14 @@ WHOLE = {
             "without its text encoder",
         ),
         ({"model.diffusion_model.input_blocks.0.0.weight": (8, 9, 3, 3)}, "an inpainting model has 9"),
+        (
+            {"model.diffusion_model.input_blocks.0.0.weight": (8,)},
+            "a U-Net whose first weights are of shape (8,)",
+        ),
+        (
+            {"model.diffusion_model.input_blocks.0.0.weight": ()},
+            "a U-Net whose first weights are of shape ()",
+        ),
     ],
 )
 def test_a_single_file_of_something_else_is_told_apart(tmp_path, changes, message):
@@ -196,12 +204,184 @@ def test_damaged_weights_are_named_before_anything_is_loaded(tmp_path):
         assert f"{path} is damaged or half-downloaded; copy it again" in problem
 
 
-def test_weights_of_another_precision_alone_are_not_taken_for_what_is_loaded(tmp_path):
-    folder = save_pipeline(tmp_path / "model")
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+LARGEST = "2KB"
+"""Of a shard: the small model's parts become several."""
+SAVED = {
+    "fp16 alone": {"variant": "fp16"},
+    "non-EMA alone": {"variant": "non_ema"},
+    "shards": {"max_shard_size": LARGEST},
+    "shards of fp16": {"variant": "fp16", "max_shard_size": LARGEST},
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """One model as diffusers saves it in several forms: {form: folder}; "whole" is the usual one."""
+    from diffusers import StableDiffusionPipeline
+
+    root = tmp_path_factory.mktemp("saved")
+    folders = {"whole": save_pipeline(root / "whole")}
+    pipeline = StableDiffusionPipeline.from_pretrained(folders["whole"], safety_checker=None)
+    for form, options in SAVED.items():
+        folders[form] = root / form
+        pipeline.save_pretrained(folders[form], **options)
+    return folders
+
+
+def weights_of(model):
+    return {f"{part}.{name}": each for part in ("unet", "vae", "text_encoder")
+            for name, each in getattr(model, part).state_dict().items()}  # fmt: skip
+
+
+def assert_same_weights(model, expected):
+    ours, theirs = weights_of(model), weights_of(expected)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("form", SAVED)
+def test_a_folder_is_the_same_model_in_every_form_that_diffusers_saves(saved, form):
+    assert models.check_available(GuidanceParams(model_key=str(saved[form]))) == []
+    model = score_model(saved[form])
+    assert_same_weights(model, score_model(saved["whole"]))
+    files = [file.relative_to(saved[form]).as_posix() for file in saved[form].rglob("*.safetensors")]
+    assert set(model.provenance["sha256"]) == set(files)
+    assert len(files) == 3 or "shards" in form
+
+
+def test_parts_of_a_folder_may_be_of_different_variants(saved, tmp_path):
+    folder = shutil.copytree(saved["whole"], tmp_path / "mixed")
+    for part, form in (("unet", "shards of fp16"), ("vae", "non-EMA alone")):
+        shutil.rmtree(folder / part)
+        shutil.copytree(saved[form] / part, folder / part)
+    assert_same_weights(score_model(folder), score_model(saved["whole"]))
+
+
+def test_full_precision_is_loaded_where_both_are(saved, tmp_path):
+    folder = shutil.copytree(saved["whole"], tmp_path / "both")
+    other = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    other.write_bytes(b"never read")
+    (folder / "unet" / "diffusion_pytorch_model.non_ema-00001-of-00002.safetensors").write_bytes(b"")
+    model = score_model(folder)
+    assert_same_weights(model, score_model(saved["whole"]))
+    assert f"unet/{other.name}" not in model.provenance["sha256"]
+
+
+@pytest.mark.parametrize("form", ["shards", "shards of fp16"])
+def test_a_shard_or_its_list_that_is_missing_or_damaged_is_named(saved, tmp_path, form):
+    folder = shutil.copytree(saved[form], tmp_path / "model")
+    first, *_ = sorted((folder / "unet").glob("*.safetensors"))
+    (index,) = (folder / "unet").glob("*.index*.json")
+    params = GuidanceParams(model_key=str(folder))
+    for content in (
+        "{",
+        "[]",
+        "null",
+        '{"metadata": {}, "weight_map": {"a": "../b.safetensors"}}',
+        "[" * 100_000,
+    ):
+        whole = index.read_text(encoding="utf-8")
+        index.write_text(content, encoding="utf-8")
+        (problem,) = models.check_available(params)
+        assert f"{index} is damaged" in problem
+        index.write_text(whole, encoding="utf-8")
+    for file in (first, index):
+        content = file.read_bytes()
+        file.unlink()
+        (problem,) = models.check_available(params)
+        assert "has no unet's weights but diffusion_pytorch_model" in problem and "copy the whole" in problem
+        file.write_bytes(content)
+    assert models.check_available(params) == []
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"])
+def test_a_folder_of_pickles_alone_is_refused(tmp_path, name):
+    folder, touched = save_pipeline(tmp_path / "model"), tmp_path / "touched"
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save({"conv_in.weight": Runs(touched)}, folder / "unet" / name)
     (problem,) = models.check_available(GuidanceParams(model_key=str(folder)))
-    assert "has no unet's weights" in problem
+    assert f"has no unet's weights but {name}, a pickle that can run code" in problem
+    with pytest.raises(UserError, match=r"model_key: .*") as error:
+        score_model(folder)
+    assert "\n" not in str(error.value) and not touched.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}),
+        ("vae/config.json", {"layers_per_block": 10**9}),
+        ("unet/config.json", {"transformer_layers_per_block": [1, 10**9]}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9}),
+        ("scheduler/scheduler_config.json", {"beta_start": 10**9}),
+        ("scheduler/scheduler_config.json", {"beta_end": float("nan")}),
+        ("tokenizer/tokenizer_config.json", {"pad_token": None}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": "x"}),
+        ("unet/config.json", {"sample_size": "x"}),
+        ("unet/config.json", {"sample_size": None}),
+        ("unet/config.json", {"sample_size": 10**9}),
+        ("text_encoder/config.json", {"eos_token_id": None}),
+        ("text_encoder/config.json", {"layer_norm_eps": None}),
+        ("text_encoder/config.json", {"num_attention_heads": -1}),
+    ],
+)
+def test_settings_of_a_folder_that_cannot_work_are_refused_in_one_line(saved, tmp_path, file, changes):
+    folder = shutil.copytree(saved["whole"], tmp_path / "model")
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        score_model(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_pass_through_a_model_that_was_loaded_where_none_are_kept(saved, mode):
+    with mode():
+        model = score_model(saved["whole"])
+        text = model.encode_text(["a red car"])
+    latents = torch.ones(1, 4, *model.latent_size, requires_grad=True)
+    model.predict_noise_with_gradient(latents, torch.tensor([500]), text).sum().backward()
+    assert latents.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_no_weight_is_drawn_in_place_of_one_that_a_file_lacks(saved, tmp_path, part, caplog):
+    folder = shutil.copytree(saved["whole"], tmp_path / "model")
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[3]
+    save_file({n: each for n, each in tensors.items() if n != name}, file, metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"expected all weights of its config.json, got none for .*copy the whole"
+    ):
+        score_model(folder)
+    save_file(tensors | {"another.weight": torch.ones(1)}, file, metadata={"format": "pt"})
+    with caplog.at_level(logging.WARNING):
+        score_model(folder)
+    assert "1 weights have no place" in caplog.text and "another.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"unet": ["diffusers", "NoSuchNetwork"]},
+            "expected a network as its unet, got NoSuchNetwork of diffusers",
+        ),
+        ({"unet": ["os", "system"]}, "expected a network as its unet, got system of os"),
+        ({"unet": ["diffusers", "DDIMScheduler"]}, "expected a network as its unet, got DDIMScheduler"),
+        ({"unet": None}, "as its unet"),
+        ({"unet": ["diffusers"]}, "as its unet"),
+        ({"unet": [["diffusers"], {}]}, "as its unet"),
+        ({"vae": ["diffusers", "UNet2DConditionModel"]}, "expected all weights of its config.json"),
+    ],
+)
+def test_an_index_that_names_something_else_is_refused_in_one_line(saved, tmp_path, changes, words):
+    folder = shutil.copytree(saved["whole"], tmp_path / "model")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        score_model(folder)
+    assert words in str(error.value) and "\n" not in str(error.value)
 
 
 class Runs:
@@ -212,15 +392,6 @@ class Runs:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
-
-
-def test_a_pickle_in_a_folder_runs_no_code(tmp_path):
-    folder, touched = save_pipeline(tmp_path / "model"), tmp_path / "touched"
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    torch.save({"conv_in.weight": Runs(touched)}, folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match="model_key: cannot load"):
-        score_model(folder)
-    assert not touched.exists()
 
 
 def test_a_single_file_without_a_tokenizer_says_where_to_get_one(small, tmp_path):
@@ -239,6 +410,19 @@ def test_pickles_are_refused_wherever_a_file_is_named(tmp_path, suffix):
     for setting in ("LoRA_path", "textual_inversion_path"):
         with pytest.raises(UserError, match=f"{setting}: expected a .safetensors file.*pickle"):
             models.addition(path, f"GuidanceParams.{setting}")
+
+
+@pytest.mark.parametrize(
+    "setting", ["model_key", "base_model_key", "vae_key", "LoRA_path", "textual_inversion_path"]
+)
+@pytest.mark.parametrize("name", ["~no such user/a.safetensors", "a" * 5000, "a\0b", "~no such user/b"])
+def test_a_name_that_no_path_can_have_is_one_line(saved, setting, name):
+    key = next(saved["whole"].glob("unet/*.safetensors")) if setting == "base_model_key" else saved["whole"]
+    settings = {"model_key": str(key), setting: name}
+    problems = models.missing_models(Config(GuidanceParams=GuidanceParams(**settings)))
+    if setting != "base_model_key":  # which a folder has no use for
+        assert any(f"{setting}: expected a path, got" in problem for problem in problems)
+    assert all("\n" not in problem and len(problem) < 500 for problem in problems)
 
 
 def test_everything_that_a_run_lacks_is_named_at_once(tmp_path):

@@ -42,7 +42,7 @@ class Clip:
 
         logging.disable_progress_bar()
         try:
-            pixels = json.loads(_preprocessor(folder).read_text())
+            pixels = json.loads(_preprocessor(folder).read_text(encoding="utf-8"))
             pixels = pixels.get("image_processor", pixels)
             model = CLIPModel.from_pretrained(folder, local_files_only=True)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

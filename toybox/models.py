@@ -179,7 +179,9 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     with atomic(folder) as partial:
         clip.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        (partial / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n")
+        (partial / "preprocessor_config.json").write_text(
+            json.dumps(pixels, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def save_pipeline(

@@ -108,9 +108,9 @@ def write(prior: Path, cache: Path, device: torch.device, stages: dict[str, dict
                 "renders_to_renders": round(frechet_distance(some, others), 4),
             }
     with atomic(prior / "report.json") as path:
-        path.write_text(json.dumps(report, indent=2) + "\n")
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     with atomic(prior / "README.md") as path:
-        path.write_text(_card(report))
+        path.write_text(_card(report), encoding="utf-8")
     _log.info("report: wrote %s", prior / "report.json")
 
 

@@ -61,7 +61,7 @@ class CellStore:
         self.results: dict[str, Result] = {}
         if path.is_file():
             try:
-                self.results = json.loads(path.read_text())["cells"]
+                self.results = json.loads(path.read_text(encoding="utf-8"))["cells"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: expected finished cells, got {error}; move it away") from error
 
@@ -72,7 +72,7 @@ class CellStore:
         self.results.pop(cell.key, None)  # so that the newest stands last
         self.results[cell.key] = result
         with atomic(self.path) as temporary:
-            temporary.write_text(json.dumps({"cells": self.results}, indent=1) + "\n")
+            temporary.write_text(json.dumps({"cells": self.results}, indent=1) + "\n", encoding="utf-8")
 
 
 class Trainer:

@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +14,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from guidance.models import weights
+from guidance.models.names import WITHOUT_WEIGHTS
 from utils.errors import UserError
 from utils.files import atomic
 
 LOCK = "dreammapping.json"
 """In a model's folder of the cache: revision, and SHA-256 and size of every file that was fetched."""
 SETTINGS_SUFFIXES = (".json", ".txt", ".model")
-WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-PICKLED_WEIGHTS = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
-READ_BY_LOADERS = re.compile(
-    r"(model|diffusion_pytorch_model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)"
-)
-"""Names of weights that are loaded unasked: those of other precisions have a further word in their names."""
 
 
 def go_offline() -> None:
@@ -52,41 +47,53 @@ def cached(hub_id: str, marker: str = "model_index.json") -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def names_in(folder: Path) -> list[str]:
+    """The files of a model's folder and of those in it, relative to it."""
+    files = [*folder.glob("*"), *folder.glob("*/*")]
+    return [file.relative_to(folder).as_posix() for file in files if file.is_file()]
+
+
 def missing_parts(folder: Path, components: Sequence[str], without_weights: Sequence[str] = ()) -> list[str]:
-    """Components of a diffusers folder that are not there, or lack their weights; without components, its own."""
-    components = components or ("",)
-    missing = [name for name in components if not (folder / name).is_dir()]
-    weighty = [name for name in components if name not in missing and name not in without_weights]
-    return missing + [f"{name or 'model'}'s weights" for name in weighty if not weight_files(folder, [name])]
+    """What a folder on this machine lacks of a model, for messages."""
+    return weights.missing_parts(names_in(folder), components, without_weights)
 
 
 def weight_files(folder: Path, components: Sequence[str]) -> list[Path]:
-    """Weight files of a diffusers folder's components, or its own: safetensors, else pickles (weights alone)."""
-    return [file for name in components or ("",) for file in _weights_in(folder / name)]
-
-
-def _weights_in(folder: Path) -> list[Path]:
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    weights = [file for file in files if READ_BY_LOADERS.fullmatch(file.name) and file.is_file()]
-    return [file for file in weights if file.suffix == ".safetensors"] or weights
+    """The weight files that are loaded of a diffusers folder's components, or of itself."""
+    sets = weights.weight_sets(names_in(folder), components).values()
+    return [folder / name for each in sets for name in each.files]
 
 
 def damaged_files(folder: Path, components: Sequence[str]) -> list[Path]:
-    """Weight files whose length is not what their header says; reads the headers alone."""
-    files = weight_files(folder, components)
-    return [file for file in files if file.suffix == ".safetensors" and not _is_whole(file)]
+    """Weight files whose length is not what their header says, and broken lists of them; reads no weights."""
+    sets = weights.weight_sets(names_in(folder), components).values()
+    files = [folder / name for each in sets for name in each.files if not each.pickled]
+    lists = [(folder / each.index, each.files) for each in sets if each.index]
+    return [file for file in files if not _is_whole(file)] + [
+        index for index, parts in lists if not _names(index, parts)
+    ]
 
 
 def _is_whole(file: Path) -> bool:
     try:
         with safe_open(file, framework="pt"):
             return True
-    except SafetensorError:
+    except (OSError, SafetensorError):
         return False
 
 
-def check_reachable(hub_id: str) -> None:
-    """Ask the hub whether it has a model, without fetching it.
+def _names(index: Path, parts: Sequence[str]) -> bool:
+    """Whether a list of weights names these files and no others."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        named = set(content["weight_map"].values())
+        return isinstance(content["metadata"], dict) and named == {name.rpartition("/")[2] for name in parts}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
+def check_reachable(hub_id: str, components: Sequence[str]) -> list[str]:
+    """Ask the hub whether it has a model, without fetching it; what the model lacks, for messages.
 
     Raises:
         OSError, RuntimeError, ValueError: it has not, or cannot be asked.
@@ -96,24 +103,27 @@ def check_reachable(hub_id: str) -> None:
     from huggingface_hub import HfApi
 
     with _asking():
-        HfApi().model_info(hub_id, timeout=10)
+        info = HfApi().model_info(hub_id, timeout=10)
+    names = [each.rfilename for each in info.siblings or []]
+    return weights.missing_parts(names, components, WITHOUT_WEIGHTS)
 
 
 def fetch(hub_id: str, components: Sequence[str]) -> Path:
     """Download once what a run needs of a model, check it, and record it in the cache; returns the snapshot.
 
-    Left out: other precisions and frameworks, the safety checker, pickles where there are safetensors, and the
-    original single-file checkpoints.
+    Left out: further precisions and frameworks, the safety checker, pickles, and the original single-file checkpoints.
 
     Raises:
         OSError, RuntimeError, ValueError: of the hub's client.
-        UserError: a file came damaged.
+        UserError: the hub has not all of it, or a file came damaged.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     with _asking():
         info = HfApi().model_info(hub_id, files_metadata=True, timeout=30)
         files = {each.rfilename: each for each in info.siblings or []}
+        if missing := weights.missing_parts(list(files), components, WITHOUT_WEIGHTS):
+            raise UserError(f"{hub_id}: the hub has {'; '.join(missing)}")
         wanted = wanted_files(list(files), components)
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
     record = {"model": hub_id, "revision": folder.name, "files": {}}
@@ -128,19 +138,19 @@ def fetch(hub_id: str, components: Sequence[str]) -> Path:
             raise UserError(f"{hub_id}: {name} came damaged and was deleted; fetch it again")
         record["files"][name] = {"sha256": digest, "bytes": path.stat().st_size}
     with atomic(folder.parents[1] / LOCK) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
 def wanted_files(names: Sequence[str], components: Sequence[str]) -> list[str]:
     """The files of a model's repository that a run reads; with no components, those at its top."""
     wanted = [name for name in names if name in ("model_index.json", "config.json")]
+    sets = weights.weight_sets(names, components)
     for component in components or ("",):
-        prefix = f"{component}/" if component else ""
-        inside = [name for name in names if name.startswith(prefix) and "/" not in name[len(prefix) :]]
-        wanted += [name for name in inside if name.endswith(SETTINGS_SUFFIXES) and ".index." not in name]
-        weights = [name for name in inside if name[len(prefix) :] in WEIGHTS]
-        wanted += weights or [name for name in inside if name[len(prefix) :] in PICKLED_WEIGHTS]
+        settings = [name for name in weights.inside(names, component) if name.endswith(SETTINGS_SUFFIXES)]
+        wanted += [name for name in settings if ".index." not in name]
+        if component in sets:
+            wanted += [*sets[component].files, *filter(None, [sets[component].index])]
     return list(dict.fromkeys(wanted))
 
 
@@ -174,8 +184,11 @@ def recorded(folder: Path) -> dict[str, Any] | None:
     path = folder.parents[1] / LOCK if len(folder.parents) > 1 else folder / LOCK
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
-    return record if record["revision"] == folder.name else None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if record["revision"] == folder.name and isinstance(record["files"], dict) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None  # damaged: the files are hashed again
 
 
 def sha256(file: Path) -> str:

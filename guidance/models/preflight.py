@@ -8,9 +8,12 @@ from guidance.models import hub, single_file
 from guidance.models.names import COMPONENTS, HELPERS, LENT, PICKLES, SHAPE_COMPONENTS, WITHOUT_WEIGHTS
 from guidance.models.source import BASE_MODEL, ModelSource, forms, locate, resolve
 from utils.errors import UserError
+from utils.paths import user_path
 
 SHAPE_MODEL = "GenerateCamParams.shape_model"
 TINY_VAE = "GuidanceParams.vae_key"
+ADDITIONS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "learned_embeds.safetensors")
+"""Names that diffusers' and PEFT's training scripts give to what they save in a folder."""
 
 
 def missing_models(config: Config) -> list[str]:
@@ -54,7 +57,7 @@ def local_folder(source: ModelSource, components: tuple[str, ...]) -> Path:
     """
     folder = Path(source.location) if source.kind == "folder" else _cached(source, components)
     if folder is None:
-        _reach(source)
+        _reach(source, components)
         try:
             folder = hub.fetch(source.location, components)
         except UserError:
@@ -91,11 +94,13 @@ def _cached(source: ModelSource, components: tuple[str, ...]) -> Path | None:
     return None if folder is None or hub.missing_parts(folder, components, WITHOUT_WEIGHTS) else folder
 
 
-def _reach(source: ModelSource) -> None:
+def _reach(source: ModelSource, components: tuple[str, ...]) -> None:
     try:
-        hub.check_reachable(source.location)
+        missing = hub.check_reachable(source.location, components)
     except (OSError, RuntimeError, ValueError) as error:
         raise loading_error(error, source) from error
+    if missing:
+        raise UserError(f"{source.setting}: {source.location} of the hub has {'; '.join(missing)}")
 
 
 def _damage(source: ModelSource, folder: Path, components: tuple[str, ...]) -> list[str]:
@@ -123,13 +128,13 @@ def _problems(find: Callable[[], ModelSource], components: tuple[str, ...]) -> l
             return []
         folder = Path(source.location) if source.kind == "folder" else _cached(source, components)
         if folder is None:
-            _reach(source)
+            _reach(source, components)
             return []
     except UserError as error:
         return [str(error)]
     missing = [
-        f"{source.setting}: {source.location} has no {name}; copy the whole folder again"
-        for name in hub.missing_parts(folder, components, WITHOUT_WEIGHTS)
+        f"{source.setting}: {source.location} has {what}"
+        for what in hub.missing_parts(folder, components, WITHOUT_WEIGHTS)
     ]
     return missing + _damage(source, folder, components)
 
@@ -146,17 +151,18 @@ def _missing_additions(params: GuidanceParams) -> Iterator[UserError]:
 
 
 def addition(name: str, setting: str) -> Path:
-    """The file of a LoRA or a learned word.
+    """The file of a LoRA or a learned word, or of a folder that diffusers or PEFT saved one in.
 
     Raises:
         UserError: it is not there, or is of another kind.
     """
-    path = Path(name).expanduser()
+    path = user_path(name, setting)
     if path.suffix in PICKLES:
         raise UserError(
             f"{setting}: expected a .safetensors file, got {name}, a pickle that can run code when it is read; "
             "convert it to .safetensors first"
         )
+    path = next((path / file for file in ADDITIONS if (path / file).is_file()), path)
     if path.suffix != ".safetensors" or not path.is_file():
         what = "which does not exist" if not path.exists() else "which is none"
         raise UserError(f"{setting}: expected a .safetensors file, got {name}, {what}; correct the path")

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from guidance.models import hub
 from guidance.models.names import ALIASES
 from utils.errors import UserError
+from utils.tensors import open_tensors
 
 log = logging.getLogger(__name__)
 
+MODEL_KEY = "GuidanceParams.model_key"
 CONFIGS = Path(__file__).resolve().parent / "configs"
 UNET, VAE, INPUT = (
     "model.diffusion_model.",
@@ -57,7 +58,7 @@ def family_of(path: Path) -> str:
 
 def stated_prediction(path: Path) -> str | None:
     """What the file's metadata says that the U-Net predicts (the modelspec keys); None where it says nothing."""
-    with safe_open(path, framework="pt") as file:
+    with open_tensors(path, MODEL_KEY) as file:
         metadata = file.metadata() or {}
     stated = STATED_PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
     if stated is None and metadata.get("modelspec.architecture", "").endswith("-768-v"):
@@ -82,7 +83,7 @@ def set_prediction(pipeline: Any, prediction: str) -> None:
 
 
 def _read(family: str, component: str) -> dict[str, Any]:
-    return json.loads((CONFIGS / family / component / "config.json").read_text())
+    return json.loads((CONFIGS / family / component / "config.json").read_text(encoding="utf-8"))
 
 
 @torch.no_grad()
@@ -117,24 +118,22 @@ def tokenizer_folder(path: Path, config: Path) -> Path:
         return hub.download(TOKENIZER_REPOSITORY, TOKENIZER_FILES)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"GuidanceParams.model_key: {path} needs the tokenizer of {TOKENIZER_REPOSITORY}: "
+            f"{MODEL_KEY}: {path} needs the tokenizer of {TOKENIZER_REPOSITORY}: "
             f"{hub.cause_of(error)}; or put a folder named tokenizer, of any Stable Diffusion model, beside it"
         ) from error
 
 
 def _read_names(path: Path) -> tuple[list[str], int]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            channels = file.get_slice(INPUT).get_shape()[1] if INPUT in names else 4
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: expected a .safetensors file, got a damaged or half-copied one ({error}); copy it again"
-        ) from error
-    return names, channels
+    with open_tensors(path, MODEL_KEY) as file:
+        names = list(file.keys())
+        shape = file.get_slice(INPUT).get_shape() if INPUT in names else [0, 4, 0, 0]
+    if len(shape) != 4:
+        raise _not_ours(path, f"a U-Net whose first weights are of shape {tuple(shape)}")
+    return names, shape[1]
 
 
 def _not_ours(path: Path, found: str) -> UserError:
     return UserError(
-        f"{path}: expected a whole Stable Diffusion 1.x or 2.x checkpoint, got {found}; use a model of these families"
+        f"{MODEL_KEY}: {path}: expected a whole Stable Diffusion 1.x or 2.x checkpoint, got {found}; use a model of "
+        "these families"
     )

@@ -11,10 +11,11 @@ from arguments import GuidanceParams
 from guidance.models import hub, single_file
 from guidance.models.names import ALIASES, FORMS, MIRRORS, PICKLES, TOYBOX
 from utils.errors import UserError
+from utils.paths import user_path
 
 log = logging.getLogger(__name__)
 
-MODEL_KEY, BASE_MODEL = "GuidanceParams.model_key", "GuidanceParams.base_model_key"
+MODEL_KEY, BASE_MODEL = single_file.MODEL_KEY, "GuidanceParams.base_model_key"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -50,7 +51,7 @@ def resolve(params: GuidanceParams) -> ModelSource:
         raise UserError(f"{MODEL_KEY}: expected a diffusion model, got none; try {forms(MODEL_KEY)}")
     if key == "toybox":
         return _folder(key, TOYBOX, MODEL_KEY, "model_index.json")
-    path = Path(key).expanduser()
+    path = user_path(key, MODEL_KEY)
     if path.suffix == ".safetensors" and not path.is_dir():
         if not path.is_file():
             raise UserError(
@@ -71,7 +72,7 @@ def locate(
     Raises:
         UserError: `key` is neither, or a file.
     """
-    path = Path(key).expanduser()
+    path = user_path(key, setting)
     if path.is_dir():
         return _folder(key, path, setting, marker)
     if path.suffix in PICKLES:

@@ -1,5 +1,7 @@
 """A Stable Diffusion pipeline from wherever its weights are, checked: what `ScoreModel` is built around."""
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,18 @@ import torch
 from arguments import GuidanceParams
 from guidance import models
 from guidance.models import single_file
+from guidance.models.hub import names_in
+from guidance.models.weights import WeightSet, weight_sets
 from guidance.prior import personalization
+from guidance.prior.learned_words import tokenizer_of
 from utils.errors import UserError
 
+log = logging.getLogger(__name__)
+
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+MOST = {"layers": 100, "blocks": 100, "timesteps": 100_000}
+"""What the largest known models stay well below, by a word in a setting's name."""
+MOST_LATENTS = 1024
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
@@ -23,6 +33,13 @@ def load_pipeline(source: models.ModelSource, params: GuidanceParams, dtype: tor
     """
     pipeline = _read(source, params, dtype)
     _check_architecture(pipeline, source)
+    try:
+        _try_out(pipeline)
+    except UserError:
+        raise
+    # What damaged settings break, they break in the depth of a library.
+    except Exception as error:
+        raise models.loading_error(error, source) from error
     personalization.apply(pipeline, params)
     return pipeline
 
@@ -39,11 +56,12 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
             pipeline = _load_file(source, params, dtype)
         else:
             folder = models.local_folder(source, models.COMPONENTS)
-            _check_components(
-                diffusers.StableDiffusionPipeline.load_config(folder, local_files_only=True), source
-            )
+            index = diffusers.StableDiffusionPipeline.load_config(folder, local_files_only=True)
+            _check_components(index, source)
+            _check_numbers(folder)
+            networks = load_networks(folder, index, models.COMPONENTS, dtype)
             pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, **WITHOUT_CHECKER
+                folder, **networks, local_files_only=True, **WITHOUT_CHECKER
             )
             stated = pipeline.scheduler.config.get("prediction_type", "epsilon")
             _check_prediction(stated, f"the scheduler of {source.location}", params.prediction_type)
@@ -55,6 +73,60 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
     # Loaders raise whatever their backends do; each becomes one line that names model and cause.
     except Exception as error:
         raise models.loading_error(error, source) from error
+
+
+def load_networks(
+    folder: Path, index: dict[str, Any], components: tuple[str, ...], dtype: torch.dtype
+) -> dict[str, torch.nn.Module]:
+    """The components of a diffusers folder that have weights, from the files that are chosen for each.
+
+    Args:
+        index: the folder's `model_index.json`: library and class of each component.
+
+    Raises:
+        UserError: a component is of a class that no library here has.
+    """
+    import diffusers
+    import transformers
+
+    libraries = {"diffusers": diffusers, "transformers": transformers, "shap_e": diffusers.pipelines.shap_e}
+    found = {}
+    for name, chosen in weight_sets(names_in(folder), components).items():
+        library, kind = (
+            entry if isinstance(entry := index[name], list) and len(entry) == 2 else ("none", entry)
+        )
+        network = getattr(libraries.get(str(library)), str(kind), None)
+        if not (isinstance(network, type) and issubclass(network, torch.nn.Module)):
+            raise UserError(
+                f"{folder}: expected a network as its {name}, got {kind} of {library} in model_index.json; "
+                "use another model"
+            )
+        found[name] = _load_network(network, folder / name, chosen, dtype)
+    return found
+
+
+def _load_network(kind: Any, folder: Path, chosen: WeightSet, dtype: torch.dtype) -> Any:
+    """A network with all of its weights; what the loader would fill with random numbers is an error here."""
+    network, said = kind.from_pretrained(
+        folder,
+        variant=chosen.variant,
+        use_safetensors=not chosen.pickled,
+        dtype=dtype,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(said["missing_keys"]):
+        raise UserError(
+            f"{folder}: expected all weights of its config.json, got none for {missing[0]}, and {len(missing)} are "
+            "missing in all; copy the whole folder again"
+        )
+    unexpected = sorted(name for name in said["unexpected_keys"] if not name.endswith("position_ids"))
+    if unexpected:
+        log.warning(
+            "%s: %d weights have no place in the network of its config.json and are left out, the first is %s",
+            folder, len(unexpected), unexpected[0],
+        )  # fmt: skip
+    return network
 
 
 def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype) -> Any:
@@ -96,11 +168,46 @@ def _load_vae(params: GuidanceParams, dtype: torch.dtype) -> Any:
             raise UserError(
                 f"{source.setting}: expected an AutoencoderKL or AutoencoderTiny, got {kind} in {folder}; try taesd"
             )
-        return getattr(diffusers, kind).from_pretrained(folder, dtype=dtype, local_files_only=True)
+        (chosen,) = weight_sets(names_in(folder), ()).values()
+        return _load_network(getattr(diffusers, kind), folder, chosen, dtype)
     except UserError:
         raise
     except Exception as error:
         raise models.loading_error(error, source) from error
+
+
+def _check_numbers(folder: Path) -> None:
+    """Raise UserError for settings of so many layers or timesteps that building them would not end."""
+    for file in (file for part in models.COMPONENTS for file in (folder / part).glob("*config.json")):
+        for name, value in json.loads(file.read_text(encoding="utf-8")).items():
+            most = next((most for word, most in MOST.items() if word in name), None)
+            numbers = [
+                each
+                for each in (value if isinstance(value, list) else [value])
+                if isinstance(each, int | float)
+            ]
+            if most is not None and any(not number <= most for number in numbers):
+                raise UserError(
+                    f"{file}: expected {name} of at most {most}, got {str(value)[:40]}; copy it again"
+                )
+
+
+def _try_out(pipeline: Any) -> None:
+    """Encode one text and build the schedule, so that settings that cannot work are found where they are loaded."""
+    from diffusers import DDIMScheduler
+
+    with torch.no_grad():
+        pipeline.text_encoder(tokenizer_of(pipeline)(["a"]))
+    kept = DDIMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
+    if not (kept.isfinite() & (kept >= 0) & (kept <= 1)).all() or (kept.diff() > 0).any():
+        raise ValueError("its scheduler's betas are no schedule of noise; copy it again")
+    size = pipeline.unet.config.sample_size
+    sides = size if isinstance(size, list | tuple) else [size]
+    if not all(isinstance(side, int) and 1 <= side <= MOST_LATENTS for side in sides) or len(sides) not in (
+        1,
+        2,
+    ):
+        raise ValueError(f"its U-Net's sample_size is {str(size)[:40]}; copy it again")
 
 
 def _check_prediction(stated: str | None, by: str, wanted: str) -> None:
@@ -118,6 +225,9 @@ def _check_components(index: dict[str, Any], source: models.ModelSource) -> None
 
 
 def _check_architecture(pipeline: Any, source: models.ModelSource) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        if any(weight.is_meta for weight in getattr(pipeline, name).parameters()):
+            raise _wrong_architecture(source, f"a {name} without all of its weights")
     unet, text_width = pipeline.unet.config, pipeline.text_encoder.config.hidden_size
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
     if unet.in_channels == 9:

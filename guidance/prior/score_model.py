@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from arguments import GuidanceParams, HardwareParams
 from guidance import models
 from guidance.noise import standard_normal_like
-from guidance.prior import personalization
+from guidance.prior import learned_words
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
 from guidance.prior.pipeline import load_pipeline
@@ -69,7 +69,7 @@ class ScoreModel:
         self.unet, self.vae = _frozen(pipeline.unet, device), _frozen(pipeline.vae, device)
         self.text_encoder: nn.Module | None = _frozen(pipeline.text_encoder, device)
         self.text_shape = _text_shape(pipeline)
-        self._tokenize = personalization.tokenizer_of(pipeline)
+        self._tokenize = learned_words.tokenizer_of(pipeline)
         self._source, self._params, self._hardware = source, params, hardware
         self.device, self.dtype = device, pipeline.unet.dtype
         self.compiled = False
@@ -88,6 +88,7 @@ class ScoreModel:
         self._has_estimators = False
 
     @classmethod
+    @torch.inference_mode(mode=False)  # gradients pass through what is loaded
     def from_pretrained(
         cls,
         params: GuidanceParams,
@@ -179,6 +180,7 @@ class ScoreModel:
         pixels = torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Float[Tensor, "N L D"]:
         """Embeddings of prompts; the empty one is the unconditional text.

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from arguments import GenerateCamParams
 from guidance import models
-from guidance.prior.personalization import refuse_too_long
+from guidance.prior.learned_words import refuse_too_long
+from guidance.prior.pipeline import load_networks
 from utils.errors import UserError
 from utils.files import atomic
 from utils.srgb import linear_to_srgb
@@ -69,7 +70,7 @@ def _generate(
 ) -> ColoredMesh:
     with torch.random.fork_rng(devices=[]):  # loading draws weights that it then replaces
         pipeline = _load(source, device)
-    refuse_too_long(prompt, pipeline.tokenizer, pipeline.tokenizer.model_max_length)
+    refuse_too_long(prompt, len(pipeline.tokenizer(prompt).input_ids), pipeline.tokenizer.model_max_length)
     log.info("Shap-E makes %r (%d steps)", prompt, params.shape_steps)
     try:
         (mesh,) = pipeline(
@@ -108,7 +109,11 @@ def _load(source: models.ModelSource, device: torch.device) -> Any:
     diffusers.utils.logging.set_verbosity_error()
     try:
         folder = models.local_folder(source, models.SHAPE_COMPONENTS)
-        pipeline = diffusers.ShapEPipeline.from_pretrained(folder, local_files_only=True).to(device)
+        index = diffusers.ShapEPipeline.load_config(folder, local_files_only=True)
+        networks = load_networks(folder, index, models.SHAPE_COMPONENTS, torch.float32)
+        pipeline = diffusers.ShapEPipeline.from_pretrained(folder, **networks, local_files_only=True).to(
+            device
+        )
     except UserError:
         raise
     # Loaders raise whatever their backends do; each becomes one line that names model and cause.

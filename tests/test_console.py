@@ -1,0 +1,93 @@
+"""Consoles that cannot show a letter, and text files whatever the console's language."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PRINT = "import sys; {call}sys.stdout.write('caf\\xe9 \\u732b\\n'); sys.stderr.write('\\U0001f431\\n')"
+CALL = "from utils.console import show_every_letter; show_every_letter(); "
+
+
+def shown(code, encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "PYTHONUTF8": "0"}
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "out"),
+    [
+        ("ascii", rb"caf\xe9 \u732b"),
+        ("cp1252", b"caf\xe9 \\u732b"),
+        ("cp437", b"caf\x82 \\u732b"),
+        ("utf-8", "café 猫".encode()),
+    ],
+)
+def test_a_letter_that_a_console_lacks_is_shown_by_its_number(encoding, out):
+    result = shown(PRINT.format(call=CALL), encoding)
+    assert result.returncode == 0 and result.stdout.split(b"\n")[0].rstrip() == out
+    assert result.stderr.strip() == ("🐱".encode() if encoding == "utf-8" else rb"\U0001f431")
+    assert shown(PRINT.format(call=""), encoding).returncode == (0 if encoding == "utf-8" else 1)
+
+
+@pytest.mark.parametrize("stream", ["None", "__import__('io').StringIO()"])
+def test_a_stream_that_is_missing_or_replaced_stays_as_it_is(stream):
+    code = f"import sys; sys.stdout = sys.stderr = {stream}; before = sys.stdout; {CALL}assert sys.stdout is before"
+    assert shown(code, "ascii").returncode == 0
+
+
+def without_encoding(tree):
+    """Lines of a program that read or write text in whatever encoding the machine prefers."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        named = {keyword.arg for keyword in node.keywords}
+        if name in ("read_text", "write_text") and "encoding" not in named:
+            found.append(node.lineno)
+        if name == "open" and not named & {"encoding"}:
+            modes = [
+                arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)
+            ]
+            modes += [
+                k.value.value for k in node.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)
+            ]
+            if any(mode in ("r", "w", "a", "x", "r+", "rt", "wt", "at") for mode in modes):
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("path.read_text()", True),
+        ("path.write_text(text)", True),
+        ("path.open('a')", True),
+        ("open(path, mode='w')", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("path.open('rb')", False),
+        ("Image.open(path)", False),
+    ],
+)
+def test_the_search_for_text_in_the_machines_encoding_finds_it(code, found):
+    assert bool(without_encoding(ast.parse(code))) == found
+
+
+REWRITTEN = ("utils/run.py", "utils/checkpoint.py", "utils/files.py", "scene/mesh_size.py")
+
+
+def test_text_files_are_utf_8_whatever_the_machine_prefers():
+    sources = [*ROOT.glob("*.py"), *(file for folder in (
+        "arguments", "benchmarks", "dreammapping", "gaussian_renderer", "guidance", "scene", "toybox", "utils",
+    ) for file in (ROOT / folder).rglob("*.py"))]  # fmt: skip
+    found = {
+        path.relative_to(ROOT).as_posix(): without_encoding(ast.parse(path.read_text(encoding="utf-8")))
+        for path in sources
+        if path.relative_to(ROOT).as_posix() not in REWRITTEN and path.parent != ROOT / "dreammapping"
+    }
+    assert {path: lines for path, lines in found.items() if lines} == {}

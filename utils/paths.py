@@ -1,0 +1,33 @@
+"""Paths as users write them."""
+
+import errno
+from pathlib import Path
+
+from utils.errors import UserError
+
+ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+def user_path(name: str, where: str) -> Path:
+    """The path that a user wrote, `~` expanded; nothing needs to be there.
+
+    Args:
+        where: the setting or option that it was written into, for the message.
+
+    Raises:
+        UserError: it can be no path here, or its folder cannot be looked into.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.stat()
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise _unusable(name, where, error.strerror or str(error)) from error
+    except (ValueError, RuntimeError) as error:  # a null character; a user whose home is not known
+        raise _unusable(name, where, str(error)) from error
+    return path
+
+
+def _unusable(name: str, where: str, reason: str) -> UserError:
+    shown = repr(name) if len(name) <= 100 else f"{name[:80]!r}... ({len(name)} letters)"
+    return UserError(f"{where}: expected a path, got {shown}, which cannot be used ({reason}); correct it")

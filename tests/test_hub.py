@@ -93,6 +93,7 @@ def test_a_single_file_borrows_settings_and_tokenizer_of_a_hub_without_weights(
     assert not [name for name in online.downloads() if name.endswith((".safetensors", ".bin", ".ckpt"))]
     asked = len(online.requests)
     offline()
+    offline()
     assert models.check_available(params) == []
     model = ScoreModel.from_pretrained(params, "cpu")
     torch.testing.assert_close(
@@ -128,7 +129,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, tmp_path, form):
+def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, offline, tmp_path, form):
     from diffusers import StableDiffusionPipeline
 
     folder = save_pipeline(tmp_path / "model")
@@ -186,7 +187,7 @@ def test_a_damaged_record_of_what_was_fetched_is_none(online, tmp_path, record):
     assert score_model("me/model").provenance == expected
 
 
-def test_a_download_that_came_damaged_is_deleted_and_said(online, tmp_path, capsys):
+def test_a_download_that_came_damaged_is_deleted_and_said(online, offline, tmp_path, capsys):
     online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
     online.wrong_hash.add("unet/diffusion_pytorch_model.safetensors")
     assert main(["fetch", "me/model"]) == 2

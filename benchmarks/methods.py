@@ -24,9 +24,9 @@ from utils.peak_memory import forget_peak, peak_memory
 from utils.repository import QUICKSTART, ROOT
 
 SMALL_BANK = (
-    "GuidanceParams.lmc_bank=1",
-    "GuidanceParams.lmc_sampling_steps=2",
-    "GuidanceParams.lmc_steps=2",
+    "LMCParams.lmc_bank=1",
+    "LMCParams.lmc_sampling_steps=2",
+    "LMCParams.lmc_steps=2",
 )
 """What LMC learns before the run is no part of an iteration."""
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from dreammapping.command import exit_code
 from utils.errors import UserError
-from utils.repository import QUICKSTART
+from utils.repository import QUICKSTART, ROOT
 
 TABLES = {
     "prompts": "VDM against SDS over prompts that nothing was tuned on (docs/results.md)",
     "methods": "every method of Table 1 on the same prompts and seeds (docs/methods.md)",
+    "pictures": "text to 2D, method beside method from one start: figures 10 and 14",
 }
 
 
@@ -37,10 +38,12 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("table", choices=TABLES, metavar="TABLE", help="one of those above")
     parser.add_argument(
-        "--opt", type=Path, default=QUICKSTART, help="settings of every run (the quick start's)"
+        "--opt", type=Path, help="settings of every run (the quick start's, or configs/image/toybox.yaml)"
     )
     parser.add_argument(
-        "--methods", default="", help="of `methods`: names with commas between (default: all)"
+        "--methods",
+        default="",
+        help="of `methods` and `pictures`: names with commas between, of pictures such as sds@7.5 (default: all)",
     )
     parser.add_argument("--prompts", type=int, help="default 6; of `methods` 2, with a GPU 6")
     parser.add_argument("--seeds", type=int, help="runs of each (default 1; of `methods` with a GPU 3)")
@@ -54,8 +57,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    if options.methods and options.table != "methods":
-        raise UserError(f"--methods: expected the table `methods`, got {options.table!r}; leave it out")
+    if options.methods and options.table == "prompts":
+        raise UserError("--methods: expected the table `methods` or `pictures`, got 'prompts'; leave it out")
+    if options.table == "pictures":
+        return _pictures(options)
     from dreammapping.reproduction import methods, prompts
 
     if options.table == "methods":
@@ -73,12 +78,22 @@ def _reproduce(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _pictures(options: argparse.Namespace) -> int:
+    from dreammapping.reproduction.pictures import METHODS, compare
+
+    opt = options.opt or ROOT / "configs" / "image" / "toybox.yaml"
+    words = ["--opt", str(opt), *options.overrides]
+    path, lines = compare((options.methods or METHODS).split(","), words, train=not options.report)
+    sys.stdout.write("\n".join([*lines, str(path)]) + "\n")
+    return 0
+
+
 def _plan(options: argparse.Namespace, prompts: int, seeds: int) -> Any:
     """The plan of a table, with its own numbers of prompts and seeds where none are given."""
     from dreammapping.reproduction.table import Plan
 
     return Plan(
-        opt=options.opt,
+        opt=options.opt or QUICKSTART,
         overrides=tuple(options.overrides),
         prompts=prompts if options.prompts is None else options.prompts,
         seeds=seeds if options.seeds is None else options.seeds,

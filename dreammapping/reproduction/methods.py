@@ -30,14 +30,14 @@ from utils.errors import UserError
 from utils.images import write_picture
 from utils.repository import ROOT
 
-LORA = ("GuidanceParams.lora_lr=0.0001", "GuidanceParams.lora_warmup_iter=70")
+LORA = ("LoRAParams.lora_lr=0.0001", "LoRAParams.lora_warmup_iter=70")
 METHODS: Overrides = {
     "vdm": (),
-    "vdm_without_dca": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca=false"),
-    "vdm_dca_learned": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca_learned=true"),
-    "vdm_lookahead": ("GuidanceParams.guidance=vdm", "GuidanceParams.lookahead=true"),
-    "vdm_linear": ("GuidanceParams.guidance=vdm", "GuidanceParams.operator=linear"),
-    "vdm_ulite_noise": ("GuidanceParams.guidance=vdm", "GuidanceParams.operator=ulite_noise"),
+    "vdm_without_dca": ("GuidanceParams.guidance=vdm", "VDMParams.dca=false"),
+    "vdm_dca_learned": ("GuidanceParams.guidance=vdm", "VDMParams.dca_learned=true"),
+    "vdm_lookahead": ("GuidanceParams.guidance=vdm", "VDMParams.lookahead=true"),
+    "vdm_linear": ("GuidanceParams.guidance=vdm", "VDMParams.operator=linear"),
+    "vdm_ulite_noise": ("GuidanceParams.guidance=vdm", "VDMParams.operator=ulite_noise"),
     "vdm_warm": ("GuidanceParams.guidance=vdm",),  # and the operator of `chain`
     "sds": (),
     "sds_100": ("GuidanceParams.guidance=sds", "GuidanceParams.guidance_scale=100"),
@@ -45,7 +45,7 @@ METHODS: Overrides = {
     "dreamflow": (*LORA, "GuidanceParams.dreamflow_t_range=[0.02,0.98]"),
     "asd": LORA,
     "lods": ("GuidanceParams.lambda_guidance=0.75",),  # its bracket is 1/s of SDS's
-    "lods_lora": ("GuidanceParams.lambda_guidance=0.75", "GuidanceParams.lods_lora_lr=0.00001"),
+    "lods_lora": ("GuidanceParams.lambda_guidance=0.75", "LODSParams.lods_lora_lr=0.00001"),
     "lmc": (),
     "csd": (),
     "nfsd": (),
@@ -157,7 +157,7 @@ def reproduce(
     config, _ = load(plan.words)
     output = Path(config.ModelParams.output_path)
     operators = chain(plan, output)
-    rows["vdm_warm"] += (f"GuidanceParams.operator_init={output / list(operators)[-1].workspace}",)
+    rows["vdm_warm"] += (f"VDMParams.operator_init={output / list(operators)[-1].workspace}",)
     store, failures = CellStore(RESULTS / "methods.json"), []
     cells = make_cells(plan, choose_prompts(plan.prompts, TUNED_ON), {name: rows[name] for name in wanted})
     if train:

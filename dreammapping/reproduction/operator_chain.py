@@ -21,7 +21,7 @@ def chain(plan: Plan, output: Path) -> dict[Cell, list[str]]:
     for prompt in choose_prompts(plan.prompts + LENGTH, exclude=TUNED_ON)[plan.prompts :]:
         cell, settings = make_cell(plan, prompt, "operator", start, seed=0)
         cells[cell] = settings
-        start = ("GuidanceParams.guidance=vdm", f"GuidanceParams.operator_init={output / cell.workspace}")
+        start = ("GuidanceParams.guidance=vdm", f"VDMParams.operator_init={output / cell.workspace}")
     return cells
 
 

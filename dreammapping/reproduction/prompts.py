@@ -32,7 +32,7 @@ from utils.images import write_picture
 from utils.repository import ROOT
 
 METHODS: Overrides = {
-    "vdm": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca=true"),
+    "vdm": ("GuidanceParams.guidance=vdm", "VDMParams.dca=true"),
     "sds": ("GuidanceParams.guidance=sds", "GuidanceParams.guidance_scale=7.5"),
 }
 TITLES = {"truth": "true objects", "vdm": "VDM + DCA", "sds": "SDS, CFG 7.5", "start": "untrained start"}

@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 or newer, git and make; with a C++ compiler the renderer is many times faster.
+# `make demo` and `make test` need Python 3.11 or newer, git and make; a C++ compiler is fetched where there is none.
 # Everything is installed into .venv, at the versions of constraints.txt; pip's own settings (PIP_*, pip.conf) apply.
 
 PYTHON ?= python3
@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile --no-build-isolation
+COMPILER := $(CURDIR)/$(VENV)/compiler
 SUBMODULES := submodules/diff-gaussian-rasterization submodules/simple-knn
 
 # The name of a stamp is the checksum of what it stands for, so a change of any of it, and nothing else, installs again.
@@ -18,7 +19,7 @@ READY_DEV := $(VENV)/ready-dev-$(KEY)
 
 DEMO := output/quickstart
 
-.PHONY: demo test check format setup setup-dev clean
+.PHONY: demo test test-matrix check format setup setup-dev clean
 
 demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 	@if grep -qs '"finished": true' $(DEMO)/run.json && ls $(DEMO)/videos/*/*.mp4 >/dev/null 2>&1; then \
@@ -34,6 +35,9 @@ demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 
 test: check  ## all checks and all tests; pytest has the last word
 	@$(BIN)/python -m pytest
+
+test-matrix: $(READY_DEV)  ## all tests under other instruction sets, numbers of threads and orders; takes an hour or two
+	@$(BIN)/python tests/matrix.py
 
 check: $(READY_DEV)  ## style, layers and types, without the tests
 	@$(BIN)/ruff check .
@@ -60,7 +64,17 @@ $(READY):
 	@rm -rf build $(addsuffix /build,$(SUBMODULES))
 	$(INSTALL) -c constraints.txt setuptools torch
 	$(INSTALL) -c constraints.txt .
-	$(INSTALL) --no-deps --force-reinstall $(addprefix ./,$(SUBMODULES))
+	@needed=$$($(BIN)/python submodules/diff-gaussian-rasterization/compiler.py 2>/dev/null); \
+	if test -n "$$needed"; then \
+		if $(INSTALL) -c constraints.txt --target $(COMPILER) $$needed; then \
+			echo "No C++ compiler works here: $$needed compiles the kernels, which takes a minute or two, and is removed again"; \
+		else \
+			echo "No C++ compiler works here and $$needed cannot be fetched: everything runs, but an iteration takes about 55 times as long (7.8 s for 0.14 s). With a compiler, or the network, \`make clean demo\` builds the kernels" >&2; \
+		fi; \
+	fi
+	@trap 'rm -rf $(COMPILER)' EXIT; \
+	PYTHONPATH=$(COMPILER) ZIG_GLOBAL_CACHE_DIR=$(COMPILER)/cache ZIG_LOCAL_CACHE_DIR=$(COMPILER)/cache \
+		$(INSTALL) --no-deps --force-reinstall $(addprefix ./,$(SUBMODULES))
 	@rm -f $(VENV)/ready-*
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Text to 3D Gaussians: `python train.py --opt configs/cat.yaml [Group.key=value ...]`; see `--help`."""
+"""Text to 3D: `python train.py --opt configs/cat.yaml [Group.key=value ...]`; see `--help`."""
 
 import logging
 import os
@@ -23,17 +23,14 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if command.quiet:
             logging.getLogger().setLevel(logging.WARNING)
-        offline = command.offline or config.offline
         if command.dry_run:
-            from dreammapping import dry_run
+            from dreammapping.dry_run import dry_run
 
-            sys.stdout.write(dry_run(config, offline=offline))
+            sys.stdout.write(dry_run(config))
             return 0
         from dreammapping import optimize
 
-        result = optimize(
-            config, resume=command.resume, force=command.force, offline=offline, quiet=command.quiet
-        )
+        result = optimize(config, resume=command.resume, force=command.force, quiet=command.quiet)
         if result.exit_code == 0:
             logging.info("finished: %s", result.folder)
         return result.exit_code
@@ -45,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted before the first iteration; nothing to go on with yet\n")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"{str(error) or 'stopped before the run began; nothing was changed'}\n")
         return 130
 
 

@@ -1,28 +1,33 @@
 """Typed settings: what can be set, its default, unit, range and meaning; reading, checking and writing it.
 
-Imports no torch, so that ``--help`` and every mistake in the settings answer at once.
+Imports no torch, so that `--help` and every mistake in the settings answer at once.
 """
 
 from arguments.config import Config, to_yaml
+from arguments.flags import Command
 from arguments.groups import (
+    ASDParams,
+    Consistent3DParams,
+    CSDParams,
+    DreamFlowParams,
     GenerateCamParams,
     GuidanceParams,
     HardwareParams,
+    ImageParams,
+    LMCParams,
+    LODSParams,
+    LoRAParams,
     ModelParams,
+    NFSDParams,
     OptimizationParams,
     PipelineParams,
+    SSDParams,
+    VDMParams,
 )
-from arguments.load import Command, load
+from arguments.load import load
 
 __all__ = [
-    "Command",
-    "Config",
-    "GenerateCamParams",
-    "GuidanceParams",
-    "HardwareParams",
-    "ModelParams",
-    "OptimizationParams",
-    "PipelineParams",
-    "load",
-    "to_yaml",
-]
+    "ASDParams", "CSDParams", "Command", "Config", "Consistent3DParams", "DreamFlowParams", "GenerateCamParams",
+    "GuidanceParams", "HardwareParams", "ImageParams", "LMCParams", "LODSParams", "LoRAParams", "ModelParams",
+    "NFSDParams", "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams", "load", "to_yaml",
+]  # fmt: skip

@@ -42,8 +42,8 @@ def kind_of(field: dataclasses.Field) -> tuple[type, bool]:
 def has_form(field: dataclasses.Field, value: object) -> bool:
     """Whether a value has the form of the setting, where OmegaConf would convert too much.
 
-    It would turn the prompt ``yes``, which YAML reads as true, into ``"True"``, and any number into true;
-    and it reads ``${...}`` and ``???`` as its own language.
+    It would turn the prompt `yes`, which YAML reads as true, into `"True"`, and any number into true;
+    and it reads `${...}` and `???` as its own language.
     """
     kind, optional = kind_of(field)
     if value is None:
@@ -94,7 +94,7 @@ def shown(value: object) -> str:
 
 
 def check_together(config: Config, origins: dict[str, str], complete: bool = True) -> None:
-    """Raise UserError where settings contradict each other, or (if ``complete``) where a run lacks one.
+    """Raise UserError where settings contradict each other, or (if `complete`) where a run lacks one.
 
     Args:
         origins: where each named setting comes from (a file, the command line).
@@ -105,7 +105,7 @@ def check_together(config: Config, origins: dict[str, str], complete: bool = Tru
         (
             re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device) is None,
             "device",
-            "expected auto, cpu, cuda or cuda:N; leave it out for auto",
+            "expected auto, cpu, mps, cuda or cuda:N; leave it out for auto",
         ),
         (
             guidance.max_t_range < guidance.t_range[1],

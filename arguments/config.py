@@ -1,6 +1,7 @@
 """All settings of a run in one object, and the YAML that gives it back."""
 
 import dataclasses
+from dataclasses import field
 from functools import cache
 
 import yaml
@@ -14,15 +15,23 @@ from arguments.presets import PRESETS
 class Config:
     """The run as a whole."""
 
-    ModelParams: groups.ModelParams = dataclasses.field(default_factory=groups.ModelParams)
-    OptimizationParams: groups.OptimizationParams = dataclasses.field(
-        default_factory=groups.OptimizationParams
-    )
-    PipelineParams: groups.PipelineParams = dataclasses.field(default_factory=groups.PipelineParams)
-    GenerateCamParams: groups.GenerateCamParams = dataclasses.field(default_factory=groups.GenerateCamParams)
-    GuidanceParams: groups.GuidanceParams = dataclasses.field(default_factory=groups.GuidanceParams)
-    HardwareParams: groups.HardwareParams = dataclasses.field(default_factory=groups.HardwareParams)
-    ImageParams: groups.ImageParams = dataclasses.field(default_factory=groups.ImageParams)
+    ModelParams: groups.ModelParams = field(default_factory=groups.ModelParams)
+    OptimizationParams: groups.OptimizationParams = field(default_factory=groups.OptimizationParams)
+    PipelineParams: groups.PipelineParams = field(default_factory=groups.PipelineParams)
+    GenerateCamParams: groups.GenerateCamParams = field(default_factory=groups.GenerateCamParams)
+    GuidanceParams: groups.GuidanceParams = field(default_factory=groups.GuidanceParams)
+    VDMParams: groups.VDMParams = field(default_factory=groups.VDMParams)
+    LoRAParams: groups.LoRAParams = field(default_factory=groups.LoRAParams)
+    DreamFlowParams: groups.DreamFlowParams = field(default_factory=groups.DreamFlowParams)
+    ASDParams: groups.ASDParams = field(default_factory=groups.ASDParams)
+    LODSParams: groups.LODSParams = field(default_factory=groups.LODSParams)
+    LMCParams: groups.LMCParams = field(default_factory=groups.LMCParams)
+    CSDParams: groups.CSDParams = field(default_factory=groups.CSDParams)
+    NFSDParams: groups.NFSDParams = field(default_factory=groups.NFSDParams)
+    SSDParams: groups.SSDParams = field(default_factory=groups.SSDParams)
+    Consistent3DParams: groups.Consistent3DParams = field(default_factory=groups.Consistent3DParams)
+    ImageParams: groups.ImageParams = field(default_factory=groups.ImageParams)
+    HardwareParams: groups.HardwareParams = field(default_factory=groups.HardwareParams)
     seed: int = option(
         0, "seed of everything random but the guidance's noise (noise_seed)", low=0, high=2**32 - 1
     )
@@ -31,7 +40,6 @@ class Config:
     preset: str = option(
         "", "the --preset that these settings were made with, written by it: a label", choices=("", *PRESETS)
     )
-    port: int = option(2355, "port of the live viewer", low=1, high=65535)
     test_ratio: int = option(5, "test pictures this many times per run", low=1)
     save_ratio: int = option(2, "save the Gaussians this many times per run", low=1)
     checkpoint_interval: int = option(500, "steps between checkpoints", unit="steps", low=1)
@@ -40,9 +48,25 @@ class Config:
     video_frames: int = option(120, "frames of one turn of that video", unit="frames", low=1, high=10_000)
 
     @property
+    def iterations(self) -> int:
+        """Steps of the run, whatever is optimised."""
+        return self.ImageParams.steps if self._is_picture else self.OptimizationParams.iterations
+
+    @property
+    def picture_interval(self) -> int:
+        """Steps between pictures of the process, whatever is optimised."""
+        return self.ImageParams.picture_interval if self._is_picture else self.GuidanceParams.vis_interval
+
+    @property
+    def _is_picture(self) -> bool:
+        return self.ModelParams.representation == "image"
+
+    @property
     def starts_from_text(self) -> bool:
         """Whether Shap-E makes what the run starts from."""
-        return self.GenerateCamParams.init_from_text and not self.ModelParams.pretrained_model_path
+        if self._is_picture or self.ModelParams.pretrained_model_path:
+            return False
+        return self.GenerateCamParams.init_from_text
 
 
 @cache
@@ -53,7 +77,7 @@ def group_classes() -> dict[str, type]:
 
 @cache
 def settings() -> dict[str, dataclasses.Field]:
-    """Every setting by its dotted name (``GuidanceParams.text``, ``seed``)."""
+    """Every setting by its dotted name (`GuidanceParams.text`, `seed`)."""
     named = {f.name: f for f in dataclasses.fields(Config) if "option" in f.metadata}
     for group, kind in group_classes().items():
         named |= {f"{group}.{f.name}": f for f in dataclasses.fields(kind)}
@@ -67,7 +91,7 @@ def value_of(config: Config, name: str) -> object:
 
 
 def to_yaml(config: Config) -> str:
-    """Every setting as YAML; ``load`` gives the same Config from it."""
+    """Every setting as YAML; `load` gives the same Config from it."""
     tree = {name: dataclasses.asdict(getattr(config, name)) for name in group_classes()}
     for group in tree.values():
         group.update({key: list(value) for key, value in group.items() if isinstance(value, tuple)})

@@ -1,4 +1,4 @@
-"""The text of ``--help``: every setting with its default, unit, range and meaning."""
+"""The text of `--help`: every setting with its default, unit, range and meaning."""
 
 import dataclasses
 import shutil
@@ -6,7 +6,7 @@ import textwrap
 
 from arguments.check import shown
 from arguments.config import Config, group_classes
-from arguments.load import FLAGS
+from arguments.flags import FLAGS
 from arguments.option import Option
 
 _INTRO = """\
@@ -21,7 +21,7 @@ _COLUMNS = (24, 16, 21)
 
 
 def describe(width: int | None = None) -> str:
-    """All flags and settings, grouped, wrapped to ``width`` columns (the terminal's if None)."""
+    """All flags and settings, grouped, wrapped to `width` columns (the terminal's if None)."""
     width = max(100, min(width or shutil.get_terminal_size((120, 24)).columns, 140))
     lines = [_INTRO, "FLAGS"]
     lines += [f"  {f'{flag} {value}':<{_COLUMNS[0]}}{meaning}" for flag, (value, meaning) in FLAGS.items()]

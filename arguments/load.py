@@ -13,71 +13,54 @@ import yaml
 
 from arguments.check import check_together, check_value, complaint, has_form, kind_of, shown
 from arguments.config import Config, group_classes, settings, value_of
-from arguments.names import WITHOUT_EFFECT, name_in_group, name_of
+from arguments.describe import describe
+from arguments.flags import FLAGS, UPSTREAM_FLAGS, Command
+from arguments.names import MOVED, WITHOUT_EFFECT, name_in_group, name_of
 from arguments.presets import PRESETS
 from utils.errors import UserError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
 
-FLAGS = {
-    "--opt": ("FILE", "settings as YAML (LucidDreamer's files work unchanged)"),
-    "--preset": ("NAME", "fast: fewer steps and smaller renders, NOT the paper's setting"),
-    "--seed": ("N", "the same as seed=N"),
-    "--resume": ("", "go on with the run in the folder"),
-    "--force": ("", "replace the run in the folder"),
-    "--dry-run": ("", "load all that a run needs, print the memory and time that it will take, then stop"),
-    "--print-config": ("", "print all settings as YAML, then stop"),
-    "--offline": ("", "never ask a hub for weights"),
-    "--quiet": ("", "say nothing but warnings and errors"),
-    "--debug": ("", "show tracebacks"),
-    "--help": ("", "print this"),
-}
-"""Flags: what follows each (empty: nothing) and what it means."""
-
-_UPSTREAM_FLAGS = ("--port", "--test_ratio", "--save_ratio", "--save_video")
-
 
 @dataclass(frozen=True)
-class Command:
-    """What the command line asks for beside the settings."""
+class Entry:
+    """One setting as it was given.
 
-    opt: Path | None = None
-    print_config: bool = False
-    dry_run: bool = False
-    resume: bool = False
-    debug: bool = False
-    quiet: bool = False
-    offline: bool = False
-    force: bool = False
+    Attributes:
+        given: its dotted name, as written; a group's key may have moved since to a group of its own.
+        where: a file, the command line or a preset.
+    """
 
-
-@dataclass(frozen=True)
-class _Entry:
-    name: str
+    given: str
     value: object
     where: str
 
+    @property
+    def name(self) -> str:
+        """The dotted name of the setting that is meant."""
+        return MOVED.get(self.given, self.given)
+
 
 def load(argv: list[str] | None = None) -> tuple[Config, Command]:
-    """Read ``--opt FILE.yaml``, apply ``Group.key=value`` and ``key=value`` on top, and check everything.
+    """Read `--opt FILE.yaml`, apply `Group.key=value` and `key=value` on top, and check everything.
 
     Args:
-        argv: the words after ``train.py``; those of the process if None.
+        argv: the words after `train.py`; those of the process if None.
 
     Raises:
         UserError: anything that a user can have got wrong, in one line.
-        SystemExit: after ``--help`` is printed.
+        SystemExit: after `--help` is printed.
     """
     flags, words = _parse(argv)
     overrides = [_override(word) for word in words]
-    for flag in ("--seed", *_UPSTREAM_FLAGS):
+    for flag in ("--seed", *UPSTREAM_FLAGS):
         value = getattr(flags, flag.removeprefix("--"))
         if value is not None:
             overrides.append(_override(f"{flag.removeprefix('--')}={value}"))
     if flags.offline:
-        overrides.append(_Entry("offline", True, COMMAND_LINE))
+        overrides.append(Entry("offline", True, COMMAND_LINE))
     path = Path(flags.opt) if flags.opt is not None else None
     entries = (read_file(path) if path else []) + _preset(flags.preset) + overrides
     config = build(entries)
@@ -90,24 +73,23 @@ def load(argv: list[str] | None = None) -> tuple[Config, Command]:
         resume=flags.resume,
         debug=flags.debug,
         quiet=flags.quiet,
-        offline=config.offline,
         force=flags.force,
     )
     return config, command
 
 
-def _preset(name: str | None) -> list[_Entry]:
+def _preset(name: str | None) -> list[Entry]:
     if name is None:
         return []
     if name not in PRESETS:
         raise UserError(
             f"{COMMAND_LINE}: --preset: expected one of {', '.join(PRESETS)}, got {name!r}; leave it out"
         )
-    return [_Entry(key, value, f"--preset {name}") for key, value in PRESETS[name].items()]
+    return [Entry(key, value, f"--preset {name}") for key, value in PRESETS[name].items()]
 
 
-def read_file(path: Path) -> list[_Entry]:
-    """The entries of a YAML file, read as YAML 1.1 (``100_000`` is a number), as LucidDreamer reads it."""
+def read_file(path: Path) -> list[Entry]:
+    """The entries of a YAML file, read as YAML 1.1 (`100_000` is a number), as LucidDreamer reads it."""
     tree = _parse_yaml(path)
     where = str(path)
     if not isinstance(tree, dict) or not tree:
@@ -116,10 +98,10 @@ def read_file(path: Path) -> list[_Entry]:
     entries = []
     for group, content in tree.items():
         if group not in group_classes():
-            entries.append(_Entry(name_in_group("", group, where), content, where))
+            entries.append(Entry(name_in_group("", group, where), content, where))
         elif isinstance(content, dict):
             for key, value in content.items():
-                entries.append(_Entry(name_in_group(group, key, where), value, where))
+                entries.append(Entry(name_in_group(group, key, where), value, where))
         elif content is not None:
             raise UserError(
                 f"{where}: {group}: expected 'key: value' lines, got {shown(content)}; indent its keys"
@@ -127,7 +109,7 @@ def read_file(path: Path) -> list[_Entry]:
     return entries
 
 
-def build(entries: list[_Entry]) -> Config:
+def build(entries: list[Entry]) -> Config:
     """A Config from entries, later ones winning, each of the right type and within its range."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -167,12 +149,10 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
             parser.add_argument(flag)
         else:
             parser.add_argument(flag, action="store_true")
-    for flag in _UPSTREAM_FLAGS:
+    for flag in UPSTREAM_FLAGS:
         parser.add_argument(flag)
     flags, words = parser.parse_known_args(argv)
     if flags.help:
-        from arguments.describe import describe
-
         print(describe(), flush=True)  # noqa: T201
         raise SystemExit(0)
     return flags, words
@@ -183,10 +163,10 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{COMMAND_LINE}: {message}; python train.py --help lists all")
 
 
-def _override(word: str) -> _Entry:
+def _override(word: str) -> Entry:
     key, equals, text = word.partition("=")
     if word.startswith("-"):
-        near = difflib.get_close_matches(key, [*FLAGS, *_UPSTREAM_FLAGS], n=1)
+        near = difflib.get_close_matches(key, [*FLAGS, *UPSTREAM_FLAGS], n=1)
         known = key.lstrip("-") in {name.rpartition(".")[2] for name in settings()} | settings().keys()
         advice = f"write {key.lstrip('-')}=VALUE" if known else "python train.py --help lists all"
         advice = f"did you mean {near[0]}?" if near and not known else advice
@@ -195,11 +175,12 @@ def _override(word: str) -> _Entry:
         advice = f"--opt {word}" if word.endswith((".yaml", ".yml")) else "key='value' where it has spaces"
         raise UserError(f"{COMMAND_LINE}: expected key=value or a flag, got {word!r}; write {advice}")
     name = name_of(key, COMMAND_LINE)
-    return _Entry(name, _override_value(name, text), COMMAND_LINE)
+    return Entry(name, _override_value(name, text), COMMAND_LINE)
 
 
 def _override_value(name: str, text: str) -> object:
     """Text stays as it is; everything else is read as YAML, so that it means what it means in a file."""
+    name = MOVED.get(name, name)
     if name in WITHOUT_EFFECT:
         return text
     kind, optional = kind_of(settings()[name])
@@ -239,14 +220,23 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def _remark(config: Config, entries: list[_Entry]) -> None:
-    """Say once which keys have no effect, and that LucidDreamer's word for its loss now means ours."""
+def _remark(config: Config, entries: list[Entry]) -> None:
+    """Say once which keys have no effect, which have moved, and that LucidDreamer's word for its loss means ours."""
     idle = [entry for entry in entries if entry.name in WITHOUT_EFFECT]
     if idle:
-        names = ", ".join(dict.fromkeys(entry.name for entry in idle))
-        logger.warning("%s: these keys have no effect and are ignored: %s", idle[0].where, names)
+        named: dict[str, list[str]] = {}
+        for entry in idle:
+            named.setdefault(WITHOUT_EFFECT[entry.name], []).append(entry.name)
+        reasons = "; ".join(
+            f"{', '.join(dict.fromkeys(names))} ({reason})" for reason, names in named.items()
+        )
+        log.warning("%s: these keys have no effect and are ignored: %s", idle[0].where, reasons)
+    moved = [entry for entry in entries if entry.given in MOVED]
+    if moved:
+        names = ", ".join(dict.fromkeys(f"{entry.given} is now {entry.name}" for entry in moved))
+        log.info("%s: taken from their former place: %s", moved[0].where, names)
     if config.GuidanceParams.guidance == "SD" and not config.GuidanceParams.sds:
-        logger.warning(
+        log.warning(
             "guidance: SD runs VDM with DCA (LucidDreamer's ISM was replaced); "
             "set GuidanceParams.guidance to choose"
         )

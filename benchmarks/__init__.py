@@ -1,1 +1,1 @@
-"""Measurements to repeat; each prints a table and keeps the numbers in `benchmarks/results`."""
+"""Seconds and bytes; each measurement prints a table and keeps the numbers in `benchmarks/results`."""

@@ -8,6 +8,10 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import atomic
+from utils.repository import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+"""Where the numbers are kept."""
 
 
 def finish_measurement(
@@ -23,23 +27,3 @@ def finish_measurement(
         return 2
     sys.stdout.write(table(result) + "\n")
     return 0
-
-
-def finish_cells_and_report(work: Callable[[], tuple[list[str], str]]) -> int:
-    """Print the report of many runs; 0, 1 where runs failed, 2 for a user's mistake, 130 for Ctrl-C.
-
-    Args:
-        work: trains and judges what is missing; returns the messages of what failed, and the report.
-    """
-    try:
-        failures, text = work()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
-    sys.stdout.write(text + "\n")
-    for failure in failures:
-        sys.stderr.write(f"failed: {failure}\n")
-    return 1 if failures else 0

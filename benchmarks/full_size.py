@@ -6,10 +6,7 @@ comes out is noise. On a CPU, try `--iterations 2 C_batch_size=1 HardwareParams.
 """
 
 import argparse
-import json
 import math
-import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -19,77 +16,17 @@ import torch
 
 from arguments import load
 from benchmarks import iteration
-from benchmarks.command import finish_measurement
-from dreammapping.reproduction.cells import RESULTS, ROOT
+from benchmarks.command import RESULTS, finish_measurement
+from benchmarks.random_model import SD2_BASE, random_model, word_tokenizer
+from dreammapping.finished import FinishedRun
+from dreammapping.memory import MAX_GAUSSIANS, gaussian_bytes
 from guidance.models import ModelSource
-from guidance.models.single_file import CONFIGS
-from guidance.prior.memory import GIB, PLANS, gaussian_bytes
+from guidance.prior.memory import GIB, PLANS
 from guidance.prior.score_model import ScoreModel
 from train import main as train
 from utils.errors import UserError
-from utils.files import atomic
-
-SD2_BASE = CONFIGS / "sd2-base"
-SPECIAL_TOKENS = 49_406
-"""The number of CLIP's begin of text; its end has the next one."""
-
-
-def build(folder: Path, settings: Path) -> Path:
-    """A diffusers folder with random weights from a family's settings; one part is in memory at a time.
-
-    Args:
-        settings: a folder such as `guidance/models/configs/sd2-base`.
-    """
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.random.fork_rng(devices=[]), atomic(folder) as temporary:
-        torch.manual_seed(0)
-        temporary.mkdir(parents=True)
-        for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL)):
-            kind.from_config(kind.load_config(settings / name)).save_pretrained(temporary / name)
-        text_config = CLIPTextConfig.from_pretrained(settings / "text_encoder")
-        CLIPTextModel(text_config).save_pretrained(temporary / "text_encoder")
-        tokenizer = word_tokenizer()
-        tokenizer.pad_token = "<|endoftext|>" if text_config.hidden_act == "quick_gelu" else "!"
-        tokenizer.save_pretrained(temporary / "tokenizer")
-        shutil.copytree(settings / "scheduler", temporary / "scheduler")
-        shutil.copy(settings / "model_index.json", temporary)
-    return folder
-
-
-def random_model(settings: Path, folder: Path) -> Path:
-    """The random model of a family that is kept in `folder`; built where it is not there yet."""
-    model = folder / f"random-{settings.name}"
-    return model if model.exists() else build(model, settings)
-
-
-def word_tokenizer() -> Any:
-    """CLIP's tokenizer with the words of `configs/` in the place of its own vocabulary, which is not ours to ship."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
-
-    texts = [
-        text
-        for path in sorted((ROOT / "configs").glob("*.yaml"))
-        for text in re.findall(r"\w+", path.read_text(encoding="utf-8"))
-    ]
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=40_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
-    )
-    learner.train_from_iterator([text.lower() for text in texts], trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    symbols = [
-        *letters,
-        *(letter + "</w>" for letter in letters),
-        *(first + second for first, second in merges),
-    ]
-    vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}
-    vocab |= {"<|startoftext|>": SPECIAL_TOKENS, "<|endoftext|>": SPECIAL_TOKENS + 1}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+from utils.peak_memory import peak_memory
+from utils.repository import ROOT
 
 
 def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: bool) -> dict[str, Any]:
@@ -108,17 +45,14 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
     if train(["--force", "--offline", *command]) != 0:
         raise UserError("the run ended early; see above")
     config, _ = load(command)
-    lines = [
-        json.loads(line)
-        for line in (config.ModelParams.run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    manifest = json.loads((config.ModelParams.run_folder / "run.json").read_text(encoding="utf-8"))
+    finished = FinishedRun.open(config.ModelParams.run_folder)
+    lines, manifest = finished.metrics, finished.manifest
     later = [line["seconds_per_iteration"] for line in lines[1:]] or [lines[0]["seconds_per_iteration"]]
-    cuda = manifest["device"].startswith("cuda")
+    device = torch.device(manifest["device"])
     views = config.GuidanceParams.C_batch_size
     result = {
         "family": settings.name,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "precision": manifest["precision"],
         "memory_plan": manifest["memory_plan"],
         "views": views,
@@ -131,7 +65,7 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
         "evaluations_per_view": {
             name: count / iterations / views for name, count in manifest["score_model_evaluations"].items()
         },
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else manifest["peak_memory_bytes"],
+        "peak_memory_bytes": peak_memory(device),
         "losses_finite": all(math.isfinite(value) for line in lines for value in line.values()),
     }
     if floor:
@@ -159,7 +93,7 @@ def estimates(settings: Path, views: int) -> dict[str, float]:
     source, found = ModelSource(settings.name, str(settings), "folder"), {}
     model = ScoreModel(pipeline, source, device=torch.device("meta"))
     for name, plan in PLANS.items():
-        count = plan.max_gaussians or 1_000_000
+        count = MAX_GAUSSIANS.get(name, 1_000_000)
         gaussians = gaussian_bytes(count, 1, views, 512, 512)
         found[name] = round((model.estimate_bytes(views, 4, plan) + gaussians) / GIB, 2)
     return found
@@ -168,7 +102,7 @@ def estimates(settings: Path, views: int) -> dict[str, float]:
 def table(result: dict[str, Any]) -> str:
     """The result as aligned text."""
     shown = {name: value for name, value in result.items() if name != "floor"}
-    shown["peak_memory_bytes"] = f"{result['peak_memory_bytes'] / 2**30:.2f} GiB"
+    shown["peak_memory_bytes"] = f"{result['peak_memory_bytes'] / GIB:.2f} GiB"
     lines = [f"{name:24}{value}" for name, value in shown.items()]
     if "floor" in result:
         lines += ["", iteration.table(result["floor"])]

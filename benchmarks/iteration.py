@@ -7,9 +7,7 @@ are compared.
 
 import argparse
 import logging
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,12 +15,13 @@ from typing import Any
 
 import torch
 
-import dreammapping.training as program
+import dreammapping.gaussians
 from arguments import Config, load
-from benchmarks.command import finish_measurement
-from dreammapping.reproduction.cells import QUICKSTART, RESULTS
-from dreammapping.training import Training
+from benchmarks.command import RESULTS, finish_measurement
+from benchmarks.stopwatch import Stopwatch
+from dreammapping.optimization import Optimization
 from utils.errors import UserError
+from utils.repository import QUICKSTART
 
 WARM_UP = 3
 
@@ -30,13 +29,13 @@ WARM_UP = 3
 class Floor:
     """The unavoidable part of an iteration, on random tensors of the run's shapes."""
 
-    def __init__(self, training: Training, batch: int) -> None:
-        self.score_model, self.batch = training.score_model, batch
+    def __init__(self, optimization: Optimization, batch: int) -> None:
+        self.score_model, self.batch = optimization.score_model, batch
         self.rng = torch.Generator().manual_seed(0)
-        device, size = training.device, self.score_model.image_size
+        device, size = optimization.device, self.score_model.image_size
         self.images = torch.rand((batch, 3, *size), generator=self.rng).to(device).requires_grad_()
         self.timesteps = torch.full((2 * batch,), 500, device=device)
-        text = training.prompts(torch.zeros(batch, device=device))
+        text = optimization.subject.prompts(torch.zeros(batch, device=device))
         self.text = torch.cat([text.positive, text.base])
 
     def encode(self) -> torch.Tensor:
@@ -52,50 +51,28 @@ class Floor:
         self.score_model.predict_noise(torch.cat([latents, latents]), self.timesteps, self.text)
 
 
-class Stopwatch:
-    """Seconds by name; waits for the device at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, list[float]] = {}
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = self.now()
-        yield
-        self.seconds.setdefault(name, []).append(self.now() - start)
-
-    def median(self, name: str) -> float:
-        return statistics.median(self.seconds[name])
-
-
 def measure(config: Config, iterations: int) -> dict[str, Any]:
     """Medians in seconds over `iterations` alternations, their ratio, and where an iteration's time goes."""
-    training = Training(config)
+    optimization = Optimization(config)
     for step in range(1, WARM_UP + 1):
-        training.iteration(step)
-    floor = Floor(training, config.GuidanceParams.C_batch_size)
-    watch = Stopwatch(training.device)
+        optimization.iteration(step)
+    floor = Floor(optimization, config.GuidanceParams.C_batch_size)
+    watch = Stopwatch(optimization.device)
     first = WARM_UP + 1
-    with _captured(training.score_model, "predict_noise") as calls:
+    with _captured(optimization.score_model, "predict_noise") as calls:
         for step in range(first, first + iterations):
             with watch.timed("encoder, forward and backward"):
                 latents = floor.encode()
             with watch.timed("U-Net for CFG, forward"):
                 floor.predict(latents)
             with watch.timed("iteration"):
-                training.iteration(step)
+                optimization.iteration(step)
     evaluations = sum(len(latents) for latents, *_ in calls) / iterations - 2 * floor.batch
-    parts = _break_down(training, range(first + iterations, first + 2 * iterations))
+    parts = _break_down(optimization, range(first + iterations, first + 2 * iterations))
     unavoidable = {name: watch.median(name) for name in watch.seconds if name != "iteration"}
     return {
         "settings": config.ModelParams.workspace,
-        "device": str(training.device),
+        "device": str(optimization.device),
         "threads": torch.get_num_threads(),
         "batch": floor.batch,
         "evaluations_per_iteration": evaluations,
@@ -108,17 +85,17 @@ def measure(config: Config, iterations: int) -> dict[str, Any]:
     }
 
 
-def _break_down(training: Training, steps: range) -> dict[str, float]:
+def _break_down(optimization: Optimization, steps: range) -> dict[str, float]:
     """Mean seconds of an iteration's parts (a pass of its own, because the stopwatch makes a GPU wait)."""
-    watch = Stopwatch(training.device)
+    watch = Stopwatch(optimization.device)
     places: list[tuple[Any, str, str]] = [
-        (program, "render", "render, forward"),
-        (training.score_model, "encode_images", "encoder, forward"),
-        (training.score_model, "predict_noise", "U-Net, forward"),
-        (training.density, "update", "density control"),
+        (dreammapping.gaussians, "render", "render, forward"),
+        (optimization.score_model, "encode_images", "encoder, forward"),
+        (optimization.score_model, "predict_noise", "U-Net, forward"),
+        (optimization.subject.density, "update", "density control"),
         (torch.autograd, "backward", "backward, all of it"),
     ]
-    degradation = getattr(training.guidance, "degradation", None)
+    degradation = getattr(optimization.guidance, "degradation", None)
     if degradation is not None:
         places.append((degradation, "forward", "operator, forward"))
     with ExitStack() as stack:
@@ -126,7 +103,7 @@ def _break_down(training: Training, steps: range) -> dict[str, float]:
             stack.enter_context(_replaced(owner, name, _clocked(getattr(owner, name), title, watch)))
         for step in steps:
             with watch.timed("iteration"):
-                training.iteration(step)
+                optimization.iteration(step)
     parts = {name: sum(seconds) / len(steps) for name, seconds in watch.seconds.items()}
     total = parts.pop("iteration")
     return parts | {"the rest": total - sum(parts.values())}

@@ -12,26 +12,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from arguments import load
 from arguments.groups import METHODS
-from benchmarks.command import finish_measurement
-from benchmarks.full_size import SD2_BASE, random_model
-from benchmarks.iteration import Stopwatch
-from dreammapping.reproduction.cells import QUICKSTART, RESULTS, ROOT
-from dreammapping.training import Training
+from benchmarks.command import RESULTS, finish_measurement
+from benchmarks.random_model import SD2_BASE, random_model
+from benchmarks.stopwatch import Stopwatch
+from dreammapping.optimization import Optimization
+from guidance.prior.memory import GIB
 from utils.errors import UserError
-from utils.run import peak_memory
+from utils.peak_memory import forget_peak, peak_memory
+from utils.repository import QUICKSTART, ROOT
 
 SMALL_BANK = (
-    "GuidanceParams.lmc_bank=1",
-    "GuidanceParams.lmc_sampling_steps=2",
-    "GuidanceParams.lmc_steps=2",
+    "LMCParams.lmc_bank=1",
+    "LMCParams.lmc_sampling_steps=2",
+    "LMCParams.lmc_steps=2",
 )
 """What LMC learns before the run is no part of an iteration."""
 
 Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 def measure(method: str, words: list[str], iterations: int, warm_up: int) -> Row:
@@ -40,21 +41,21 @@ def measure(method: str, words: list[str], iterations: int, warm_up: int) -> Row
     The measured iterations are spread over the run, so that what is annealed counts with its mean.
     """
     config, _ = load([*words, *SMALL_BANK, f"GuidanceParams.guidance={method}"])
-    training = Training(config)
+    optimization = Optimization(config)
     views = config.GuidanceParams.C_batch_size
     length = config.OptimizationParams.iterations
     for step in range(1, warm_up + 1):
-        training.iteration(step)
-    _forget_peak(training.device)
-    spent, watch = training.score_model.evaluations.state_dict(), Stopwatch(training.device)
+        optimization.iteration(step)
+    forget_peak(optimization.device)
+    spent, watch = optimization.score_model.evaluations.state_dict(), Stopwatch(optimization.device)
     for index in range(iterations):
         step = max(warm_up + 1, round(1 + (index + 0.5) * (length - 1) / iterations))
         with watch.timed("iteration"):
-            training.iteration(step)
-    after = training.score_model.evaluations.state_dict()
+            optimization.iteration(step)
+    after = optimization.score_model.evaluations.state_dict()
     per_view = {name: (after[name] - spent[name]) / (iterations * views) for name in after}
-    peak = _peak(training.device)
-    del training
+    peak = peak_memory(optimization.device)
+    del optimization
     gc.collect()
     return {"method": method, **per_view, "seconds": watch.median("iteration"), "peak_memory_bytes": peak}
 
@@ -67,7 +68,7 @@ def compare(methods: list[str], words: list[str], iterations: int, warm_up: int,
             sds = measure("sds", words, iterations, warm_up)
         row = sds if method == "sds" else measure(method, words, iterations, warm_up)
         rows.append(row | {"over_sds": row["seconds"] / sds["seconds"]})
-        logging.info("%s", _line(rows[-1]))
+        log.info("%s", _line(rows[-1]))
     return rows
 
 
@@ -80,25 +81,8 @@ def table(rows: list[Row]) -> str:
 def _line(row: Row) -> str:
     return (
         f"| `{row['method']}` | {row['forward']:.2f} | {row['backward']:.2f} | {row['forward'] + row['backward']:.2f} "
-        f"| {row['seconds']:.3f} | {row['over_sds']:.2f} | {row['peak_memory_bytes'] / 2**30:.2f} |"
+        f"| {row['seconds']:.3f} | {row['over_sds']:.2f} | {row['peak_memory_bytes'] / GIB:.2f} |"
     )
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def _peak(device: torch.device) -> int:
-    """Bytes at the peak since it was last forgotten; elsewhere than on CUDA and Linux, since the process began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform != "linux":
-        return peak_memory()
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def main(argv: list[str] | None = None) -> int:

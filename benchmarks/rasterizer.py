@@ -3,7 +3,7 @@
 Object-like scenes, one view each (four on a GPU): our kernel, the PyTorch reference and, on a GPU, gsplat where it is
 installed, alternating in one process; medians are compared. Gradients go to all parameters, from all images.
 
-The arithmetic bound is what the blended pairs of Gaussian and pixel cost at the machine's peak: 15 fused
+The arithmetic bound, on the CPU, is what the blended pairs of Gaussian and pixel cost at the machine's peak: 15 fused
 multiply-adds a pair forward and 28 more backward. The peak is that of a matrix product on the same threads.
 """
 
@@ -26,10 +26,10 @@ from diff_gaussian_rasterization import cpu, set_num_threads
 from scipy.spatial import cKDTree
 from simple_knn._C import distCUDA2
 
-from benchmarks.command import finish_measurement
+from benchmarks.command import RESULTS, finish_measurement
 from benchmarks.splat_scenes import blended_pairs, gsplat, object_scene, ours
-from dreammapping.reproduction.cells import RESULTS
 from utils.errors import UserError
+from utils.peak_memory import forget_peak, peak_memory, present_memory
 
 FORWARD_FMAS, BACKWARD_FMAS = 15, 28
 REFERENCE_REPEATS = 2
@@ -69,31 +69,16 @@ def fmas_per_second(device: torch.device) -> float:
     return side**3 / min(seconds(lambda: a @ a, device) for _ in range(12))
 
 
-def peak_memory(count: int, size: int, views: int, device: torch.device, backend: str) -> float:
+def added_memory(count: int, size: int, views: int, device: torch.device, backend: str) -> float:
     """Bytes that a first forward and backward pass adds to what the scene and the images' gradients hold."""
     scene = object_scene(count, size, views, device)
-    if device.type == "cuda":
-        ours(scene, backend, backward=True)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        ours(scene, backend, backward=True)
-        return torch.cuda.max_memory_allocated(device) - before
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
+    # Libraries are loaded and threads started; a GPU's own first pass also compiles.
+    ours(scene if device.type == "cuda" else object_scene(100, 64, 1, device), backend, backward=True)
+    if not forget_peak(device):
         return math.nan
-    ours(object_scene(100, 64, 1, device), backend, backward=True)  # libraries are loaded, threads started
-
-    def kilobytes(name: str) -> int:
-        return next(
-            int(line.split()[1])
-            for line in status.read_text(encoding="utf-8").splitlines()
-            if line.startswith(name)
-        )
-
-    reset.write_text("5", encoding="utf-8")  # the high-water mark begins anew
-    before = kilobytes("VmRSS:")
+    before = present_memory(device)
     ours(scene, backend, backward=True)
-    return 1024.0 * (kilobytes("VmHWM:") - before)
+    return peak_memory(device) - before
 
 
 def measure_scene(
@@ -125,7 +110,8 @@ def measure_scene(
     }
     forward = medians({n: lambda f=f: f(False) for n, f in (kernels | peers).items()}, repeats, device)
     both = medians({n: lambda f=f: f(True) for n, f in (kernels | peers).items()}, repeats, device)
-    pairs = blended_pairs(object_scene(count, size, views, torch.device("cpu")))
+    # Counting takes a CPU a minute where a card draws in milliseconds, so a card has no bound of its own.
+    pairs = blended_pairs(scene) if device.type == "cpu" else None
     rows = []
     for name, number in zip(kernels, threads, strict=True):
         torch.set_num_threads(number)
@@ -139,12 +125,12 @@ def measure_scene(
             "blended_pairs": pairs,
             "forward": forward[name],
             "forward_backward": both[name],
-            "pairs_per_second": pairs / both[name],
+            "pairs_per_second": pairs and pairs / both[name],
             "fmas_per_second": peak,
-            "over_bound_forward": forward[name] * peak / (FORWARD_FMAS * pairs),
-            "over_bound": both[name] * peak / ((FORWARD_FMAS + BACKWARD_FMAS) * pairs),
+            "over_bound_forward": pairs and forward[name] * peak / (FORWARD_FMAS * pairs),
+            "over_bound": pairs and both[name] * peak / ((FORWARD_FMAS + BACKWARD_FMAS) * pairs),
             "speedups": {other: both[other] / both[name] for other in others},
-            "peak_memory": _peak_memory_alone(count, size, views, device, kernel, number),
+            "peak_memory": _added_memory_alone(count, size, views, device, kernel, number),
         })  # fmt: skip
     return rows
 
@@ -153,14 +139,14 @@ def _threads(number: int) -> str:
     return f"{number} thread{'s' * (number > 1)}"
 
 
-def _peak_memory_alone(
+def _added_memory_alone(
     count: int, size: int, views: int, device: torch.device, kernel: str, threads: int
 ) -> float:
-    """`peak_memory` in a process of its own."""
+    """`added_memory` in a process of its own."""
     with ProcessPoolExecutor(
         1, mp_context=get_context("spawn"), initializer=set_num_threads, initargs=(threads,)
     ) as fresh:
-        return fresh.submit(peak_memory, count, size, views, device, kernel).result()
+        return fresh.submit(added_memory, count, size, views, device, kernel).result()
 
 
 def measure_neighbors(count: int, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -219,15 +205,19 @@ HEADER = (
 
 def _row(scene: dict[str, Any]) -> str:
     per_view = 1000.0 / scene["views"]
+    bound = [
+        scene[name] for name in ("blended_pairs", "pairs_per_second", "over_bound_forward", "over_bound")
+    ]
+    pairs, rate, forward, both = bound if scene["blended_pairs"] is not None else [math.nan] * 4
     against = ", ".join(f"{ratio:.3g}x {name}" for name, ratio in scene["speedups"].items()) or "-"
     cells = [
         f"{scene['gaussians']}, {scene['size']}, {scene['views']}",
         f"{scene['threads']}",
-        f"{scene['blended_pairs'] / 1e6:.2f} M",
+        f"{pairs / 1e6:.2f} M",
         f"{per_view * scene['forward']:.1f} ms",
         f"{per_view * scene['forward_backward']:.1f} ms",
-        f"{scene['pairs_per_second'] / 1e6:.0f} M",
-        f"{scene['over_bound_forward']:.0f} / {scene['over_bound']:.0f}",
+        f"{rate / 1e6:.0f} M",
+        f"{forward:.0f} / {both:.0f}",
         f"{scene['peak_memory'] / 1e6:.0f} MB",
         against,
     ]

@@ -112,6 +112,7 @@ def gsplat(scene: Scene, backward: bool) -> None:
             size,
             near_plane=reference.NEAR,
             sh_degree=0,
+            packed=False,  # the packed form takes no backgrounds
             backgrounds=cameras["bg"],
             render_mode="RGB+D",
         )

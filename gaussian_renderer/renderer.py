@@ -43,6 +43,7 @@ def render(
     sh_degree: int | Sequence[int] | None = None,
     backend: str = "auto",
     direct_rgb: bool = False,
+    debug: bool = False,
 ) -> Views:
     """Splat `gaussians` into `cameras`.
 
@@ -52,6 +53,7 @@ def render(
         sh: Takes the place of `gaussians.sh`.
         sh_degree: Degree in use, for all views or each its own; `gaussians.active_sh_degree` if not given.
         direct_rgb: Colours are sigmoid(`sh_dc`), no harmonics (upstream `convert_SHs_python`).
+        debug: The kernels check their inputs and outputs.
     """
     views = len(cameras)
     device = gaussians.means.device
@@ -75,6 +77,7 @@ def render(
         bg=background.to(device).expand(views, 3),
         sh_degree=gaussians.active_sh_degree if sh_degree is None else sh_degree,
         backend=backend,
+        debug=debug,
     )
     return Views(images, alphas, depths, Footprint(means2d, radii))
 

@@ -8,32 +8,36 @@ from importlib import import_module
 
 import torch
 
-from arguments import GuidanceParams, OptimizationParams
+from arguments import Config
 from guidance.interface import Guidance, GuidanceOutput
 from guidance.prior import DiffusionPrior
 from guidance.prior.score_model import ScoreModel
 from guidance.prompts import ViewPrompts, ViewText
+from guidance.schedule import NoiseSchedule
 from guidance.sds import SDSGuidance
-from guidance.trace import Trace, predicted_images
 from guidance.vdm import VDMGuidance
 
 __all__ = [
-    "DiffusionPrior", "Guidance", "GuidanceOutput", "SDSGuidance", "ScoreModel", "Trace", "VDMGuidance",
-    "ViewPrompts", "ViewText", "build_guidance", "predicted_images",
+    "DiffusionPrior", "Guidance", "GuidanceOutput", "SDSGuidance", "ScoreModel", "VDMGuidance",
+    "ViewPrompts", "ViewText", "build_guidance",
 ]  # fmt: skip
 
 
 def build_guidance(
-    params: GuidanceParams,
-    optimization: OptimizationParams,
-    score_model: DiffusionPrior,
-    rng: torch.Generator = torch.default_generator,
+    config: Config, score_model: DiffusionPrior, rng: torch.Generator = torch.default_generator
 ) -> Guidance:
-    """The loss that `params.guidance_method` names: the method of `guidance/<name>.py`.
+    """The loss that `guidance_method` names: the method of `guidance/<name>.py`.
 
     Args:
-        optimization: `warmup_iter` and `iterations` are read, over which the range of t and other things are annealed.
+        config: `GuidanceParams`, the groups that the method declares, and the length of the run and of its warm-up,
+            over which the range of t and other things are annealed, are read.
         rng: draws the initial weights of what the loss trains.
     """
+    params = config.GuidanceParams
     import_module(f"guidance.{params.guidance_method}")
-    return Guidance.methods[params.guidance_method](params, optimization, score_model, rng)
+    method = Guidance.methods[params.guidance_method]
+    schedule = NoiseSchedule(
+        score_model.alphas_cumprod, params, config.OptimizationParams.warmup_iter, config.iterations
+    )
+    own = {name: getattr(config, group.__name__) for name, group in method.settings().items()}
+    return method(params, schedule, score_model, rng, **own)

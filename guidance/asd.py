@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from arguments import ASDParams
 from guidance.interface import Draw
 from guidance.vsd import VSDGuidance
 
@@ -11,14 +12,14 @@ from guidance.vsd import VSDGuidance
 class ASDGuidance(VSDGuidance, name="asd"):
     """ASD: VSD whose LoRA is a discriminator, drawn to the noise and pushed from the prompt's prediction.
 
-    L = ‖ε_lora - ε‖² + γ ‖ε_lora - sg ε_y‖² at the same fresh (x_t, t), with γ = -0.75 (2y7c3/ASD). Its minimum is
+    L = ‖ε_lora - ε‖² + γ ‖ε_lora - sg ε_y‖² at one (x_t, t), drawn for it, with γ = -0.75 (2y7c3/ASD). Its minimum is
     (ε + γ ε_y) / (1 + γ) in conditional mean, so γ must be above -1; γ = 0 is VSD. The pushing prediction has neither
     guidance nor Perp-Neg, as where the released code has Perp-Neg off.
     """
 
-    def lora_loss(self, fresh: Draw) -> Float[Tensor, ""]:
-        lora_noise = self.lora_noise(fresh, self._withheld(fresh))
-        noise_cond = self.score_model.predict_noise(
-            fresh.noisy_latents, fresh.timesteps, fresh.text.positive
-        )
-        return F.mse_loss(lora_noise, fresh.noise) + self.params.asd_gamma * F.mse_loss(lora_noise, noise_cond)
+    asd: ASDParams
+
+    def lora_loss(self, draw: Draw) -> Float[Tensor, ""]:
+        lora_noise = self.lora_noise(draw, self.poses_with_dropout(draw))
+        noise_cond = self.score_model.predict_noise(draw.noisy_latents, draw.timesteps, draw.text.positive)
+        return F.mse_loss(lora_noise, draw.noise) + self.asd.asd_gamma * F.mse_loss(lora_noise, noise_cond)

@@ -39,10 +39,11 @@ class TimestepBins(nn.Module):
         agreement = F.cosine_similarity(_centred(prediction), _centred(noise), dim=1)
         bins = timesteps // self.width
         for index in range(len(bins)):
-            place = bins[index]
-            for mean, value in ((self.error, errors[index]), (self.correlation, agreement[index])):
-                kept = MEMORY * mean[place] + (1 - MEMORY) * value
-                mean[place] = torch.where(value.isfinite(), kept, mean[place])
+            place = slice(index, index + 1)  # a single number as an index would be waited for
+            for mean, value in ((self.error, errors[place]), (self.correlation, agreement[place])):
+                before = mean[bins[place]]
+                after = MEMORY * before + (1 - MEMORY) * value
+                mean[bins[place]] = torch.where(value.isfinite(), after, before)
 
     def error_at(self, timesteps: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The running error at each view's t."""

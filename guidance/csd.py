@@ -1,5 +1,6 @@
 """Classifier Score Distillation (Yu et al. 2023)."""
 
+from arguments import CSDParams
 from guidance.interface import Draw, Guidance, Residual
 
 
@@ -14,10 +15,12 @@ class CSDGuidance(Guidance, name="csd"):
     `csd_form: table` is the form of the paper's Table 1 instead, ε_y - λ_s ε_n + s' (ε_y - ε_0) with λ_s = -c_n.
     """
 
+    csd: CSDParams
+
     def residual(self, draw: Draw) -> Residual:
         weight = self.negative_weight(draw.step)                              # -c_n
         empty, negative = draw.text.rows("empty"), draw.text.rows("negative")
-        table = self.params.csd_form == "table"
+        table = self.csd.csd_form == "table"
         if weight >= 1 and not table:                                         # c_0 = 0: ε_n alone is the base
             predicted = self.predict(draw, base=negative)
         else:
@@ -34,6 +37,6 @@ class CSDGuidance(Guidance, name="csd"):
 
     def negative_weight(self, step: int) -> float:
         """-c_n at an iteration."""
-        first, last = self.params.csd_negative
+        first, last = self.csd.csd_negative
         progress = self.schedule.progress(step)
-        return first + (last - first) * (min(progress / self.params.csd_anneal, 1.0))
+        return first + (last - first) * (min(progress / self.csd.csd_anneal, 1.0))

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arguments import GuidanceParams
+from arguments import VDMParams
 from guidance.noise import seeded
 
 TIME_WIDTH = 128
@@ -213,7 +213,7 @@ class ULiteNoise(nn.Module):
         return self.operator(noise_pred, timesteps) + self.observation_noise
 
 
-def build_degradation(params: GuidanceParams, shape: tuple[int, int, int], rng: torch.Generator) -> nn.Module:
+def build_degradation(params: VDMParams, shape: tuple[int, int, int], rng: torch.Generator) -> nn.Module:
     """The operator that `operator`, `m_norm` and `m_time` name, with random weights drawn from `rng`.
 
     Args:

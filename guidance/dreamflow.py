@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from arguments import DreamFlowParams
 from guidance.interface import Draw
 from guidance.vsd import VSDGuidance
 
@@ -18,6 +19,8 @@ class DreamFlowGuidance(VSDGuidance, name="dreamflow"):
     No code was released. The form is from the authors' abstract and the public reviews; the range of t (from 1.0 to
     0.2 in the first stage) and the number of inner steps are inferred. The stages with a mesh and SDXL are not here.
     """
+
+    dreamflow: DreamFlowParams
 
     def sample_timesteps(
         self,
@@ -35,10 +38,10 @@ class DreamFlowGuidance(VSDGuidance, name="dreamflow"):
 
     def _levels(self) -> Int[Tensor, " N"]:
         """The timesteps of all levels, falling, and the one where the last step ends."""
-        low, high = self.params.dreamflow_t_range
-        count = -(-self.iterations // self.params.dreamflow_inner_steps)
+        low, high = self.dreamflow.dreamflow_t_range
+        count = -(-self.schedule.total_steps // self.dreamflow.dreamflow_inner_steps)
         shares = torch.linspace(high, low, count + 1, dtype=torch.float64)
         return self.schedule.timesteps_of((shares * self.schedule.index_at(1.0)).round().long())
 
     def _level(self, step: int) -> int:
-        return (min(max(step, 1), self.iterations) - 1) // self.params.dreamflow_inner_steps
+        return (min(max(step, 1), self.schedule.total_steps) - 1) // self.dreamflow.dreamflow_inner_steps

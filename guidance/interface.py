@@ -1,41 +1,33 @@
 """The one interface of all score distillation losses: images and text in, losses out."""
 
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from arguments import GuidanceParams, OptimizationParams
+from arguments import GuidanceParams
+from arguments.config import group_classes
 from guidance.distillation import clipped, normalized, with_gradient
 from guidance.noise import sample_noise
 from guidance.predictions import Predictions, predict
 from guidance.prior import DiffusionPrior
 from guidance.prompts import ViewText
 from guidance.schedule import NoiseSchedule
-from guidance.trace import Trace
-
-
-@dataclass(frozen=True)
-class GuidanceOutput:
-    """Losses to sum and differentiate, detached numbers to log, and tensors to draw.
-
-    `stats["finite"]` is False where a loss or its gradient is not finite: the caller then skips the step.
-    """
-
-    losses: dict[str, Float[Tensor, ""]]
-    stats: dict[str, Tensor]
-    trace: Trace
 
 
 @dataclass(frozen=True)
 class Draw:
     """x_t and what it was made of: x_0 without gradient, t, ε.
 
+    `host_timesteps` are t once more, on the host: what is decided by t does not wait for the device.
     `rng` gives whatever else a method draws. It is the step's own, so that all methods see the same t and ε.
     """
 
     latents: Float[Tensor, "B C h w"]
+    host_timesteps: Int[Tensor, " B"]
     timesteps: Int[Tensor, " B"]
     noise: Float[Tensor, "B C h w"]
     noisy_latents: Float[Tensor, "B C h w"]
@@ -50,7 +42,7 @@ class Residual:
 
     Attributes:
         value: the bracket; its gradient is never taken.
-        predicted, guided_noise: for the pictures of the process.
+        predicted, guided_noise: what the prior said of x_t, for the pictures of the process; without gradient.
         losses: of the method's own estimator, with gradient to it.
         stats: further numbers to log.
     """
@@ -61,21 +53,45 @@ class Residual:
     losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
     stats: dict[str, Tensor] = field(default_factory=dict)
 
+    def detached(self) -> "Residual":
+        """The same without graph, and so without the losses."""
+        return replace(self, value=self.value.detach(), losses={})
+
+
+@dataclass(frozen=True)
+class GuidanceOutput:
+    """Losses to sum and differentiate, detached numbers to log, and what they were made of.
+
+    Whether the step is taken is not decided here, but by who steps the optimisers, on all losses and gradients.
+
+    Attributes:
+        residual: without graph, its `losses` empty: they are among these `losses`.
+    """
+
+    losses: dict[str, Float[Tensor, ""]]
+    stats: dict[str, Tensor]
+    draw: Draw
+    residual: Residual
+
 
 class Guidance(nn.Module):
     """Base of the losses. Its `state_dict` holds what the loss trains, never the frozen score model.
 
     A method is a subclass in a file of its name, `class VSDGuidance(Guidance, name="vsd")` in `guidance/vsd.py`, with
-    its `residual`; where it differs there, also its `draw`, `sample_timesteps` or `weight`. What it trains are its
-    parameters, their loss is in its `Residual`, and their optimiser is its `optimizer`.
+    its `residual`; where it differs there, also its `draw`, `sample_timesteps` or `weight`. The groups of settings that
+    are its own it declares, `lora_params: LoRAParams`, and is handed. What it trains it makes in `build`: parameters,
+    whose loss is in its `Residual`, and their `optimizer`. What it must do before its residual it does in `prepare`.
 
     Args:
-        optimization: `warmup_iter` and `iterations` are read: the range of t and what else is annealed go by them.
+        params: what all losses share.
+        schedule: of the score model, over the length of this run.
         rng: draws the initial weights of what the loss trains.
+        own: the groups that the method declares, by attribute; see `settings`.
 
     Attributes:
         name: the word for `GuidanceParams.guidance`.
-        optimizer: of the loss's own parameters, None where it has none. The caller steps it.
+        optimizer: of the loss's own parameters, None where it has none. Who calls the guidance steps it after the
+            backward pass; `residual` never does.
     """
 
     name: str
@@ -89,17 +105,35 @@ class Guidance(nn.Module):
     def __init__(
         self,
         params: GuidanceParams,
-        optimization: OptimizationParams,
+        schedule: NoiseSchedule,
         score_model: DiffusionPrior,
-        rng: torch.Generator,  # noqa: ARG002 - for the methods that train something
+        rng: torch.Generator,
+        **own: Any,
     ) -> None:
         super().__init__()
-        self.params = params
-        self.iterations = optimization.iterations
-        self.score_model = score_model
-        self.schedule = NoiseSchedule(
-            score_model.alphas_cumprod, params, optimization.warmup_iter, optimization.iterations
-        )
+        self.params, self.schedule, self.score_model = params, schedule, score_model
+        for attribute, group in own.items():
+            setattr(self, attribute, group)
+        self.build(rng)
+
+    @classmethod
+    def settings(cls) -> dict[str, type]:
+        """The groups of settings that the method and its bases declare, by attribute."""
+        declared = {
+            name: kind
+            for each in reversed(cls.__mro__)
+            if issubclass(each, Guidance)
+            for name, kind in inspect.get_annotations(each).items()
+        }
+        return {name: kind for name, kind in declared.items() if kind in group_classes().values()}
+
+    def build(self, rng: torch.Generator) -> None:
+        """Make what the method trains, on the score model's device."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the score model is."""
+        return self.score_model.alphas_cumprod.device
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], text: ViewText, step: int, rng: torch.Generator
@@ -118,58 +152,65 @@ class Guidance(nn.Module):
         self, latents: Float[Tensor, "B C h w"], text: ViewText, step: int, rng: torch.Generator
     ) -> GuidanceOutput:
         """As `forward`, from the latents, which carry the gradient: Algorithm 1 from line 5 on."""
-        draw = self.draw(latents.detach(), text, step, rng)
+        draw = self.prepare(self.draw(latents.detach(), text, step, rng))
         residual = self.residual(draw)
         gradient = self.weight(draw) * residual.value.detach()  # ω(t) [...], Eq. 8
         if self.params.gradient_normalize:
             gradient = normalized(gradient)
         gradient = self.params.lambda_guidance * clipped(gradient, self._clip(step))
         loss = with_gradient(latents, gradient)  # reaches θ only
-        losses = {self.name: loss, **residual.losses}
-        return GuidanceOutput(
-            losses=losses,
-            stats={
-                "timestep": draw.timesteps.float().mean(),
-                "residual_rms": residual.value.detach().square().mean().sqrt(),
-                "finite": torch.stack([each.detach() for each in losses.values()]).sum().isfinite(),
-                **residual.stats,
-            },
-            trace=Trace.of(
-                draw.latents,
-                draw.noisy_latents,
-                draw.timesteps,
-                residual.predicted,
-                residual.guided_noise,
-                residual.value,
-            ),
-        )
+        stats = {
+            "timestep": draw.timesteps.float().mean(),
+            "residual_rms": residual.value.detach().square().mean().sqrt(),
+            **residual.stats,
+        }
+        return GuidanceOutput({self.name: loss, **residual.losses}, stats, draw, residual.detached())
+
+    def prepare(self, draw: Draw) -> Draw:
+        """What comes before the residual: training something first, or setting a rate; may add to the draw."""
+        return draw
 
     def residual(self, draw: Draw) -> Residual:
-        """The method: its bracket, and the loss of its estimator."""
+        """The method: its bracket, and the loss of its estimator. Trains nothing."""
         raise NotImplementedError
 
     def draw(
         self, latents: Float[Tensor, "B C h w"], text: ViewText, step: int, rng: torch.Generator
     ) -> Draw:
         """t, ε and x_t = √ᾱ_t x_0 + √(1 - ᾱ_t) ε (Eq. 6)."""
-        timesteps = self.sample_timesteps(len(latents), step, rng)
+        drawn = self.sample_timesteps(len(latents), step, rng)
         noise = self.sample_noise(latents, rng)
-        noisy_latents = self.schedule.add_noise(latents, noise, timesteps)
-        return Draw(latents, timesteps, noise, noisy_latents, text, step, self.rng_of(step))
+        return self._noised(latents, drawn, noise, text, step, self.rng_of(step))
 
     def rng_of(self, step: int) -> torch.Generator:
         """A generator of the step's own, by `noise_seed`."""
         return torch.Generator().manual_seed((self.params.noise_seed << 32 | step) % 2**63)
 
-    def fresh(self, draw: Draw) -> Draw:
+    def redraw(self, draw: Draw) -> Draw:
         """The same x_0 with another ε and a t of each view's own, from the whole schedule: what estimators learn on."""
-        timesteps = self.schedule.sample_all_timesteps(len(draw.latents), draw.rng)
+        drawn = self.schedule.sample_all_timesteps(len(draw.latents), draw.rng)
         noise = sample_noise(draw.latents, draw.rng, offset=self.params.noise_offset)
-        noisy_latents = self.schedule.add_noise(draw.latents, noise, timesteps)
-        return Draw(draw.latents, timesteps, noise, noisy_latents, draw.text, draw.step, draw.rng)
+        return self._noised(draw.latents, drawn, noise, draw.text, draw.step, draw.rng)
+
+    def _noised(
+        self,
+        latents: Float[Tensor, "B C h w"],
+        drawn: Int[Tensor, " B"],
+        noise: Float[Tensor, "B C h w"],
+        text: ViewText,
+        step: int,
+        rng: torch.Generator,
+    ) -> Draw:
+        timesteps = self.on_device(drawn)
+        noisy_latents = self.schedule.add_noise(latents, noise, timesteps)
+        return Draw(latents, drawn, timesteps, noise, noisy_latents, text, step, rng)
+
+    def on_device(self, timesteps: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Timesteps of the host on the score model's device, without waiting for it."""
+        return timesteps.to(self.device, non_blocking=True)
 
     def sample_timesteps(self, count: int, step: int, rng: torch.Generator) -> Int[Tensor, " B"]:
-        """t, by `timestep_schedule`."""
+        """t, by `timestep_schedule`; on the host."""
         return self.schedule.sample_timesteps(count, step, rng)
 
     def sample_noise(
@@ -191,6 +232,21 @@ class Guidance(nn.Module):
     def guided(self, predicted: Predictions, step: int) -> Float[Tensor, "B C h w"]:
         """ε_φ^CFG (Eq. 4) at the iteration's guidance scale."""
         return predicted.guided(self.guidance_scale(step), self.params.cfg_form)
+
+    @torch.no_grad()
+    def predicted_images(
+        self, output: GuidanceOutput
+    ) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 3 H W"]]:
+        """The pictures that the prior believes in at x_t: x̂_0 of the base and of the guided prediction.
+
+        Values in [0, 1], at the prior's resolution.
+        """
+        draw, said = output.draw, output.residual
+        base, guided = (
+            self.score_model.decode_latents(self.schedule.denoised(draw.noisy_latents, noise, draw.timesteps))
+            for noise in (said.predicted.base, said.guided_noise)
+        )
+        return base, guided
 
     def guidance_scale(self, step: int) -> float:
         """`guidance_scale`, going linearly to `guidance_scale_final` over the run where that is set."""

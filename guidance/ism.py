@@ -30,22 +30,21 @@ class ISMGuidance(Guidance, name="ism"):
         self, latents: Float[Tensor, "B C h w"], text: ViewText, step: int, rng: torch.Generator
     ) -> Inverted:
         params, schedule = self.params, self.schedule
-        timesteps = self.sample_timesteps(len(latents), step, rng)                      # t
+        drawn = self.sample_timesteps(len(latents), step, rng)                          # t
         noise = self.sample_noise(latents, rng)                                         # ε
         rng = self.rng_of(step)
-        before = (schedule.indices_of(timesteps) - self.interval(step)).clamp_min(0)    # s
+        before = (schedule.indices_of(drawn) - self.interval(step)).clamp_min(0)    # s
         level = (before - params.xs_delta_t * params.xs_inv_steps).clamp_min(0)
-        path = schedule.add_noise(latents, noise, schedule.timesteps_of(level))
+        path = schedule.add_noise(latents, noise, self._at(level))
         while (level < before).any():
             following = torch.minimum(level + params.xs_delta_t, before)
             path = self._climb(path, level, following, text, rng)
             level = following
         target = self._unconditional(path, level, text)                                 # ε_φ(x_s, s)
-        fresh = standard_normal_like(latents, rng) if params.xs_eta > 0 else 0.0
-        noisy = schedule.ddim_step(
-            path, target, schedule.timesteps_of(before), timesteps, fresh, params.xs_eta
-        )
-        return Inverted(latents, timesteps, noise, noisy, text, step, rng, target)
+        added = standard_normal_like(latents, rng) if params.xs_eta > 0 else 0.0
+        timesteps = self.on_device(drawn)
+        noisy = schedule.ddim_step(path, target, self._at(before), timesteps, added, params.xs_eta)
+        return Inverted(latents, drawn, timesteps, noise, noisy, text, step, rng, target)
 
     def residual(self, draw: Inverted) -> Residual:
         predicted = self.predict(draw)                                                  # ε_φ(x_t, t, ·)
@@ -60,6 +59,9 @@ class ISMGuidance(Guidance, name="ism"):
         above = self.schedule.warm_up(step) * (params.delta_t_start - params.delta_t)
         return params.delta_t + (-int(-above // 1) if params.perpneg else int(above))
 
+    def _at(self, level: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        return self.on_device(self.schedule.timesteps_of(level))
+
     def _climb(
         self,
         path: Float[Tensor, "B C h w"],
@@ -70,15 +72,15 @@ class ISMGuidance(Guidance, name="ism"):
     ) -> Float[Tensor, "B C h w"]:
         """One step of the inversion."""
         noise_pred = self._unconditional(path, level, text)
-        fresh = standard_normal_like(path, rng) if self.params.xs_eta > 0 else 0.0
-        levels = (self.schedule.timesteps_of(each) for each in (level, following))
-        return self.schedule.ddim_step(path, noise_pred, *levels, fresh, self.params.xs_eta)
+        added = standard_normal_like(path, rng) if self.params.xs_eta > 0 else 0.0
+        levels = (self._at(each) for each in (level, following))
+        return self.schedule.ddim_step(path, noise_pred, *levels, added, self.params.xs_eta)
 
     def _unconditional(
         self, path: Float[Tensor, "B C h w"], level: Int[Tensor, " B"], text: ViewText
     ) -> Float[Tensor, "B C h w"]:
         """The prediction that the inversion follows; above a `denoise_guidance_scale` of 1, guided to the base."""
-        timesteps, scale = self.schedule.timesteps_of(level), self.params.denoise_guidance_scale
+        timesteps, scale = self._at(level), self.params.denoise_guidance_scale
         noise = self.score_model.predict_noise(path, timesteps, text.rows("inverse"))
         if scale > 1:
             base = self.score_model.predict_noise(path, timesteps, text.base)

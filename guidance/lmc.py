@@ -9,11 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from arguments import GuidanceParams, OptimizationParams
+from arguments import LMCParams
 from guidance.degradation import ULite
 from guidance.interface import Draw, Guidance, Residual
 from guidance.noise import seeded, standard_normal_like
-from guidance.prior import DiffusionPrior
 from guidance.warm_start import load_part
 
 log = logging.getLogger(__name__)
@@ -32,50 +31,49 @@ class LMCGuidance(Guidance, name="lmc"):
     iteration, or comes from `lmc_init`, and is kept with the checkpoints.
     """
 
+    lmc: LMCParams
     trained: Tensor
 
-    def __init__(
-        self,
-        params: GuidanceParams,
-        optimization: OptimizationParams,
-        score_model: DiffusionPrior,
-        rng: torch.Generator,
-    ) -> None:
-        super().__init__(params, optimization, score_model, rng)
+    def build(self, rng: torch.Generator) -> None:
         with seeded(rng):
-            self.corrective = ULite(score_model.latent_channels, norm="group", timed=True)
-        self.register_buffer("trained", torch.tensor(bool(params.lmc_init)))
-        if params.lmc_init:
-            load_part(self.corrective, params.lmc_init, "corrective", "GuidanceParams.lmc_init")
-        self.to(score_model.alphas_cumprod.device).requires_grad_(False)
+            self.corrective = ULite(self.score_model.latent_channels, norm="group", timed=True)
+        if self.lmc.lmc_init:
+            load_part(self.corrective, self.lmc.lmc_init, "corrective", "LMCParams.lmc_init")
+        self.corrective.to(self.device).requires_grad_(False)
+        self.register_buffer("trained", torch.tensor(bool(self.lmc.lmc_init)))  # on the host, where it is asked
 
-    def residual(self, draw: Draw) -> Residual:
+    def prepare(self, draw: Draw) -> Draw:
+        """At the first iteration, train the corrective."""
         if not self.trained:
             self.pretrain(draw)
+        return draw
+
+    def residual(self, draw: Draw) -> Residual:
         predicted = self.predict(draw)
         guided_noise = self.guided(predicted, draw.step)
         return Residual(guided_noise - self.corrected(draw), predicted, guided_noise)
 
     def corrected(self, draw: Draw) -> Float[Tensor, "B C h w"]:
         """b at (x_t, t)."""
-        if self.params.lmc_space == "noise":
+        if self.lmc.lmc_space == "noise":
             return self.imitation(draw)
         signal, sigma = self.schedule.signal(draw.timesteps), self.schedule.sigma(draw.timesteps)
         return (draw.noisy_latents - signal * self.imitation(draw)) / sigma
 
     def imitation(self, draw: Draw) -> Float[Tensor, "B C h w"]:
         """b_ψ, which starts near its input."""
-        operand = draw.noisy_latents if self.params.lmc_space == "noise" else draw.latents
+        operand = draw.noisy_latents if self.lmc.lmc_space == "noise" else draw.latents
         return operand + self.corrective(operand, draw.timesteps)
 
     def pretrain(self, draw: Draw) -> None:
         """Generate the bank and train b_ψ on it."""
-        params, bank = self.params, self.generate(draw)
+        params, bank = self.lmc, self.generate(draw)
         self.corrective.requires_grad_(True)
         optimizer = torch.optim.AdamW(self.corrective.parameters(), lr=params.lmc_lr)
         for step in range(1, params.lmc_steps + 1):
-            chosen = torch.randint(len(bank), (len(draw.latents),), generator=draw.rng).to(bank.device)
-            sample = self.fresh(dataclasses.replace(draw, latents=bank[chosen]))
+            chosen = torch.randint(len(bank), (len(draw.latents),), generator=draw.rng)
+            chosen = chosen.to(bank.device, non_blocking=True)
+            sample = self.redraw(dataclasses.replace(draw, latents=bank[chosen]))
             noise = self.score_model.predict_noise(
                 sample.noisy_latents, sample.timesteps, draw.text.rows("empty")
             )
@@ -94,7 +92,7 @@ class LMCGuidance(Guidance, name="lmc"):
 
         Images at large t, where x̂_0 is vague, count by their signal-to-noise ratio: as their error shows in b.
         """
-        if self.params.lmc_space == "noise":
+        if self.lmc.lmc_space == "noise":
             return F.mse_loss(self.imitation(draw), noise)
         wanted = self.schedule.denoised(draw.noisy_latents, noise, draw.timesteps)
         weight = self.schedule.noise_to_signal(draw.timesteps).square().reciprocal().clamp(max=1)
@@ -103,16 +101,17 @@ class LMCGuidance(Guidance, name="lmc"):
     @torch.no_grad()
     def generate(self, draw: Draw) -> Float[Tensor, "N C h w"]:
         """The bank: samples of the model for the views' prompts, by deterministic DDIM."""
-        params, samples = self.params, []
+        params, samples = self.lmc, []
         top = self.schedule.index_at(1.0) - 1
         levels = torch.linspace(top, 0, params.lmc_sampling_steps + 1).round().long()
         while len(samples) * len(draw.latents) < params.lmc_bank:
             latents = standard_normal_like(draw.latents, draw.rng)
             for level, following in itertools.pairwise(levels):
-                timesteps, target = (
-                    self.schedule.timesteps_of(each.expand(len(latents))) for each in (level, following)
+                drawn, end = (self.schedule.timesteps_of(each.expand(len(latents))) for each in (level, following))
+                timesteps, target = self.on_device(drawn), self.on_device(end)
+                here = dataclasses.replace(
+                    draw, host_timesteps=drawn, timesteps=timesteps, noisy_latents=latents
                 )
-                here = dataclasses.replace(draw, noisy_latents=latents, timesteps=timesteps)
                 guided_noise = self.guided(self.predict(here), draw.step)
                 latents = self.schedule.ddim_step(latents, guided_noise, timesteps, target)
             samples.append(latents)

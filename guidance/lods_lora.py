@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from arguments import LoRAParams
 from guidance.interface import Draw
 from guidance.lods import LODSGuidance
 from guidance.predictions import Predictions
@@ -12,12 +13,12 @@ from guidance.predictions import Predictions
 class LODSLoRAGuidance(LODSGuidance, name="lods_lora"):
     """LODS whose null branch is a LoRA on the U-Net with the empty prompt, at scale 0.5 and without camera."""
 
+    lora_params: LoRAParams
+
     def build_null(self, rng: torch.Generator) -> tuple[list[nn.Parameter], float]:
-        params = self.params
-        self.lora = self.score_model.build_lora(
-            rank=params.lora_rank, scale=params.lods_lora_scale, with_camera=False, rng=rng
-        )
-        return list(self.lora.parameters()), params.lods_lora_lr
+        rank, scale = self.lora_params.lora_rank, self.lods.lods_lora_scale
+        self.lora = self.score_model.build_lora(rank=rank, scale=scale, with_camera=False, rng=rng)
+        return list(self.lora.parameters()), self.lods.lods_lora_lr
 
     def predict_null(self, draw: Draw) -> Predictions:
         with torch.no_grad():

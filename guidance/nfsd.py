@@ -1,5 +1,6 @@
 """Noise-Free Score Distillation (Katzir et al. 2023)."""
 
+from arguments import NFSDParams
 from guidance.interface import Draw, Guidance, Residual
 
 
@@ -12,15 +13,18 @@ class NFSDGuidance(Guidance, name="nfsd"):
     re-implementations that agree.
     """
 
+    nfsd: NFSDParams
+
     def residual(self, draw: Draw) -> Residual:
-        noisy = draw.timesteps >= self.params.nfsd_cutoff
+        cutoff = self.nfsd.nfsd_cutoff
         predicted = self.predict(
             draw,
             base=draw.text.rows("empty"),
             extra=draw.text.rows("negative"),
-            extra_views=noisy,
+            extra_views=draw.host_timesteps >= cutoff,
         )
-        removed = noisy.view(-1, 1, 1, 1) * predicted.extra                   # ε_n, or nothing
+        noisy = (draw.timesteps >= cutoff).view(-1, 1, 1, 1)
+        removed = noisy * predicted.extra                                     # ε_n, or nothing
         denoising = predicted.base - removed                                  # d_D
         guided_noise = self.guided(predicted, draw.step)
         scale = self.text_scale(draw.step) + 1                                # s

@@ -58,13 +58,13 @@ def predict(
         base: text of the base in the place of `text.base`.
         base_noise: the base's prediction, where another model made it; it is not evaluated then.
         extra: one more text for each view.
-        extra_views: the views that need it; the others are not evaluated and stand at their base.
+        extra_views: the views that need it, on the host; the others are not evaluated and stand at their base.
     """
     count = len(noisy_latents)
     branches, views = (text.negative_weights.abs() > NEGLIGIBLE).T.nonzero(as_tuple=True)
     device = noisy_latents.device
     every = torch.arange(count)
-    further = every[:0] if extra is None else every if extra_views is None else every[extra_views.cpu()]
+    further = every[:0] if extra is None else every if extra_views is None else every[extra_views]
     bases = every if base_noise is None else every[:0]
     rows = torch.cat([bases, every, views.cpu(), further]).to(device, non_blocking=True)
     branches, views, bases, further = (

@@ -95,8 +95,9 @@ class ViewPrompts:
             )
         else:
             branches, weights = azimuth_deg.new_zeros(count, 0).long(), azimuth_deg.new_zeros(count, 0)
+        mixture = view_mixture(azimuth_deg).to(self.views, non_blocking=True)
         return ViewText(
-            positive=torch.einsum("bv,vld->bld", view_mixture(azimuth_deg).to(self.views), self.views),
+            positive=torch.einsum("bv,vld->bld", mixture, self.views),
             base=self._base.expand(count, -1, -1),
             negatives=self.views[branches.to(self.views.device, non_blocking=True)],
             negative_weights=weights,

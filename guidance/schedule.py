@@ -18,6 +18,8 @@ STEPS_OFFSET = 1  # Stable Diffusion's DDIM: scheduler index k means timestep k 
 class NoiseSchedule:
     """ᾱ_t, x_t, ω(t), λ_t, the steps between noise levels, and the range that t is drawn from.
 
+    Timesteps are drawn and reckoned with on the host; the tables take them from there or from their own device.
+
     Tables are computed in float64 and kept in float32, one value per timestep in [0, T). Coefficients come back
     as `B 1 1 1`, ready to scale latents.
 
@@ -43,7 +45,7 @@ class NoiseSchedule:
         self._variance = (1 - exact).float()
         self._weight = WEIGHTINGS[params.weighting](exact).float()
         self._params = params
-        self._warmup_steps, self._total_steps = warmup_steps, total_steps
+        self._warmup_steps, self.total_steps = warmup_steps, total_steps
 
     def add_noise(
         self, latents: Float[Tensor, "B C h w"], noise: Float[Tensor, "B C h w"], timesteps: Int[Tensor, " B"]
@@ -86,7 +88,7 @@ class NoiseSchedule:
         At η = 0 it is an Euler step of length σ̂_target - σ̂_t in the variance-exploding coordinates x_t / √ᾱ_t.
 
         Args:
-            noise: fresh noise, used where `eta` > 0. In an inversion η's variance is that of the step downwards
+            noise: further noise, used where `eta` > 0. In an inversion η's variance is that of the step downwards
                 between the same two levels (inferred: no settings file of LucidDreamer uses it).
         """
         clean = self.denoised(noisy_latents, noise_pred, timesteps)
@@ -135,7 +137,7 @@ class NoiseSchedule:
 
     def progress(self, step: int) -> float:
         """Share of the run that is over: 0 at the first iteration, towards 1 at the last."""
-        return min(max(step - 1, 0) / self._total_steps, 1.0)
+        return min(max(step - 1, 0) / self.total_steps, 1.0)
 
     def sample_timesteps(self, count: int, step: int, rng: torch.Generator) -> Int[Tensor, " B"]:
         """t of `count` views: one draw that all views share, or one a view with `timestep_per_view`.
@@ -149,14 +151,12 @@ class NoiseSchedule:
     def sample_all_timesteps(self, count: int, rng: torch.Generator) -> Int[Tensor, " B"]:
         """One t of the whole schedule for each of `count` views: what estimators of Table 1 are trained on."""
         total = len(self.alphas_cumprod)
-        timesteps = torch.randint(0, total, (count,), generator=rng)
-        return timesteps.to(self.alphas_cumprod.device, non_blocking=True)
+        return torch.randint(0, total, (count,), generator=rng)
 
     def timesteps_of(self, indices: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-        """The timesteps that scheduler indices mean, on the schedule's device."""
+        """The timesteps that scheduler indices mean, where those are."""
         total = len(self.alphas_cumprod)
-        timesteps = (indices * (total // self._index_count) + STEPS_OFFSET).clamp(0, total - 1)
-        return timesteps.to(self.alphas_cumprod.device, non_blocking=True)
+        return (indices * (total // self._index_count) + STEPS_OFFSET).clamp(0, total - 1)
 
     def indices_of(self, timesteps: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         """The scheduler indices that mean these timesteps."""
@@ -172,4 +172,4 @@ class NoiseSchedule:
 
 
 def _at(table: Float[Tensor, " T"], timesteps: Int[Tensor, " B"]) -> Float[Tensor, "B 1 1 1"]:
-    return table[timesteps].view(-1, 1, 1, 1)
+    return table[timesteps.to(table.device, non_blocking=True)].view(-1, 1, 1, 1)

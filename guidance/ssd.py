@@ -2,6 +2,7 @@
 
 import torch
 
+from arguments import SSDParams
 from guidance.distillation import norms, projection
 from guidance.interface import Draw, Guidance, Residual
 
@@ -16,11 +17,13 @@ class SSDGuidance(Guidance, name="ssd"):
     Table 1; the cut-off of 300 and k are inferred.
     """
 
+    ssd: SSDParams
+
     def residual(self, draw: Draw) -> Residual:
         predicted = self.predict(draw)
         disengaging = predicted.direction                                     # h
         _, seeking = projection(draw.noise, predicted.base + disengaging)     # ε_y - r ε
         matched = norms(disengaging) / norms(seeking).clamp_min(1e-12)        # k
-        late = (draw.timesteps <= self.params.ssd_cutoff).view(-1, 1, 1, 1)
+        late = (draw.timesteps <= self.ssd.ssd_cutoff).view(-1, 1, 1, 1)
         residual = self.text_scale(draw.step) * disengaging + torch.where(late, matched * seeking, 0.0)
         return Residual(residual, predicted, self.guided(predicted, draw.step))

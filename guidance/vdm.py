@@ -1,17 +1,28 @@
 """Variational Distribution Mapping with Distribution Coefficient Annealing: the paper's loss."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from arguments import GuidanceParams, OptimizationParams
+from arguments import VDMParams
 from guidance.bins import TimestepBins
 from guidance.degradation import build_degradation
 from guidance.distillation import correlation
 from guidance.interface import Draw, Guidance, Residual
-from guidance.prior import DiffusionPrior
+from guidance.predictions import Predictions
 from guidance.warm_start import load_part
+from utils.optimizers import not_finite, step_unless
+
+
+@dataclass(frozen=True)
+class Lookahead(Draw):
+    """What M_ψ took its step on: the prediction and its loss before."""
+
+    predicted: Predictions
+    loss: Float[Tensor, ""]
 
 
 class VDMGuidance(Guidance, name="vdm"):
@@ -25,36 +36,27 @@ class VDMGuidance(Guidance, name="vdm"):
     before θ sees its output, and `dca_learned` reads λ_t off how well M_ψ predicts the noise.
     """
 
-    def __init__(
-        self,
-        params: GuidanceParams,
-        optimization: OptimizationParams,
-        score_model: DiffusionPrior,
-        rng: torch.Generator,
-    ) -> None:
-        super().__init__(params, optimization, score_model, rng)
-        shape = (score_model.latent_channels, *score_model.latent_size)
-        self.degradation = build_degradation(params, shape, rng)
-        if params.operator_init:
-            load_part(self.degradation, params.operator_init, "degradation", "GuidanceParams.operator_init")
-        self.bins = TimestepBins(len(score_model.alphas_cumprod))
-        self.to(score_model.alphas_cumprod.device)
-        self.optimizer = torch.optim.Adam(self.degradation.parameters(), lr=params.operator_lr, fused=True)
-        self.dca_cutoff = params.dca_cutoff if params.dca else 0
+    vdm: VDMParams
+
+    def build(self, rng: torch.Generator) -> None:
+        shape = (self.score_model.latent_channels, *self.score_model.latent_size)
+        self.degradation = build_degradation(self.vdm, shape, rng)
+        if self.vdm.operator_init:
+            load_part(self.degradation, self.vdm.operator_init, "degradation", "VDMParams.operator_init")
+        self.bins = TimestepBins(len(self.score_model.alphas_cumprod))
+        self.to(self.device)
+        self.optimizer = torch.optim.Adam(self.degradation.parameters(), lr=self.vdm.operator_lr, fused=True)
+        self.dca_cutoff = self.vdm.dca_cutoff if self.vdm.dca else 0
 
     def residual(self, draw: Draw) -> Residual:
         predicted = self.predict(draw)                                    # ε_φ, without Jacobian (Fig. 3)
         guided_noise = self.guided(predicted, draw.step)                  # ε_φ^CFG, Eq. 4
 
-        operand = guided_noise if self.params.operator_input == "cfg" else predicted.cond
-        mapped_noise = self.degradation(operand, draw.timesteps)          # M_ψ(ε_φ), Eq. 13
+        mapped_noise = self.mapped(predicted, draw)                       # M_ψ(ε_φ), Eq. 13
         loss_degradation = F.mse_loss(mapped_noise, draw.noise)           # L_op, Eq. 17: reaches ψ only
         losses = {"degradation": loss_degradation}
-        if self.params.lookahead:
-            self._update(loss_degradation)                                # ψ first, then θ
-            with torch.no_grad():
-                mapped_noise = self.degradation(operand, draw.timesteps)
-            losses = {}
+        if isinstance(draw, Lookahead):                                   # ψ has had its step
+            loss_degradation, losses = draw.loss, {}
 
         mapped_noise = mapped_noise.detach()
         self.bins.update(draw.timesteps, mapped_noise, draw.noise)
@@ -68,13 +70,27 @@ class VDMGuidance(Guidance, name="vdm"):
         }
         return Residual(residual, predicted, guided_noise, losses, stats)
 
+    def prepare(self, draw: Draw) -> Draw:
+        """With `lookahead`, ψ's step, unless its loss or gradient is not finite; the prediction is made once."""
+        if not self.vdm.lookahead:
+            return draw
+        predicted = self.predict(draw)
+        loss = F.mse_loss(self.mapped(predicted, draw), draw.noise)
+        loss.backward()
+        step_unless(self.optimizer, not_finite(loss, self.degradation.parameters()))
+        self.optimizer.zero_grad(set_to_none=True)
+        return Lookahead(**vars(draw), predicted=predicted, loss=loss.detach())
+
+    def predict(self, draw: Draw, **branches: Tensor | None) -> Predictions:
+        return draw.predicted if isinstance(draw, Lookahead) else super().predict(draw, **branches)
+
+    def mapped(self, predicted: Predictions, draw: Draw) -> Float[Tensor, "B C h w"]:
+        """M_ψ(ε_φ), with gradient to ψ."""
+        guided = self.vdm.operator_input == "cfg"
+        operand = self.guided(predicted, draw.step) if guided else predicted.cond
+        return self.degradation(operand, draw.timesteps)
+
     def _dca_weight(self, draw: Draw) -> Float[Tensor, "B 1 1 1"]:
-        if self.params.dca and self.params.dca_learned:
+        if self.vdm.dca and self.vdm.dca_learned:
             return (1 - self.bins.error_at(draw.timesteps)).clamp(0, 1).view(-1, 1, 1, 1)
         return self.schedule.dca_weight(draw.timesteps, self.dca_cutoff)
-
-    def _update(self, loss: Float[Tensor, ""]) -> None:
-        if loss.isfinite():
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)

@@ -10,15 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from arguments import GenerateCamParams
-from arguments.groups import SHAP_E
+from arguments.groups.cameras import SHAP_E
 from scene import ply
-from scene.mesh_size import declared_faces
+from scene.mesh import GREY, refuse_too_many_faces, sample_file, sample_surface, surface_of
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,9 +31,6 @@ Points = tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None]
 TextToMesh = Callable[[], "trimesh.Trimesh"]
 """Makes a coloured mesh of the prompt, z up, front +y; raises UserError where it cannot."""
 
-MOST_FACES = 20_000_000
-"""Triangles of a mesh, at most: each takes about 200 bytes while its surface is sampled."""
-GREY = 127 / 255
 Y_UP_SUFFIXES = (".glb", ".gltf", ".obj")
 MESH_SUFFIXES = (*Y_UP_SUFFIXES, ".stl", ".ply")
 
@@ -99,7 +95,7 @@ def _text_to_shape(
             raise
         log.warning("%s; starting from a sphere", error)
         return _sphere(params, rng, None)
-    points, colors = sample_surface([mesh], params.init_num_pts, rng)
+    points, colors = sample_surface([surface_of(mesh)], params.init_num_pts, rng)
     # LucidDreamer's switch is for its own shape
     keep_colors = params.init_shape != "pointe" or params.use_pointe_rgb
     return _centred(points, where), colors if keep_colors else None
@@ -116,17 +112,13 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
         raise UserError(
             f"GenerateCamParams.init_path: expected one of {', '.join(MESH_SUFFIXES)}, got {path.name}"
         )
-    faces = declared_faces(path)
-    if faces > MOST_FACES:
-        raise UserError(
-            f"{path}: expected at most {MOST_FACES:,} triangles, got {faces:,}; simplify the mesh first"
-        )
+    refuse_too_many_faces(path)
     if suffix == ".ply" and not ply.has_faces(path):
         points, colors = ply.read_points(path)
         chosen = torch.randperm(len(points), generator=rng)[: params.init_num_pts]
         points, colors = points[chosen], None if colors is None else colors[chosen]
     else:
-        points, colors = sample_surface(load_meshes(path), params.init_num_pts, rng)
+        points, colors = sample_file(path, params.init_num_pts, rng)
     if len(points) < 4:
         raise UserError(f"{path}: expected at least 4 points, got {len(points)}")
     if suffix in Y_UP_SUFFIXES:
@@ -146,93 +138,10 @@ SHAPES: dict[str, Callable[[GenerateCamParams, torch.Generator, TextToMesh | Non
 
 
 def _centred(points: Float[Tensor, "N 3"], path: Path | str) -> Float[Tensor, "N 3"]:
+    """As float32, which cannot tell points apart that lie where surveyors count from: so they are centred before."""
+    points = points.double()
     low, high = points.amin(dim=0), points.amax(dim=0)
     side = (high - low).max()
     if not (side.isfinite() and side > 0):
         raise UserError(f"{path}: expected a shape of finite size, got a longest side of {side:g}")
-    return (points - (low + high) / 2) / side
-
-
-def load_meshes(path: Path) -> list["trimesh.Trimesh"]:
-    """The triangle meshes of a file, placed where its scene puts them.
-
-    Raises:
-        UserError: the file is missing or broken, or has no triangle with finite corners and an area.
-    """
-    import trimesh
-
-    if not path.is_file():
-        raise UserError(f"{path}: expected a mesh file, got none there; check GenerateCamParams.init_path")
-    try:
-        parts = trimesh.load_scene(path, process=False).dump()
-    except Exception as error:  # each of trimesh's loaders fails on broken files in its own ways
-        raise UserError(
-            f"{path}: cannot be read as a mesh ({error or type(error).__name__}); check the file"
-        ) from error
-    meshes = [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces) > 0]
-    corners = [part.vertices[part.faces] for part in meshes]
-    if (
-        not meshes
-        or not all(np.isfinite(corner).all() for corner in corners)
-        or not any(m.area > 0 for m in meshes)
-    ):
-        raise UserError(
-            f"{path}: expected triangles with finite corners and an area, got none; check the file"
-        )
-    return meshes
-
-
-def sample_surface(meshes: list["trimesh.Trimesh"], count: int, rng: torch.Generator) -> Points:
-    """`count` points, uniform by area over all meshes, with the colours of vertices, faces or textures."""
-    areas = [torch.from_numpy(np.array(mesh.area_faces)).double() for mesh in meshes]
-    edges = torch.cat(areas).cumsum(0)
-    faces = torch.searchsorted(
-        edges, torch.rand(count, generator=rng, dtype=torch.float64) * edges[-1], right=True
-    )
-    faces = faces.clamp(max=len(edges) - 1)
-    # Folding the unit square along its diagonal makes two uniform numbers uniform in the triangle.
-    corner = torch.rand(count, 2, generator=rng, dtype=torch.float64)
-    corner = torch.where(corner.sum(dim=1, keepdim=True) > 1, 1 - corner, corner)
-    weights = torch.cat([1 - corner.sum(dim=1, keepdim=True), corner], dim=1)
-
-    points = torch.empty(count, 3)
-    colors = torch.full((count, 3), GREY)
-    first = 0
-    for mesh in meshes:
-        inside = ((faces >= first) & (faces < first + len(mesh.faces))).nonzero().squeeze(1)
-        points[inside] = _interpolate(mesh.vertices, mesh, faces[inside] - first, weights[inside]).float()
-        found = _surface_colors(mesh, faces[inside] - first, weights[inside])
-        if found is not None:
-            colors[inside] = found
-        first += len(mesh.faces)
-    return points, colors
-
-
-def _interpolate(
-    per_vertex: np.ndarray, mesh: "trimesh.Trimesh", faces: Int[Tensor, "S"], weights: Float[Tensor, "S 3"]
-) -> Float[Tensor, "S C"]:
-    corners = torch.from_numpy(np.asarray(per_vertex, dtype=np.float64)[mesh.faces[faces.numpy()]])
-    return torch.einsum("sv,svc->sc", weights, corners)
-
-
-def _surface_colors(
-    mesh: "trimesh.Trimesh", faces: Int[Tensor, "S"], weights: Float[Tensor, "S 3"]
-) -> Float[Tensor, "S 3"] | None:
-    """Colours in [0, 1] at points of the mesh; None if it has none."""
-    from trimesh.visual.color import uv_to_color
-
-    visual = mesh.visual
-    if visual.kind == "vertex":
-        colors = _interpolate(visual.vertex_colors[:, :3], mesh, faces, weights).numpy()
-    elif visual.kind == "face":
-        colors = visual.face_colors[faces.numpy(), :3]
-    elif visual.kind == "texture":
-        material = visual.material
-        image = getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
-        if image is None or visual.uv is None:
-            colors = np.broadcast_to(material.main_color[:3], (len(faces), 3))
-        else:
-            colors = uv_to_color(_interpolate(visual.uv, mesh, faces, weights).numpy(), image)[:, :3]
-    else:
-        return None
-    return torch.from_numpy(np.array(colors, dtype=np.float32) / 255)
+    return ((points - (low + high) / 2) / side).float()

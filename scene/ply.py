@@ -5,14 +5,18 @@ object stands upright and faces the default viewer. A comment marks such files, 
 file without it is taken to be in our own frame (z up, front +y), which is LucidDreamer's.
 """
 
+import contextlib
+import logging
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
@@ -20,14 +24,25 @@ from torch import Tensor
 from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
 from utils.files import atomic
+from utils.inputs import WithHeader, regular_file
 from utils.rotations import conjugate_quaternions, multiply_quaternions, quaternions_to_matrices
 from utils.spherical_harmonics import MAX_DEGREE, coefficient_count, rotate_sh, sh_dc_to_rgb
+
+log = logging.getLogger(__name__)
 
 FRAME_COMMENT = "dreammapping frame=rdf"
 WORLD_TO_FILE = (0.0, 0.0, math.sqrt(0.5), -math.sqrt(0.5))
 """Quaternion of (x, y, z) -> (-x, -z, -y): z up and front +y become y down and front -z."""
 
 MAX_HEADER_BYTES = 128 * 1024
+MOST_LIST_ROWS = 200_000
+"""Rows with lists, at most, that are read to reach the vertices: plyfile takes 150 bytes and microseconds for each."""
+
+OPAQUE_LOGIT = 15.0
+"""Stands for an infinite logit: of opacity 1, or negative of opacity 0, to 3e-7; its gradient is not quite zero."""
+FLAT_LOG_SCALE = -20.0
+"""Stands for the logarithm of 0: thinner than any pixel, and finite."""
+
 COLUMNS = {
     "means": ("x", "y", "z"),
     "sh_dc": ("f_dc_0", "f_dc_1", "f_dc_2"),
@@ -76,15 +91,20 @@ def write_gaussians(path: Path | str, model: GaussianModel, comments: Sequence[s
     _write_vertices(path, table.view([(name, "<f4") for name in columns])[:, 0], [FRAME_COMMENT, *comments])
 
 
-def read_gaussians(path: Path | str) -> GaussianModel:
+def read_gaussians(path: Path | str, sh_degree: int = 0) -> GaussianModel:
     """Read a 3D Gaussian Splatting PLY of any property order, number type and byte order, into our frame.
 
-    All bands that the file holds are active.
+    All bands that the file holds are active. An opacity of exactly 0 or 1 and a scale of 0, whose stored values are
+    infinite, become finite; Gaussians that are not finite otherwise are left out, with a warning. Where they lie too
+    far from the origin for float32, all are moved there, with a warning.
+
+    Args:
+        sh_degree: Bands up to this degree can be learnt; those that the file does not hold are zero.
 
     Raises:
-        UserError: the file is missing, broken, cut off, empty, lacks a property, or is not finite.
+        UserError: the file is missing, broken, cut off, empty, compressed, lacks a property, or has no finite Gaussian.
     """
-    header = _read_header(path)
+    header = read_header(path)
     names = _scalar_vertex_properties(path, header)
     rest_count = sum(re.fullmatch(r"f_rest_\d+", name) is not None for name in names)
     degree = next((d for d in range(MAX_DEGREE + 1) if 3 * (coefficient_count(d) - 1) == rest_count), None)
@@ -99,12 +119,19 @@ def read_gaussians(path: Path | str) -> GaussianModel:
             f"{path}: expected a Gaussian PLY, got none of {', '.join(missing[:4])}; "
             "a point cloud or mesh can be used with GenerateCamParams.init_shape: file"
         )
-    vertices = _read_vertices(path)
-    tensors = {name: _table(path, vertices, group) for name, group in columns.items()}
+    vertices = _read_vertices(path, header)
+    tensors = {name: _table(vertices, group) for name, group in columns.items() if name != "means"}
+    tensors["opacity_logits"] = tensors["opacity_logits"].nan_to_num(torch.nan, OPAQUE_LOGIT, -OPAQUE_LOGIT)
+    tensors["log_scales"] = tensors["log_scales"].nan_to_num(torch.nan, torch.inf, FLAT_LOG_SCALE)
+    tensors["means"] = _table(vertices, COLUMNS["means"], np.float64)
+    tensors = _finite(path, tensors)
+    tensors["means"] = _near_the_origin(path, tensors["means"])
     tensors["sh_dc"] = tensors["sh_dc"][:, None]
     tensors["sh_rest"] = tensors["sh_rest"].unflatten(1, (3, rest_count // 3)).transpose(1, 2)
     if FRAME_COMMENT in header.comments:
         tensors = _turn(tensors, conjugate_quaternions(torch.tensor(WORLD_TO_FILE)))
+    missing_bands = max(coefficient_count(sh_degree) - coefficient_count(degree), 0)
+    tensors["sh_rest"] = F.pad(tensors["sh_rest"], (0, 0, 0, missing_bands))
     model = GaussianModel(**tensors)
     model.active_sh_degree = degree
     return model
@@ -124,35 +151,57 @@ def write_points(path: Path | str, points: Float[Tensor, "N 3"], colors: Float[T
 def read_points(path: Path | str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None]:
     """Positions in our frame, and colours in [0, 1] if there are any, of the vertices of any PLY.
 
-    Gaussians give their centres and the colour of band 0.
+    Positions keep the file's precision: float64 where it has more than float32. Gaussians, of any kind, give their
+    centres and the colour of band 0; those that are not finite are left out, with a warning.
 
     Raises:
-        UserError: the file is missing, broken, cut off, has no vertices or no positions, or is not finite.
+        UserError: the file is missing, broken, cut off, compressed, has no vertices or no positions, or is not finite.
     """
-    names = _scalar_vertex_properties(path, _read_header(path))
-    if set(COLUMNS["sh_dc"]) <= names and set(COLUMNS["quats"]) <= names:
-        model = read_gaussians(path)
-        return model.means.detach(), sh_dc_to_rgb(model.sh_dc[:, 0]).detach().clamp(0, 1)
+    header = read_header(path)
+    names = _scalar_vertex_properties(path, header)
     if not set(COLUMNS["means"]) <= names:
         raise UserError(
             f"{path}: expected vertices with x, y and z, got {', '.join(sorted(names)) or 'none'}"
         )
-    vertices = _read_vertices(path)
-    points = _table(path, vertices, COLUMNS["means"])
-    if not set(_RGB) <= names:
+    vertices = _read_vertices(path, header)
+    kinds = {name: vertices[name].dtype for name in vertices.dtype.names or ()}
+    points = _table(vertices, COLUMNS["means"], np.result_type(np.float32, *(kinds[axis] for axis in "xyz")))
+    if set(COLUMNS["sh_dc"]) <= names:
+        found = _finite(path, {"means": points, "sh_dc": _table(vertices, COLUMNS["sh_dc"])})
+        if FRAME_COMMENT in header.comments:
+            found["means"] = found["means"] @ _matrix(torch.tensor(WORLD_TO_FILE)).to(points.dtype)
+        return found["means"], sh_dc_to_rgb(found["sh_dc"]).clamp(0, 1)
+    _refuse_broken(path, points, COLUMNS["means"])
+    channels: tuple[str, ...] = next((each for each in COLORS if set(each) <= names), ())
+    if not channels:
         return points, None
-    colors = _table(path, vertices, _RGB)
-    is_integer = np.issubdtype(vertices["red"].dtype, np.integer)
-    full = float(np.iinfo(vertices["red"].dtype).max) if is_integer else 1.0
-    return points, (colors / full).clamp(0, 1)
+    colors = _table(vertices, channels)
+    _refuse_broken(path, colors, channels)
+    return points, (colors / color_range(colors, kinds[channels[0]])).clamp(0, 1)
+
+
+def color_range(colors: np.ndarray | Tensor, kind: np.dtype) -> float:
+    """The number that stands for full light, of colours of any shape that a file stores as numbers of `kind`.
+
+    Bytes reach 255. Wider numbers are written for 0 to 255 and 0 to 65535 alike, and floats for 0 to 1 as well: their
+    largest value tells. Floats may pass 1 a little, as light does.
+    """
+    if kind.itemsize == 1:
+        return 255.0
+    most = float(colors.max()) if len(colors) else 0.0
+    if kind.kind == "f" and most <= 2.0:
+        return 1.0
+    return next((full for full in (255.0, 65535.0) if most <= full), most)
 
 
 def has_faces(path: Path | str) -> bool:
     """Whether the file's header declares a mesh."""
-    return any(element.name == "face" and element.count > 0 for element in _read_header(path).elements)
+    return any(element.name == "face" and element.count > 0 for element in read_header(path).elements)
 
 
 _RGB = ("red", "green", "blue")
+COLORS = (_RGB, ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
+"""Names that colours have in point clouds, the commonest first."""
 
 
 def _rest_columns(count: int) -> tuple[str, ...]:
@@ -161,13 +210,42 @@ def _rest_columns(count: int) -> tuple[str, ...]:
 
 def _turn(tensors: dict[str, Tensor], quat: Float[Tensor, "4"]) -> dict[str, Tensor]:
     """Rotate Gaussians about the origin: positions, orientations and the bands above 0."""
-    matrix = quaternions_to_matrices(quat.double()).round()  # its entries are 0 and -1: positions stay exact
+    matrix = _matrix(quat)
     sh = torch.cat([tensors["sh_dc"], tensors["sh_rest"]], dim=1)
     return tensors | {
         "means": tensors["means"] @ matrix.float().T,
         "quats": multiply_quaternions(quat, tensors["quats"]),
         "sh_rest": rotate_sh(sh, matrix)[:, 1:],
     }
+
+
+def _matrix(quat: Float[Tensor, "4"]) -> Float[Tensor, "3 3"]:
+    return quaternions_to_matrices(quat.double()).round()  # its entries are 0 and -1: positions stay exact
+
+
+def _finite(path: Path | str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The Gaussians without those that float32 cannot reckon with. Raises UserError where none is left."""
+    lengths = [tensor.float().square().sum(dim=1) for tensor in tensors.values()]  # as turning them needs
+    whole = torch.stack(lengths).isfinite().all(dim=0)
+    count, broken = len(whole), int((~whole).sum())
+    if broken == 0:
+        return tensors
+    if broken == count:
+        raise UserError(f"{path}: expected finite Gaussians, got none among {count}; export it again")
+    log.warning("%s: %d of %d Gaussians are not finite and are left out", path, broken, count)
+    return {name: tensor[whole] for name, tensor in tensors.items()}
+
+
+def _near_the_origin(path: Path | str, means: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+    """Positions as float32; those that it would round by a thousandth of their extent are centred before."""
+    low, high = means.amin(dim=0), means.amax(dim=0)
+    lost = (means - means.float().double()).abs().max()
+    if lost <= 1e-3 * (high - low).max() or len(means) == 1:
+        return means.float()
+    middle = (low + high) / 2
+    where = ", ".join(f"{x:g}" for x in middle.tolist())
+    log.warning("%s: lies around (%s), too far from the origin for float32; moved to the origin", path, where)
+    return (means - middle).float()
 
 
 def _write_vertices(path: Path | str, table: np.ndarray, comments: Iterable[str]) -> None:
@@ -178,52 +256,73 @@ def _write_vertices(path: Path | str, table: np.ndarray, comments: Iterable[str]
 
 
 @dataclass(frozen=True)
-class _Element:
+class Element:
     name: str
     count: int
     properties: dict[str, str]
     """Name to type; a list's type is "list" and both of its types."""
 
+    def add(self, name: str, kind: str) -> None:
+        if name in self.properties:
+            raise ValueError(f"two properties {name[:40]}")
+        self.properties[name] = kind
+
+    @property
+    def has_list(self) -> bool:
+        return any(kind.startswith("list") for kind in self.properties.values())
+
 
 @dataclass(frozen=True)
-class _Header:
-    elements: list[_Element]
+class Header:
+    form: str
+    elements: list[Element]
     comments: list[str]
+    size: int
+    """Bytes before the first row."""
+
+    @property
+    def text(self) -> bool:
+        return self.form == "ascii"
 
 
-def _read_header(path: Path | str) -> _Header:
+def read_header(path: Path | str) -> Header:
     """Parse the header and check that the file is long enough for what it declares.
 
     plyfile would reserve memory for the declared number of rows before it reads them.
+
+    Raises:
+        UserError: the file is missing, has no header or a broken one, or is cut off.
     """
-    path = Path(path)
+    path = regular_file(path)
     try:
         with path.open("rb") as file:
             start = file.read(MAX_HEADER_BYTES)
         size = path.stat().st_size
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    end = re.search(rb"\nend_header[ \t]*\r?\n", start)
-    if not re.match(rb"ply[ \t]*\r?\n", start) or end is None:
+    first = re.match(rb"ply[ \t]*(\r(?!\n)|\r?\n)", start)
+    line_end = rb"\r" if first and first.group(1) == b"\r" else rb"\r?\n"
+    end = re.search(rb"[\r\n]end_header[ \t]*" + line_end, start)
+    if first is None or end is None:
         raise UserError(f"{path}: expected a PLY file, got no PLY header; check the file")
-    lines = [line.split() for line in start[: end.start()].decode("latin-1").splitlines()[1:]]
+    lines = [line.split() for line in re.split(r"\r\n|\r|\n", start[: end.start()].decode("latin-1"))[1:]]
     try:
-        header, text = _parse_header(lines)
+        header = _parse_header(lines, end.end())
     except (ValueError, IndexError) as error:
         raise UserError(
             f"{path}: expected a PLY header, got a broken one ({error}); check the file"
         ) from error
-    needed = sum(element.count * _least_row_size(element, text) for element in header.elements)
-    if size - end.end() < needed - text:  # the last line of a text file may lack its end
+    needed = sum(element.count * _least_row_size(element, header.text) for element in header.elements)
+    if size - header.size < needed - header.text:  # the last line of a text file may lack its end
         raise UserError(
-            f"{path}: expected {needed} bytes or more after the header, got {size - end.end()}; it is cut off"
+            f"{path}: expected {needed} bytes or more after the header, got {size - header.size}; it is cut off"
         )
     return header
 
 
-def _parse_header(lines: list[list[str]]) -> tuple[_Header, bool]:
-    """Elements and comments, and whether the body is text. Raises ValueError or IndexError."""
-    elements: list[_Element] = []
+def _parse_header(lines: list[list[str]], size: int) -> Header:
+    """The header of `size` bytes, from the words of its lines. Raises ValueError or IndexError."""
+    elements: list[Element] = []
     comments, formats = [], []
     for words in lines:
         match words:
@@ -234,18 +333,23 @@ def _parse_header(lines: list[list[str]]) -> tuple[_Header, bool]:
             case ["element", name, count]:
                 if int(count) < 0:
                     raise ValueError(f"{count} rows of {name}")
-                elements.append(_Element(name, int(count), {}))
+                elements.append(Element(name, int(count), {}))
             case ["property", "list", length, kind, name]:
-                elements[-1].properties[name] = f"list {_known(length)} {_known(kind)}"
+                elements[-1].add(name, f"list {_known(length)} {_known(kind)}")
             case ["property", kind, name]:
-                elements[-1].properties[name] = _known(kind)
+                elements[-1].add(name, _known(kind))
             case []:
                 continue
             case _:
                 raise ValueError(" ".join(words)[:80])
     if len(formats) != 1 or formats[0] not in ("ascii", "binary_little_endian", "binary_big_endian"):
-        raise ValueError(f"format {' '.join(formats) or 'missing'}")
-    return _Header(elements, comments), formats[0] == "ascii"
+        raise ValueError(f"format {' '.join(formats)[:80] or 'missing'}")
+    for element in elements:
+        if element.count > 0 and not element.properties:
+            raise ValueError(f"{element.count} rows of {element.name[:40]} without properties")
+    if len({element.name for element in elements}) < len(elements):
+        raise ValueError("two elements of one name")
+    return Header(formats[0], elements, comments, size)
 
 
 def _known(kind: str) -> str:
@@ -254,37 +358,92 @@ def _known(kind: str) -> str:
     return kind
 
 
-def _least_row_size(element: _Element, text: bool) -> int:
+def _least_row_size(element: Element, text: bool) -> int:
     """Bytes that a row takes at least: two a property in text, empty lists in binary."""
     if text:
         return 2 * len(element.properties)
     return sum(TYPE_SIZES[kind.removeprefix("list ").split()[0]] for kind in element.properties.values())
 
 
-def _scalar_vertex_properties(path: Path | str, header: _Header) -> set[str]:
+def _scalar_vertex_properties(path: Path | str, header: Header) -> set[str]:
     vertex = next((element for element in header.elements if element.name == "vertex"), None)
     if vertex is None or vertex.count == 0:
         raise UserError(f"{path}: expected vertices, got none; check the file")
+    if "packed_position" in vertex.properties:
+        raise UserError(
+            f"{path}: expected a plain PLY, got SuperSplat's compressed one; export it from there as PLY, uncompressed"
+        )
     return {name for name, kind in vertex.properties.items() if not kind.startswith("list")}
 
 
-def _read_vertices(path: Path | str) -> np.ndarray:
+def _read_vertices(path: Path | str, header: Header) -> np.ndarray:
+    """The rows of the vertices, mapped where the file is binary; what follows them is not read."""
+    last = next(index for index, element in enumerate(header.elements) if element.name == "vertex")
+    elements = [element for element in header.elements[: last + 1] if element.count > 0]
+    for element in elements:
+        if element.has_list and element.count > MOST_LIST_ROWS:
+            raise UserError(
+                f"{path}: expected at most {MOST_LIST_ROWS:,} rows with lists up to the vertices, "
+                f"got {element.count:,} of {element.name[:40]}; export the vertices alone"
+            )
     try:
-        return PlyData.read(str(path), mmap=False)["vertex"].data
-    except (PlyParseError, ValueError, KeyError, OverflowError) as error:
+        with Path(path).open("rb") as file:
+            file.seek(header.size)
+            return PlyData.read(WithHeader(_header_of(header.form, elements), file), mmap="r")["vertex"].data
+    except (PlyParseError, ValueError, KeyError, OverflowError, OSError) as error:
         raise UserError(f"{path}: cannot be read as PLY ({error}); check the file") from error
 
 
-def _table(path: Path | str, vertices: np.ndarray, names: Sequence[str]) -> Float[Tensor, "N C"]:
-    """The named properties as float32 columns."""
-    table = np.empty((len(vertices), len(names)), dtype=np.float32)
-    for column, name in enumerate(names):
-        table[:, column] = vertices[name]
-    finite = np.isfinite(table)
+@contextlib.contextmanager
+def mesh_stream(path: Path | str) -> Iterator[Any]:
+    """The file for a parser of meshes, its header checked and in plain words.
+
+    Raises:
+        UserError: the file is missing, has no header or a broken one, or is cut off.
+    """
+    header = read_header(path)
+    with Path(path).open("rb") as file:
+        file.seek(header.size)
+        yield WithHeader(_header_of(header.form, header.elements, header.comments), file)
+
+
+def _header_of(form: str, elements: Iterable[Element], comments: Iterable[str] = ()) -> bytes:
+    """A header that every parser takes: in ASCII but for comments, and of doubles where the rows are text."""
+    lines = ["ply", f"format {form} 1.0", *(f"comment {_utf8(comment)}" for comment in comments)]
+    for element in elements:
+        lines.append(f"element {_ascii(element.name)} {element.count}")
+        for name, kind in element.properties.items():
+            exact = "double" if form == "ascii" and kind in ("float", "float32") else kind
+            lines.append(f"property {exact} {_ascii(name)}")
+    return "\n".join([*lines, "end_header", ""]).encode()
+
+
+def _utf8(latin: str) -> str:
+    """A comment, which was taken for Latin-1, as UTF-8 if it is."""
+    try:
+        return latin.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return latin
+
+
+def _ascii(name: str) -> str:
+    return name.encode("ascii", "backslashreplace").decode()
+
+
+def _table(vertices: np.ndarray, names: Sequence[str], kind: Any = np.float32) -> Float[Tensor, "N C"]:
+    """The named properties as columns."""
+    table = np.empty((len(vertices), len(names)), dtype=kind)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which the caller asks about
+        for column, name in enumerate(names):
+            table[:, column] = vertices[name]
+    return torch.from_numpy(table)
+
+
+def _refuse_broken(path: Path | str, table: Float[Tensor, "N C"], names: Sequence[str]) -> None:
+    finite = table.isfinite()
     if not finite.all():
-        row, column = np.argwhere(~finite)[0]
+        row, column = (~finite).nonzero()[0].tolist()
         raise UserError(
             f"{path}: expected finite numbers, got {table[row, column]} as {names[column]} of vertex {row}; "
             "check the file"
         )
-    return torch.from_numpy(table)

@@ -11,7 +11,8 @@ import hypothesis
 import pytest
 import torch
 
-torch.set_num_threads(min(2, torch.get_num_threads()))  # small tensors are slower on many threads
+# Small tensors are slower on many threads; the matrix of tests asks for them all the same.
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", min(2, torch.get_num_threads()))))
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("reproducible")
 

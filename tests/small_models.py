@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arguments import GuidanceParams
-from benchmarks.full_size import build
+from benchmarks.random_model import build
 from guidance import ScoreModel
 from guidance.models.single_file import CONFIGS
 
@@ -160,7 +160,7 @@ def save_family(root: Path, configs: Path, family: str) -> tuple[Path, Path]:
 
 def score_model(key: str | Path, **settings: Any) -> ScoreModel:
     """The model that `key` names, on the CPU and without a hub."""
-    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(key), **settings), "cpu", offline=True)
+    return ScoreModel.from_pretrained(GuidanceParams(model_key=str(key), **settings), "cpu")
 
 
 def predict(model: ScoreModel) -> Tensor:

@@ -1,6 +1,8 @@
 """Settings: what reaches the Config, what is refused and in which words, and that help costs nothing."""
 
+import ast
 import dataclasses
+import json
 import logging
 import math
 import subprocess
@@ -13,13 +15,15 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from arguments import Config, GuidanceParams, load, names, to_yaml
+from arguments import Config, GuidanceParams, VDMParams, load, names, to_yaml
 from arguments.check import has_form
 from arguments.config import settings, value_of
-from arguments.names import WITHOUT_EFFECT
+from arguments.names import MOVED, WITHOUT_EFFECT
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+READERS = ("dreammapping", "gaussian_renderer", "guidance", "scene", "train.py", "train2d.py")
+"""Where a setting is read, if it is. Not the benchmarks: a setting must change a run."""
 ENOUGH = ["model_key=toybox", "text=a red car"]
 
 
@@ -55,6 +59,11 @@ def written(folder: Path, content: str | bytes) -> Path:
         ("negative=", "GuidanceParams.negative", ""),
         ("device=cuda:1", "device", "cuda:1"),
         ("seed=7", "seed", 7),
+        ("lora_rank=8", "LoRAParams.lora_rank", 8),
+        ("LoRAParams.lora_rank=8", "LoRAParams.lora_rank", 8),
+        ("GuidanceParams.lora_rank=8", "LoRAParams.lora_rank", 8),
+        ("GuidanceParams.csd_negative=[0.5, 1]", "CSDParams.csd_negative", (0.5, 1.0)),
+        ("representation=image", "ModelParams.representation", "image"),
     ],
 )
 def test_override_reaches_config(word: str, name: str, value: object) -> None:
@@ -65,7 +74,6 @@ def test_override_reaches_config(word: str, name: str, value: object) -> None:
     ("words", "name", "value"),
     [
         (["--seed", "3"], "seed", 3),
-        (["--port", "8000"], "port", 8000),
         (["--test_ratio", "3"], "test_ratio", 3),
         (["--save_ratio", "4"], "save_ratio", 4),
         (["--save_video", "False"], "save_video", False),
@@ -88,7 +96,7 @@ def test_override_wins_over_file_and_later_over_earlier(tmp_path: Path) -> None:
 def test_command_holds_the_flags() -> None:
     _, command = load([*ENOUGH, "--resume", "--dry-run", "--quiet", "--debug", "--offline", "--force"])
     assert (command.resume, command.dry_run, command.quiet, command.debug) == (True, True, True, True)
-    assert (command.offline, command.force, command.print_config, command.opt) == (True, True, False, None)
+    assert (command.force, command.print_config, command.opt) == (True, False, None)
 
 
 def test_print_config_needs_no_prompt() -> None:
@@ -193,7 +201,7 @@ BAD_WORDS = {
     "dca_cutoff=1000": "0 .. 999",
     "max_t_range=0.3": "expected at least t_range's upper end 0.5, got 0.3",
     "negative_w=1": "expected a number <= 0, got 1.0",
-    "device=gpu": "device: expected auto, cpu, cuda or cuda:N, got 'gpu'",
+    "device=gpu": "device: expected auto, cpu, mps, cuda or cuda:N, got 'gpu'",
     "init_shape=file": "GenerateCamParams.init_path: expected a file, because init_shape is file, got null",
     "init_path=fox.ply": "init_shape: expected file, because init_path is set, got 'sphere'",
     "workspace=": "ModelParams.workspace: expected a name",
@@ -259,17 +267,112 @@ def test_upstream_guidance_is_remarked_once(
 def test_keys_without_effect_share_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree = {"port": 2355, "GuidanceParams": {"text": "a fox", "model_key": "toybox", "guidance": "vdm"}}
     for name in WITHOUT_EFFECT:
-        group, key = name.split(".")
-        tree.setdefault(group, {})[key] = [{"any": "thing"}]
+        group, _, key = name.rpartition(".")
+        (tree.setdefault(group, {}) if group else tree)[key] = [{"any": "thing"}]
     tree["ModelParams"]["_source_path"] = "data"
     with caplog.at_level(logging.WARNING):
         load(["--opt", str(written(tmp_path, yaml.safe_dump(tree)))])
     assert len(caplog.records) == 1
     assert all(name in caplog.messages[0] for name in WITHOUT_EFFECT)
+    assert all(caplog.messages[0].count(reason) == 1 for reason in WITHOUT_EFFECT.values())
+
+
+@pytest.mark.parametrize("words", [["port=8000"], ["--port", "8000"]])
+def test_the_port_of_no_viewer_is_said_to_have_no_effect(words: list[str], caplog) -> None:
+    assert load([*ENOUGH, "guidance=vdm", *words])[0] == configured("guidance=vdm")
+    assert caplog.messages == [
+        "command line: these keys have no effect and are ignored: port (there is no live viewer)"
+    ]
 
 
 def test_no_setting_is_without_effect() -> None:
-    assert not WITHOUT_EFFECT & settings().keys()
+    assert not WITHOUT_EFFECT.keys() & settings().keys()
+
+
+def attributes_read(folder: Path) -> set[str]:
+    """Names that the program's sources, but the settings' own, read as an attribute of something."""
+    files = [path for path in folder.rglob("*.py") if path.parts[len(folder.parts)] in READERS]
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    return {
+        node.attr
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def read_by_properties() -> set[str]:
+    """Names that the settings' own properties read, where a property of that name is read in its turn."""
+    read, found = attributes_read(ROOT), set()
+    for path in (ROOT / "arguments").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (node.name in read or node.name.startswith("_is_")):
+                found |= {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute)}
+    return found
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    """A setting that `--help` prints and nothing reads is a promise that is not kept."""
+    read = attributes_read(ROOT) | read_by_properties()
+    assert [name for name in settings() if name.rpartition(".")[2] not in read] == []
+
+
+@pytest.mark.parametrize("place", ["file", "command line"])
+def test_keys_at_their_former_place_are_taken_with_one_note(tmp_path: Path, caplog, place: str) -> None:
+    """As in the settings and run folders of before, where all of the guidance was one group."""
+    defaults = {name: value_of(Config(), new) for name, new in MOVED.items()}
+    words = [f"{name}={json.dumps(plain(value))}" for name, value in defaults.items()]
+    changed = {"GuidanceParams.lora_rank": 9, "GuidanceParams.m_norm": "group"}
+    if place == "file":
+        tree = {name.partition(".")[2]: plain(value) for name, value in (defaults | changed).items()}
+        tree |= {"text": "a fox", "model_key": "toybox", "guidance": "vdm"}
+        words = ["--opt", str(written(tmp_path, yaml.safe_dump({"GuidanceParams": tree})))]
+    else:
+        words = [*ENOUGH, "guidance=vdm", *words, *(f"{name}={value}" for name, value in changed.items())]
+    with caplog.at_level(logging.INFO):
+        config, _ = load(words)
+    assert (config.LoRAParams.lora_rank, config.VDMParams.m_norm) == (9, "group")
+    assert all(value_of(config, MOVED[name]) == defaults[name] for name in defaults.keys() - changed.keys())
+    (note,) = caplog.messages
+    assert all(f"{name} is now {new}" in note for name, new in MOVED.items())
+
+
+def plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_the_later_of_a_former_and_a_present_place_wins() -> None:
+    assert configured("GuidanceParams.lora_rank=8", "LoRAParams.lora_rank=2").LoRAParams.lora_rank == 2
+    assert configured("LoRAParams.lora_rank=2", "GuidanceParams.lora_rank=8").LoRAParams.lora_rank == 8
+
+
+def test_a_bad_value_at_a_former_place_is_named_by_its_present_one() -> None:
+    with pytest.raises(UserError, match=r"LoRAParams\.lora_rank: expected a whole number 1 \.\. 256, got 0"):
+        configured("GuidanceParams.lora_rank=0")
+
+
+def test_former_places_lead_to_settings_and_are_none_themselves() -> None:
+    assert set(MOVED.values()) <= settings().keys()
+    assert not MOVED.keys() & (settings().keys() | WITHOUT_EFFECT.keys())
+
+
+@pytest.mark.parametrize(("representation", "expected"), [("gaussians", (30, 3)), ("image", (40, 4))])
+def test_the_length_of_a_run_and_its_pictures_are_those_of_what_is_optimised(
+    representation, expected
+) -> None:
+    config = configured(
+        f"representation={representation}",
+        "iterations=30",
+        "vis_interval=3",
+        "steps=40",
+        "picture_interval=4",
+    )
+    assert (config.iterations, config.picture_interval) == expected
+
+
+def test_a_picture_does_not_start_from_a_shape() -> None:
+    words = ("init_shape=shape", "representation=image")
+    assert configured(*words[:1]).starts_from_text and not configured(*words).starts_from_text
 
 
 def test_run_folder() -> None:
@@ -321,7 +424,8 @@ def test_to_yaml_round_trips(tmp_path_factory, text: str, rate: float, low: floa
     config = dataclasses.replace(
         Config(),
         seed=11,
-        GuidanceParams=GuidanceParams(text=text, model_key="toybox", operator_lr=rate, t_range=(low, 0.5)),
+        GuidanceParams=GuidanceParams(text=text, model_key="toybox", t_range=(low, 0.5)),
+        VDMParams=VDMParams(operator_lr=rate),
         ModelParams=dataclasses.replace(Config().ModelParams, max_gaussians=cap),
     )
     path = written(tmp_path_factory.mktemp("round"), to_yaml(config))

@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arguments import GenerateCamParams, OptimizationParams
-from scene.cameras import (
-    CameraSampler,
-    camera_ranges,
-    cameras_json,
-    look_at,
-    orbit,
-    random_cameras,
-    spherical_to_cartesian,
-    wrap_degrees,
-)
+from scene.camera_sampling import CameraSampler, camera_ranges, random_cameras
+from scene.cameras import cameras_json, look_at, orbit, spherical_to_cartesian, wrap_degrees
 from tests.gaussians import seeded
 
 STILL = GenerateCamParams(jitter_pose=False)

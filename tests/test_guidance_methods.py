@@ -2,15 +2,17 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from arguments import GuidanceParams, OptimizationParams
-from arguments.groups import METHODS
+from arguments import GuidanceParams
+from arguments.groups.guidance import METHODS
 from guidance import build_guidance
 from guidance.ism import Inverted
-from guidance.prompts import SharedText, ViewText
+from guidance.prompts import SharedText, ViewPrompts, ViewText
+from tests.settings import config_of
 from tests.tiny_models import LatentPrior, StandIn, alphas_cumprod, one_point_denoiser
 
 VIEWS, SIZE = 2, 16
@@ -45,10 +47,8 @@ def at(timestep):
 
 
 def build(method, prior=None, iterations=100, **settings):
-    params = GuidanceParams(**{"guidance": method, **PLAIN, **settings})
-    rng = torch.Generator().manual_seed(1)
-    optimization = OptimizationParams(iterations=iterations)
-    return build_guidance(params, optimization, prior or LatentPrior(opinion), rng)
+    config = config_of(**{"guidance": method, "iterations": iterations, **PLAIN, **settings})
+    return build_guidance(config, prior or LatentPrior(opinion), torch.Generator().manual_seed(1))
 
 
 def pictures():
@@ -63,16 +63,14 @@ def step_of(guidance, step=1, seed=0, text=None):
     return output, images.grad
 
 
-def noise_of(output):
-    """The ε that made x_t."""
-    value = alphas_cumprod()[output.trace.timesteps].view(-1, 1, 1, 1)
-    return ((output.trace.noisy_latents - value.sqrt() * output.trace.latents) / (1 - value).sqrt()).float()
+def finite(output):
+    return torch.stack(list(output.losses.values())).sum().isfinite()
 
 
 def asked(output, code):
     """ε_φ at the output's x_t and t for one text."""
-    views = len(output.trace.latents)
-    return opinion(output.trace.noisy_latents, output.trace.timesteps, torch.full((views, 1, 1), code))
+    views = len(output.draw.latents)
+    return opinion(output.draw.noisy_latents, output.draw.timesteps, torch.full((views, 1, 1), code))
 
 
 def true_noise(noisy_latents, timesteps, _text=None, _poses=None):
@@ -113,20 +111,20 @@ def test_the_sum_of_a_methods_coefficients(method, timestep, step, total):
     )
     guidance.sample_noise = lambda latents, rng: torch.ones_like(latents)
     if hasattr(guidance, "lora"):
-        guidance.prior.lora = StandIn(lambda noisy, *rest: torch.ones_like(noisy))
+        guidance.lora = StandIn(lambda noisy, *rest: torch.ones_like(noisy))
     if method == "lmc":
         guidance.trained.fill_(True)
         guidance.corrected = lambda draw: torch.ones_like(draw.latents)
     output, _ = step_of(guidance, step)
     if method not in ("dreamflow", "consistent3d"):
-        assert output.trace.timesteps[0] == timestep
-    assert output.trace.residual.mean().item() == pytest.approx(total, abs=5e-5)
-    assert output.trace.residual.std().item() < 1e-4
+        assert output.draw.timesteps[0] == timestep
+    assert output.residual.value.mean().item() == pytest.approx(total, abs=5e-5)
+    assert output.residual.value.std().item() < 1e-4
 
 
 def test_vsd_with_the_true_noise_is_sds():
     guidance = build("vsd")
-    guidance.prior.lora = StandIn(true_noise)
+    guidance.lora = StandIn(true_noise)
     assert close(step_of(guidance)[1], step_of(build("sds"))[1])
 
 
@@ -139,9 +137,9 @@ def test_vsds_residual_is_the_guided_noise_minus_the_loras_for_the_bare_prompt_a
         return 0.3 * noisy_latents
 
     guidance = build("vsd", lora_camera_dropout=1.0)
-    guidance.prior.lora = StandIn(noise)
+    guidance.lora = StandIn(noise)
     output, gradient = step_of(guidance, text=text_of(poses=poses))
-    expected = output.trace.guided_noise - 0.3 * output.trace.noisy_latents
+    expected = output.residual.guided_noise - 0.3 * output.draw.noisy_latents
     assert close(gradient, expected)
     (texts, first), (_, second) = told
     assert texts == [SUBJECT] * VIEWS and torch.equal(first, poses)
@@ -151,7 +149,7 @@ def test_vsds_residual_is_the_guided_noise_minus_the_loras_for_the_bare_prompt_a
 def test_the_lora_learns_the_noise_of_a_draw_of_its_own():
     guidance = build("vsd", **at(500))
     drawn = []
-    guidance.prior.lora = StandIn(lambda x, t, y, c: drawn.append((x, t)) or x)
+    guidance.lora = StandIn(lambda x, t, y, c: drawn.append((x, t)) or x)
     output, _ = step_of(guidance)
     (_, shown), (noisy, timesteps) = drawn
     assert shown.tolist() == [500, 500] and timesteps.unique().numel() == VIEWS
@@ -177,7 +175,7 @@ def test_asd_with_gamma_0_is_vsd():
 @pytest.mark.parametrize("gamma", [-0.75, -0.5, 0.5])
 def test_asds_discriminator_is_at_rest_beyond_the_noise_away_from_the_prompts_prediction(gamma):
     guidance = build("asd", asd_gamma=gamma)
-    fresh = guidance.fresh(guidance.draw(pictures(), text_of(), 1, torch.Generator().manual_seed(0)))
+    fresh = guidance.redraw(guidance.draw(pictures(), text_of(), 1, torch.Generator().manual_seed(0)))
     noise_cond = opinion(fresh.noisy_latents, fresh.timesteps, fresh.text.positive)
     best = ((fresh.noise + gamma * noise_cond) / (1 + gamma)).requires_grad_()
     guidance.lora_noise = lambda draw, poses: best
@@ -192,10 +190,10 @@ def test_asds_discriminator_is_at_rest_beyond_the_noise_away_from_the_prompts_pr
 def test_dreamflow_is_vsd_at_a_time_of_its_own():
     guidance = build("dreamflow", dreamflow_t_range=(0.2, 0.9))
     output, _ = step_of(guidance, 31)
-    same_time, _ = step_of(build("vsd", **at(output.trace.timesteps[0].item())))
-    expected = output.trace.guided_noise - output.trace.noisy_latents
-    assert close(output.trace.residual, expected)
-    assert same_time.trace.timesteps[0] == output.trace.timesteps[0]
+    same_time, _ = step_of(build("vsd", **at(output.draw.timesteps[0].item())))
+    expected = output.residual.guided_noise - output.draw.noisy_latents
+    assert close(output.residual.value, expected)
+    assert same_time.draw.timesteps[0] == output.draw.timesteps[0]
 
 
 def test_dreamflows_time_falls_in_levels_and_its_weights_are_the_steps_between_them():
@@ -242,9 +240,9 @@ def test_lods_learns_the_noise_of_a_draw_of_its_own():
     guidance.null_noise = null_noise
     output, _ = step_of(guidance)
     (fresh,) = drawn
-    assert output.trace.timesteps.tolist() == [500, 500] and fresh.timesteps.unique().numel() == VIEWS
+    assert output.draw.timesteps.tolist() == [500, 500] and fresh.timesteps.unique().numel() == VIEWS
     noise = true_noise(fresh.noisy_latents, fresh.timesteps)
-    assert not close(noise, noise_of(output))
+    assert not close(noise, output.draw.noise)
     assert output.losses["null"].item() == pytest.approx(noise.square().mean().item(), rel=1e-3)
 
 
@@ -254,9 +252,9 @@ def test_lods_learns_the_null_text_and_moves_it_from_the_negative_prompts():
     assert guidance.null_offset.grad.abs().sum() > 0
     guidance.optimizer.step()
     after, _ = step_of(guidance)
-    assert torch.equal(before.trace.noise_base, asked(before, NEGATIVE))
-    assert not close(after.trace.noise_base, before.trace.noise_base)
-    assert torch.equal(after.trace.noise_cond, before.trace.noise_cond)
+    assert torch.equal(before.residual.predicted.base, asked(before, NEGATIVE))
+    assert not close(after.residual.predicted.base, before.residual.predicted.base)
+    assert torch.equal(after.residual.predicted.cond, before.residual.predicted.cond)
 
 
 def test_lmc_with_a_corrective_that_changes_nothing_is_sds():
@@ -279,7 +277,7 @@ def test_lmc_with_a_perfect_imitation_is_the_guided_noise_minus_the_unconditiona
             draw.noisy_latents, noise_of_empty(draw), draw.timesteps
         )
     output, _ = step_of(guidance)
-    assert close(output.trace.residual, output.trace.guided_noise - asked(output, EMPTY))
+    assert close(output.residual.value, output.residual.guided_noise - asked(output, EMPTY))
 
 
 @pytest.mark.parametrize("space", ["image", "noise"])
@@ -301,7 +299,7 @@ def test_lmcs_corrective_learns_to_imitate_the_model(space):
         total = 0.0
         for seed in range(2):
             rng = torch.Generator().manual_seed(seed)
-            sample = guidance.fresh(dataclasses.replace(draw, latents=bank[:2], rng=rng))
+            sample = guidance.redraw(dataclasses.replace(draw, latents=bank[:2], rng=rng))
             noise = opinion(sample.noisy_latents, sample.timesteps, draw.text.rows("empty"))
             total += guidance.error(sample, noise).item()
         return total
@@ -309,9 +307,9 @@ def test_lmcs_corrective_learns_to_imitate_the_model(space):
     before = error()
     guidance.pretrain(draw)
     assert guidance.trained and error() < 0.9 * before
-    calls = len(guidance.prior.score_model.calls)
+    calls = len(guidance.score_model.calls)
     step_of(guidance)
-    assert guidance.prior.score_model.calls[calls:] == [2 * VIEWS]  # it is trained once
+    assert guidance.score_model.calls[calls:] == [2 * VIEWS]  # it is trained once
     assert not any(each.requires_grad for each in guidance.corrective.parameters())
 
 
@@ -323,7 +321,7 @@ def test_csd_moves_from_the_empty_to_the_negative_prompt(step, weight, branches)
     output, gradient = step_of(guidance, step)
     base = (1 - weight) * asked(output, EMPTY) + weight * asked(output, NEGATIVE)
     assert close(gradient, 7.5 * (asked(output, POSITIVE) - base))
-    assert sum(guidance.prior.score_model.calls) == branches * VIEWS
+    assert sum(guidance.score_model.calls) == branches * VIEWS
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
@@ -352,14 +350,14 @@ def test_nfsd_is_the_form_of_table_1_with_a_step_for_its_weight(timestep, weight
     cond, negative, empty = (asked(output, code) for code in (POSITIVE, NEGATIVE, EMPTY))
     scale = 6.5 if form == "standard" else 7.5
     assert close(gradient, cond - weight * negative + scale * (cond - empty))
-    assert sum(guidance.prior.score_model.calls) == branches * VIEWS
+    assert sum(guidance.score_model.calls) == branches * VIEWS
 
 
 def test_nfsd_asks_for_the_negative_prompt_only_where_a_view_needs_it():
     guidance = build("nfsd", timestep_per_view=True)
     guidance.sample_timesteps = lambda count, step, rng: torch.tensor([150, 250])
     output, gradient = step_of(guidance)
-    assert guidance.prior.score_model.calls == [5]
+    assert guidance.score_model.calls == [5]
     cond, negative, empty = (asked(output, code) for code in (POSITIVE, NEGATIVE, EMPTY))
     expected = empty - torch.tensor([0.0, 1.0]).view(2, 1, 1, 1) * negative + 7.5 * (cond - empty)
     assert close(gradient, expected)
@@ -371,7 +369,7 @@ def test_nfsd_evaluates_281_hundredths_a_view_on_average():
     guidance.sample_timesteps = lambda count, step, rng: times
     images, text = torch.randn(len(times), 3, 2, 2), text_of(len(times))
     guidance(images, text, 1, torch.Generator().manual_seed(0))
-    assert sum(guidance.prior.score_model.calls) / len(times) == pytest.approx(3 - 180 / 961)
+    assert sum(guidance.score_model.calls) / len(times) == pytest.approx(3 - 180 / 961)
 
 
 def test_ism_by_forward_noising_with_the_noise_as_target_is_sds():
@@ -389,8 +387,8 @@ def test_isms_interval_is_empty_where_all_paths_are_straight():
     """With one point as data every DDIM path is a straight line: its noise is the same at s and at t."""
     guidance = build("ism", one_point_denoiser(torch.rand(3, SIZE, SIZE)), **at(700))
     output, _ = step_of(guidance)
-    assert output.trace.residual.abs().max() < 2e-3
-    assert output.trace.timesteps.tolist() == [700] * VIEWS
+    assert output.residual.value.abs().max() < 2e-3
+    assert output.draw.timesteps.tolist() == [700] * VIEWS
 
 
 @pytest.mark.parametrize(
@@ -405,13 +403,13 @@ def test_isms_interval_is_empty_where_all_paths_are_straight():
 def test_ism_climbs_from_the_lowest_level_to_s_and_from_there_to_t(timestep, levels):
     guidance = build("ism", delta_t=100, delta_t_start=100, **at(timestep))
     visited = []
-    guidance.prior.score_model.noise_of = lambda x, t, y: (
+    guidance.score_model.noise_of = lambda x, t, y: (
         visited.append((t[0].item(), y[0].item())) or opinion(x, t, y)
     )
     output, _ = step_of(guidance)
     assert visited == [*((level, INVERSE) for level in levels), (timestep, NEGATIVE)]
-    assert sum(guidance.prior.score_model.calls) == VIEWS * (len(levels) + 2)
-    assert close(output.trace.guided_noise, 7.5 * asked(output, POSITIVE) - 6.5 * asked(output, NEGATIVE))
+    assert sum(guidance.score_model.calls) == VIEWS * (len(levels) + 2)
+    assert close(output.residual.guided_noise, 7.5 * asked(output, POSITIVE) - 6.5 * asked(output, NEGATIVE))
 
 
 @pytest.mark.parametrize(("step", "top", "average"), [(1500, 500, 4.5), (0, 980, 5.448)])
@@ -421,7 +419,7 @@ def test_isms_average_evaluations_a_view(step, top, average):
     for level in levels:
         guidance.sample_timesteps = lambda count, step, rng, level=level: torch.tensor([level + 1])
         guidance(torch.randn(1, 3, 2, 2), text_of(1), step, torch.Generator().manual_seed(0))
-    assert sum(guidance.prior.score_model.calls) / len(levels) == pytest.approx(average, abs=1e-3)
+    assert sum(guidance.score_model.calls) / len(levels) == pytest.approx(average, abs=1e-3)
 
 
 def test_ism_takes_the_prediction_at_s_on_the_path_that_leads_to_t():
@@ -435,14 +433,14 @@ def test_ism_takes_the_prediction_at_s_on_the_path_that_leads_to_t():
     first = schedule.add_noise(pictures(), noise, one)
     second = schedule.ddim_step(first, opinion(first, one, inverse), one, two)
     target = opinion(second, two, inverse)
-    assert close(output.trace.noisy_latents, schedule.ddim_step(second, target, two, end))
-    assert close(gradient, output.trace.guided_noise - target)
+    assert close(output.draw.noisy_latents, schedule.ddim_step(second, target, two, end))
+    assert close(gradient, output.residual.guided_noise - target)
 
 
 def test_isms_inversion_is_guided_to_the_base_above_a_scale_of_1():
     guidance = build("ism", denoise_guidance_scale=3.0, delta_t=100, delta_t_start=100, **at(101))
     step_of(guidance)
-    assert guidance.prior.score_model.calls == [VIEWS, VIEWS, 2 * VIEWS]
+    assert guidance.score_model.calls == [VIEWS, VIEWS, 2 * VIEWS]
 
 
 @pytest.mark.parametrize("perpneg", [False, True])
@@ -471,17 +469,17 @@ def test_eta_keeps_the_level_of_the_noise():
 
 def test_ssd_above_its_cutoff_has_the_classifier_direction_alone():
     output, gradient = step_of(build("ssd", **at(301)))
-    assert close(gradient, 6.5 * (output.trace.noise_cond - output.trace.noise_base))
+    assert close(gradient, 6.5 * (output.residual.predicted.cond - output.residual.predicted.base))
 
 
 def test_ssds_seeking_term_is_orthogonal_to_the_noise_and_as_large_as_the_direction():
     output, gradient = step_of(build("ssd", **at(300)))
-    direction = output.trace.noise_cond - output.trace.noise_base
+    direction = output.residual.predicted.cond - output.residual.predicted.base
     seeking = gradient - 6.5 * direction
-    noise = noise_of(output)
+    noise = output.draw.noise
     assert (seeking * noise).sum(dim=(1, 2, 3)).abs().max() < 1e-3 * noise.square().sum(dim=(1, 2, 3)).max()
     assert torch.allclose(seeking.flatten(1).norm(dim=1), direction.flatten(1).norm(dim=1), rtol=1e-3)
-    cond = output.trace.noise_cond
+    cond = output.residual.predicted.cond
     share = (cond * noise).sum(dim=(1, 2, 3)) / noise.square().sum(dim=(1, 2, 3))
     expected = (cond - share.view(-1, 1, 1, 1) * noise).flatten(1)
     assert (torch.cosine_similarity(seeking.flatten(1), expected) > 0.9999).all()
@@ -491,29 +489,29 @@ def test_consistent3d_of_equal_levels_is_0_and_of_others_is_not():
     guidance = build("consistent3d")
     moved, gradient = step_of(guidance)
     assert gradient.abs().max() > 1e-3
-    guidance._lower = lambda step: moved.trace.timesteps[:1]
-    guidance.params = dataclasses.replace(guidance.params, consistent3d_interval=(0, 1))
+    guidance._lower = lambda step: moved.draw.timesteps[:1]
+    guidance.consistent3d = dataclasses.replace(guidance.consistent3d, consistent3d_interval=(0, 1))
     assert step_of(guidance)[1].abs().max() < 1e-5
 
 
 def test_consistent3d_compares_the_ends_of_an_euler_step_of_the_probability_flow():
     guidance = build("consistent3d", guidance_scale=7.5)
     output, gradient = step_of(guidance, 26)
-    time = output.trace.timesteps[0].item()
+    time = output.draw.timesteps[0].item()
     lower = 1 + round(700 - 600 * 0.25**0.5)
     assert lower + 100 <= time < lower + 300
     value = alphas_cumprod().float()
-    scaled = output.trace.noisy_latents / value[time].sqrt()
+    scaled = output.draw.noisy_latents / value[time].sqrt()
     sigma = ((1 - value) / value).sqrt()
-    moved = (scaled + (sigma[lower] - sigma[time]) * output.trace.guided_noise) * value[lower].sqrt()
+    moved = (scaled + (sigma[lower] - sigma[time]) * output.residual.guided_noise) * value[lower].sqrt()
     texts = (torch.full((VIEWS, 1, 1), code) for code in (POSITIVE, NEGATIVE))
     cond, base = (opinion(moved, torch.full((VIEWS,), lower), text) for text in texts)
-    assert close(gradient, output.trace.guided_noise - (base + 7.5 * (cond - base)))
+    assert close(gradient, output.residual.guided_noise - (base + 7.5 * (cond - base)))
 
 
 def test_consistent3ds_noise_is_one_tensor_for_all_views_and_steps_and_is_kept():
     guidance = build("consistent3d", noise_seed=3)
-    first, second = (noise_of(step_of(guidance, step, seed=step)[0]) for step in (1, 60))
+    first, second = (step_of(guidance, step, seed=step)[0].draw.noise for step in (1, 60))
     assert torch.allclose(first, second, atol=2e-3)
     assert torch.allclose(first[0], first[1], atol=2e-3)
     assert torch.equal(guidance.state_dict()["fixed_noise"], guidance.fixed_noise)
@@ -553,15 +551,38 @@ def test_what_a_method_draws_beside_leaves_t_and_the_noise_of_the_next_step(meth
         draw_noise = guidance.sample_noise
         guidance.sample_noise = lambda *arguments: seen.append(draw_noise(*arguments)) or seen[-1]
         outputs = [guidance(pictures(), text_of(), step, rng) for step in (1, 2)]
-        return outputs[-1].trace.timesteps, seen[-1]
+        return outputs[-1].draw.timesteps, seen[-1]
 
     assert all(map(torch.equal, second(method), second("sds")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("perpneg", [False, True])
+def test_no_method_waits_for_a_number_of_the_device(method, perpneg, monkeypatch):
+    """On a device whose tensors hold nothing, to read one or to copy it to the host is an error."""
+    adam = torch.optim.Adam  # fused, which asks on the device whether to step, it knows no such device
+    monkeypatch.setattr(torch.optim, "Adam", lambda own, fused, **options: adam(own, **options))
+    monkeypatch.setattr("guidance.vdm.step_unless", lambda optimizer, broken: None)
+    prior = LatentPrior(opinion)
+    prior.alphas_cumprod = prior.alphas_cumprod.to("meta")
+    prior.build_lora = lambda **_: StandIn(lambda noisy, *rest: noisy).to("meta")
+    guidance = build(method, prior, perpneg=perpneg, lookahead=True, noise_offset=0.1, timestep_per_view=True)
+    if method == "lmc":
+        guidance.trained.fill_(True)
+    encoder = SimpleNamespace(encode_text=lambda texts: torch.zeros(len(texts), 1, 1, device="meta"))
+    prompts = ViewPrompts(encoder, GuidanceParams(text="a car", perpneg=perpneg))
+    for step in (1, 60):
+        text = prompts(torch.tensor([10.0, 100.0]), torch.zeros(VIEWS, 4, 4, device="meta"))
+        images = pictures().to("meta").requires_grad_()
+        output = guidance(images, text, step, torch.Generator().manual_seed(0))
+        torch.stack(list(output.losses.values())).sum().backward()
+        assert images.grad is not None and images.grad.is_meta
 
 
 def test_an_estimator_sees_fresh_noise_where_the_noise_is_fixed():
     guidance = build("vsd", fix_noise=True)
     draw = guidance.draw(pictures(), text_of(), 1, torch.Generator().manual_seed(0))
-    first, second = guidance.fresh(draw), guidance.fresh(draw)
+    first, second = guidance.redraw(draw), guidance.redraw(draw)
     assert not torch.equal(first.noise, draw.noise) and not torch.equal(first.noise, second.noise)
 
 
@@ -591,8 +612,8 @@ def test_the_guidance_scale_can_fall_over_the_run():
     guidance = build("sds", guidance_scale=100.0, guidance_scale_final=50.0)
     assert [guidance.guidance_scale(step) for step in (1, 51, 101)] == [100, 75, 50]
     output, _ = step_of(guidance, 51)
-    cond, base = output.trace.noise_cond, output.trace.noise_base
-    assert close(output.trace.guided_noise / 75, (base + 75 * (cond - base)) / 75)
+    cond, base = output.residual.predicted.cond, output.residual.predicted.base
+    assert close(output.residual.guided_noise / 75, (base + 75 * (cond - base)) / 75)
 
 
 @pytest.mark.parametrize("score", [torch.nan, torch.inf])
@@ -601,4 +622,4 @@ def test_scores_that_are_not_finite_are_reported_by_every_method(score):
     for method in METHODS:
         if method != "lmc":
             output, _ = step_of(build(method, prior, gradient_clip=(1.0, 1.0)))
-            assert not output.stats["finite"], method
+            assert not finite(output), method

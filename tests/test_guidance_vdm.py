@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from arguments import GuidanceParams, OptimizationParams
-from guidance import build_guidance, predicted_images
+from guidance import build_guidance
 from guidance.prompts import ViewText
+from tests.settings import config_of
 from tests.tiny_models import LatentPrior, alphas_cumprod, one_point_denoiser
 
 VIEWS, SIZE = 2, 16
@@ -28,8 +28,8 @@ def two_predictions(noisy_latents, timesteps, text):
 def run(settings, *, prior=None, degradation=None, seed=0, step=1, images=None):
     """One step; returns the output, the images with their gradient, and the guidance."""
     prior = prior or LatentPrior(two_predictions)
-    params = GuidanceParams(**{**OPERATOR, **settings})
-    guidance = build_guidance(params, OptimizationParams(), prior, torch.Generator().manual_seed(1))
+    config = config_of(**{**OPERATOR, **settings})
+    guidance = build_guidance(config, prior, torch.Generator().manual_seed(1))
     if degradation is not None:
         guidance.degradation = degradation
     if images is None:
@@ -62,33 +62,31 @@ class Identity(nn.Module):
 
 def weight(output):
     """ω(t) of LucidDreamer at the timestep that was drawn."""
-    value = alphas_cumprod()[output.trace.timesteps].view(-1, 1, 1, 1)
+    value = alphas_cumprod()[output.draw.timesteps].view(-1, 1, 1, 1)
     return ((1 - value) / value).sqrt().float()
 
 
-def noise_of(output):
-    """The ε that made x_t."""
-    value = alphas_cumprod()[output.trace.timesteps].view(-1, 1, 1, 1)
-    return ((output.trace.noisy_latents - value.sqrt() * output.trace.latents) / (1 - value).sqrt()).float()
+def finite(output):
+    return torch.stack(list(output.losses.values())).sum().isfinite()
 
 
 def test_with_the_true_noise_and_lambda_1_vdm_is_sds():
     sds, expected, _ = run({"guidance": "sds"})
-    _, images, _ = run({"dca": False}, degradation=Constant(noise_of(sds)))
+    _, images, _ = run({"dca": False}, degradation=Constant(sds.draw.noise))
     assert torch.allclose(images.grad, expected.grad, atol=1e-4)
 
 
 def test_without_operator_vdm_is_the_weighted_guided_noise():
     output, images, _ = run({}, degradation=Constant(torch.zeros(())))
-    trace = output.trace
-    guided = trace.noise_base + 7.5 * (trace.noise_cond - trace.noise_base)
+    predicted = output.residual.predicted
+    guided = predicted.base + 7.5 * (predicted.cond - predicted.base)
     assert torch.allclose(images.grad, weight(output) * guided, rtol=1e-5, atol=1e-5)
 
 
 def test_with_the_identity_vdm_is_the_classifier_direction():
     output, images, _ = run({"dca": False, "guidance_scale": 7.5}, degradation=Identity())
-    trace = output.trace
-    expected = weight(output) * 6.5 * (trace.noise_cond - trace.noise_base)
+    predicted = output.residual.predicted
+    expected = weight(output) * 6.5 * (predicted.cond - predicted.base)
     assert torch.allclose(images.grad, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -96,9 +94,9 @@ def test_lambda_scales_the_operator_only():
     settings = {"t_range": (0.199, 0.199), "max_t_range": 0.199}
     mapped = torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
     output, images, _ = run(settings, degradation=Constant(mapped))
-    assert output.trace.timesteps.tolist() == [200] * VIEWS
-    trace = output.trace
-    guided = trace.noise_base + 7.5 * (trace.noise_cond - trace.noise_base)
+    assert output.draw.timesteps.tolist() == [200] * VIEWS
+    predicted = output.residual.predicted
+    guided = predicted.base + 7.5 * (predicted.cond - predicted.base)
     annealed = (1 - alphas_cumprod()[200]).float() * mapped
     assert torch.allclose(images.grad, weight(output) * (guided - annealed), rtol=1e-4, atol=1e-4)
 
@@ -127,8 +125,8 @@ def test_coefficients_sum_to_zero_and_to_abar_where_annealed(timestep, cutoff, t
     prior = LatentPrior(lambda noisy, timesteps, text: torch.ones_like(noisy))
     settings = {"t_range": (share, share), "max_t_range": share, "dca_cutoff": cutoff}
     output, _, _ = run(settings, prior=prior, degradation=Identity())
-    assert output.trace.timesteps[0] == timestep
-    assert output.trace.residual.mean().item() == pytest.approx(total, abs=5e-5)
+    assert output.draw.timesteps[0] == timestep
+    assert output.residual.value.mean().item() == pytest.approx(total, abs=5e-5)
 
 
 def test_lambda_0_has_the_mean_of_sds():
@@ -163,7 +161,7 @@ def test_losses_reach_disjoint_parameters():
 
 def test_the_injected_gradient_is_the_residual_times_weight_and_lambda_guidance():
     output, images, _ = run({"lambda_guidance": 0.1})
-    assert torch.allclose(images.grad, 0.1 * weight(output) * output.trace.residual, rtol=1e-6)
+    assert torch.allclose(images.grad, 0.1 * weight(output) * output.residual.value, rtol=1e-6)
     gradient = images.grad
     assert output.losses["vdm"].item() == pytest.approx(
         0.5 * gradient.square().sum().item() / VIEWS, rel=1e-4
@@ -172,13 +170,13 @@ def test_the_injected_gradient_is_the_residual_times_weight_and_lambda_guidance(
 
 def test_the_operator_learns_the_noise_of_the_very_same_draw():
     output, _, _ = run({}, degradation=Identity())
-    expected = (output.trace.noise_cond - noise_of(output)).square().mean()
+    expected = (output.residual.predicted.cond - output.draw.noise).square().mean()
     assert output.losses["degradation"].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_the_operator_can_read_the_guided_noise():
     output, _, _ = run({"operator_input": "cfg"}, degradation=Identity())
-    expected = (output.trace.guided_noise - noise_of(output)).square().mean()
+    expected = (output.residual.guided_noise - output.draw.noise).square().mean()
     assert output.losses["degradation"].item() == pytest.approx(expected.item(), rel=1e-3)
 
 
@@ -196,7 +194,7 @@ def test_guidance_asks_the_score_model_twice_a_view_and_once_in_all():
 
 def test_fixed_noise_is_the_same_at_every_step_and_fresh_noise_is_not():
     def noises(**settings):
-        return [noise_of(run({"guidance": "sds", **settings}, seed=seed)[0]) for seed in (0, 1)]
+        return [run({"guidance": "sds", **settings}, seed=seed)[0].draw.noise for seed in (0, 1)]
 
     first, second = noises(fix_noise=True)
     assert torch.allclose(first, second, atol=1e-4)
@@ -208,9 +206,9 @@ def test_a_score_that_is_not_finite_is_reported_and_not_hidden():
     prior = LatentPrior(lambda noisy, timesteps, text: noisy * torch.nan)
     for settings in ({}, {"guidance": "sds"}):
         output, images, _ = run(settings, prior=prior)
-        assert not output.stats["finite"]
+        assert not finite(output)
         assert images.grad.isnan().all()
-    assert run({})[0].stats["finite"]
+    assert finite(run({})[0])
 
 
 @pytest.mark.parametrize(
@@ -219,8 +217,8 @@ def test_a_score_that_is_not_finite_is_reported_and_not_hidden():
 def test_guidance_pulls_a_latent_to_the_only_point_of_the_data(settings):
     rng = torch.Generator().manual_seed(0)
     point = torch.randn(3, SIZE, SIZE, generator=rng)
-    params = GuidanceParams(**{**OPERATOR, "guidance_scale": 1.0, "weighting": "sds", **settings})
-    guidance = build_guidance(params, OptimizationParams(), one_point_denoiser(point), rng)
+    config = config_of(**{**OPERATOR, "guidance_scale": 1.0, "weighting": "sds", **settings})
+    guidance = build_guidance(config, one_point_denoiser(point), rng)
     latent = nn.Parameter(torch.randn(1, 3, SIZE, SIZE, generator=rng))
     start = (latent - point).norm().item()
     optimizers = [torch.optim.Adam([latent], lr=0.2)] + ([guidance.optimizer] if guidance.optimizer else [])
@@ -243,9 +241,8 @@ def test_training_resumes_with_the_same_bits():
             guidance.optimizer.step()
 
     def fresh(seed):
-        params = GuidanceParams(operator="ulite", m_time="film", perpneg=False)
-        prior = LatentPrior(two_predictions)
-        return build_guidance(params, OptimizationParams(), prior, torch.Generator().manual_seed(seed))
+        config = config_of(operator="ulite", m_time="film", perpneg=False)
+        return build_guidance(config, LatentPrior(two_predictions), torch.Generator().manual_seed(seed))
 
     rng, whole = torch.Generator().manual_seed(0), fresh(1)
     optimize(whole, rng, 2)
@@ -263,11 +260,14 @@ def test_training_resumes_with_the_same_bits():
     assert not any("score_model" in name for name in psi)
 
 
-def test_traces_hold_no_graph_and_make_pictures():
+def test_what_comes_out_beside_the_losses_holds_no_graph_and_makes_pictures():
     point = torch.rand(3, SIZE, SIZE)
     output, _, guidance = run({}, prior=one_point_denoiser(point))
-    assert not any(value.requires_grad for value in vars(output.trace).values())
-    base, guided = predicted_images(output.trace, guidance.prior.score_model)
+    held = [vars(each) for each in (output.draw, output.residual, output.residual.predicted)]
+    tensors = [value for each in [*held, output.stats] for value in each.values() if torch.is_tensor(value)]
+    assert len(tensors) > 15 and not any(value.requires_grad for value in tensors)
+    assert not output.residual.losses and output.losses["degradation"].requires_grad
+    base, guided = guidance.predicted_images(output)
     assert torch.allclose(base, point.expand_as(base), atol=1e-3)
     assert torch.allclose(guided, point.expand_as(guided), atol=1e-2)
 
@@ -279,13 +279,14 @@ def test_perpendicular_negatives_move_the_gradient_sideways_only():
     prior = LatentPrior(
         lambda noisy, timesteps, text: noisy * (1 + text[..., None]).log() + text[..., None].sin()
     )
-    guidance = build_guidance(GuidanceParams(guidance="sds"), OptimizationParams(), prior)
+    guidance = build_guidance(config_of(guidance="sds"), prior)
     images = torch.randn(VIEWS, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
 
     def guided(weights):
         text = ViewText(branch, 0 * branch, negatives, weights)
-        trace = guidance(images.clone().requires_grad_(), text, 1, torch.Generator().manual_seed(0)).trace
-        return trace.guided_noise, trace.noise_cond - trace.noise_base
+        output = guidance(images.clone().requires_grad_(), text, 1, torch.Generator().manual_seed(0))
+        predicted = output.residual.predicted
+        return output.residual.guided_noise, predicted.cond - predicted.base
 
     plain, direction = guided(torch.zeros(VIEWS, 2))
     pushed, _ = guided(weights)
@@ -300,7 +301,7 @@ def test_build_guidance_follows_the_settings():
     prior = LatentPrior(two_predictions)
 
     def built(**settings):
-        return type(build_guidance(GuidanceParams(**settings), OptimizationParams(), prior)).__name__
+        return type(build_guidance(config_of(**settings), prior)).__name__
 
     assert built() == built(guidance="vdm") == "VDMGuidance"
     assert built(sds=True) == built(guidance="sds") == "SDSGuidance"

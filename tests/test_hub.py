@@ -15,6 +15,7 @@ from guidance.models.__main__ import main
 from tests.fake_hub import REVISION, FakeHub, serve
 from tests.small_models import narrow_configs, predict, save_family, score_model
 from tests.tiny_models import save_pipeline
+from tests.tolerances import NETWORK
 from utils.errors import UserError
 
 
@@ -40,6 +41,14 @@ def online(monkeypatch, tmp_path):
         monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         yield fake
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No hub may be asked, by the program's own doing; the environment is as before afterwards."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    return models.go_offline
 
 
 def published(folder: Path) -> dict[str, bytes]:
@@ -72,7 +81,9 @@ def test_fetching_takes_what_a_run_needs_once_and_records_it(online, tmp_path, c
     assert models.recorded(cached)["files"]["unet/diffusion_pytorch_model.safetensors"]["sha256"] == digest
 
 
-def test_a_single_file_borrows_settings_and_tokenizer_of_a_hub_without_weights(online, sd1, tmp_path):
+def test_a_single_file_borrows_settings_and_tokenizer_of_a_hub_without_weights(
+    online, offline, sd1, tmp_path
+):
     folder, file = sd1
     (tmp_path / "model.safetensors").symlink_to(file)
     online.repositories["me/model"] = published(folder)
@@ -81,13 +92,17 @@ def test_a_single_file_borrows_settings_and_tokenizer_of_a_hub_without_weights(o
     assert {"unet/config.json", "tokenizer/tokenizer.json"} <= set(online.downloads())
     assert not [name for name in online.downloads() if name.endswith((".safetensors", ".bin", ".ckpt"))]
     asked = len(online.requests)
-    assert models.check_available(params, offline=True) == []
-    model = ScoreModel.from_pretrained(params, "cpu", offline=True)
-    torch.testing.assert_close(predict(model), predict(score_model(folder)), atol=1e-5, rtol=1e-4)
+    offline()
+    offline()
+    assert models.check_available(params) == []
+    model = ScoreModel.from_pretrained(params, "cpu")
+    torch.testing.assert_close(
+        predict(model), predict(score_model(folder)), atol=NETWORK[torch.float32], rtol=0
+    )
     assert len(online.requests) == asked
 
 
-def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(online, tmp_path):
+def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(online, offline, tmp_path):
     online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
     params = GuidanceParams(model_key="me/model")
     assert models.check_available(params) == []
@@ -99,7 +114,8 @@ def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(
         "text_encoder/model.safetensors",
     }  # fmt: skip
     asked = len(online.requests)
-    assert models.check_available(params, offline=True) == []
+    offline()
+    assert models.check_available(params) == []
     assert score_model("me/model").provenance == model.provenance
     assert len(online.requests) == asked
 
@@ -113,7 +129,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, tmp_path, form):
+def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, offline, tmp_path, form):
     from diffusers import StableDiffusionPipeline
 
     folder = save_pipeline(tmp_path / "model")
@@ -130,7 +146,7 @@ def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, tmp
     assert set(model.provenance["sha256"]) == weights <= set(online.downloads())
     assert "unet/diffusion_pytorch_model.bin" not in online.downloads()
     asked = len(online.requests)
-    assert models.check_available(params, offline=True) == []
+    assert models.check_available(params) == []
     assert score_model("me/model").provenance == model.provenance
     assert len(online.requests) == asked
 
@@ -171,12 +187,13 @@ def test_a_damaged_record_of_what_was_fetched_is_none(online, tmp_path, record):
     assert score_model("me/model").provenance == expected
 
 
-def test_a_download_that_came_damaged_is_deleted_and_said(online, tmp_path, capsys):
+def test_a_download_that_came_damaged_is_deleted_and_said(online, offline, tmp_path, capsys):
     online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
     online.wrong_hash.add("unet/diffusion_pytorch_model.safetensors")
     assert main(["fetch", "me/model"]) == 2
     assert "came damaged and was deleted" in capsys.readouterr().err
-    assert models.check_available(GuidanceParams(model_key="me/model"), offline=True) != []
+    offline()
+    assert models.check_available(GuidanceParams(model_key="me/model")) != []
 
 
 @pytest.mark.parametrize(
@@ -204,7 +221,8 @@ def test_a_hub_that_does_not_answer(online, monkeypatch):
 
 
 def test_offline_asks_nobody(online):
-    (problem,) = models.check_available(GuidanceParams(model_key="me/model"), offline=True)
+    offline()
+    (problem,) = models.check_available(GuidanceParams(model_key="me/model"))
     assert "no hub may be asked" in problem
     with pytest.raises(UserError, match="no hub may be asked"):
         score_model("me/model")
@@ -214,7 +232,7 @@ def test_offline_asks_nobody(online):
 def test_the_client_is_offline_before_it_is_first_imported():
     code = (
         "from arguments import load; from guidance.models import missing_models;"
-        "missing_models(load(['--opt', 'configs/cat.yaml'])[0], offline=True);"
+        "missing_models(load(['--opt', 'configs/cat.yaml', '--offline'])[0]);"
         "from huggingface_hub import constants; assert constants.HF_HUB_OFFLINE"
     )
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}

@@ -1,9 +1,13 @@
-"""Pictures and videos on disk, and the smoothness term."""
+"""Pictures and videos on disk, contact sheets, depth in colour, and the smoothness term."""
 
 import numpy as np
+import pytest
 import torch
 
-from utils.images import grid, read_picture, to_uint8, total_variation, write_picture, write_video
+from scene.regularizers import total_variation
+from utils.colormap import colored_depth
+from utils.contact_sheet import GAP, LINE, contact_sheet
+from utils.images import grid, read_picture, to_uint8, write_picture, write_video
 
 
 def test_total_variation_is_upstreams_formula():
@@ -34,6 +38,79 @@ def test_a_grid_has_a_row_for_each_batch_and_white_gaps():
         and picture[0, :, 4:, :5].eq(0.5).all()
         and picture[0, :, 4:, 5:].eq(1).all()
     )
+
+
+def test_bytes_are_written_as_they_are(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(6, 9, 3), dtype=np.uint8)
+    write_picture(tmp_path / "a.png", pixels)
+    assert np.array_equal(read_picture(tmp_path / "a.png"), pixels)
+
+
+def lightness(colours: np.ndarray) -> np.ndarray:
+    """Luma of ITU-R BT.709."""
+    return colours @ np.array([0.2126, 0.7152, 0.0722])
+
+
+def test_the_nearer_the_brighter():
+    disparity = torch.linspace(0.0, 1.0, 256).expand(2, 1, 3, 256)
+    colours = colored_depth(disparity)
+    assert colours.shape == (2, 3, 256, 3) and colours.dtype == np.uint8
+    assert (colours == colours[:1, :1]).all()
+    steps = np.diff(lightness(colours[0, 0]))
+    assert steps.min() >= -1.0 and steps.sum() > 200  # a byte of each channel is rounded
+    red, _, blue = colours[0, 0, 128]
+    assert red > 2 * blue, "Inferno is red in its middle, not blue"
+
+
+def test_disparity_outside_its_range_is_clamped():
+    wild, tame = torch.tensor([-3.0, 7.0]), torch.tensor([0.0, 1.0])
+    assert np.array_equal(*(colored_depth(values.view(1, 1, 1, 2)) for values in (wild, tame)))
+
+
+def test_pictures_stand_on_a_sheet_pixel_by_pixel():
+    rows = [torch.rand(2, 3, 8, 12), torch.rand(1, 1, 8, 12)]
+    sheet = contact_sheet([("", rows[0]), ("", rows[1])])
+    assert sheet.shape == (2 * 8 + GAP, 2 * 12 + GAP, 3)
+    first, second = (to_uint8(row) for row in rows)
+    assert np.array_equal(sheet[:8, :12], first[0]) and np.array_equal(sheet[:8, 12 + GAP :], first[1])
+    assert np.array_equal(sheet[8 + GAP :, :12], second[0])
+    assert (sheet[8 : 8 + GAP] == 255).all() and (sheet[8 + GAP :, 12:] == 255).all()
+
+
+def test_labels_and_captions_take_a_line_each_and_leave_the_pictures_alone():
+    images = torch.rand(2, 3, 40, 40)
+    sheet = contact_sheet([("render", images)], ["front", "back"])
+    assert sheet.shape == (2 * (LINE + GAP) + 40, 2 * 40 + GAP, 3)
+    for strip in (sheet[:LINE, :40], sheet[:LINE, 40 + GAP :], sheet[LINE + GAP : 2 * LINE + GAP]):
+        assert (strip < 128).any(), "there is ink"
+    bare = contact_sheet([("", images)])
+    assert np.array_equal(sheet[-40:], bare)
+    assert np.array_equal(contact_sheet([("render", images)])[-40:], bare)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a purple dinosaur (held out)", "as long as a line of prose, or longer"]
+)
+def test_a_caption_stays_over_its_own_picture(text):
+    sheet = contact_sheet([("", torch.ones(2, 3, 8, 64))], [text, ""])
+    assert (sheet[:LINE, :64] < 200).any()
+    assert (sheet[:, 64:] == 255).all()
+
+
+def test_a_caption_that_is_too_long_is_written_smaller():
+    text = "a purple dinosaur (held out)"
+    sheet = contact_sheet([("", torch.ones(1, 3, 8, 150))], [text])
+    ink = np.flatnonzero((sheet[:LINE] < 200).any(axis=(0, 2)))
+    assert 75 < ink.max() < 149, "all of it, over most of the width"
+
+
+@pytest.mark.parametrize("tile", [6, 24])
+def test_pictures_take_the_width_that_is_asked_for(tile):
+    image = torch.zeros(1, 3, 8, 12)
+    image[..., 6:] = 1.0
+    sheet = contact_sheet([("", image)], tile=tile)
+    assert sheet.shape == (tile * 8 // 12, tile, 3)
+    assert (sheet[:, : tile // 2 - 2] < 10).all() and (sheet[:, tile // 2 + 2 :] > 245).all()
 
 
 def test_a_video_is_h264_with_every_frame(tmp_path):

@@ -1,16 +1,21 @@
 """Initial points: primitives, point clouds, meshes with colours, and files that are broken."""
 
+import base64
+import contextlib
 import dataclasses
 import json
 import logging
+import os
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 from PIL import Image
+from plyfile import PlyData, PlyElement
+from training import initial_gaussians
 
-from arguments import GenerateCamParams
+from arguments import Config, GenerateCamParams, ModelParams
 from scene.initialization import SHAPES, initial_points
 from scene.mesh_size import declared_faces
 from scene.ply import write_gaussians, write_points
@@ -141,7 +146,7 @@ def test_colours_of_faces(tmp_path):
 def test_colours_of_textures(tmp_path, suffix):
     texture = np.zeros((4, 4, 3), dtype=np.uint8)
     texture[:2, :, 0], texture[2:, :, 1] = 255, 255  # upper half (v > 1/2) red, lower green
-    material = trimesh.visual.material.SimpleMaterial(image=Image.fromarray(texture))
+    material = trimesh.visual.material.SimpleMaterial(image=Image.fromarray(texture), diffuse=[255] * 4)
     corners = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
     visual = trimesh.visual.TextureVisuals(uv=[[0, 0], [1, 0], [1, 1], [0, 1]], material=material)
     mesh = trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False)
@@ -149,6 +154,155 @@ def test_colours_of_textures(tmp_path, suffix):
     height = points[:, 2]  # y up in the file
     assert (colors[height > 0.2, 0] > 0.9).all()
     assert (colors[height < -0.2, 1] > 0.9).all()
+
+
+def quad(visual=None, **settings) -> trimesh.Trimesh:
+    corners = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
+    return trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False, **settings)
+
+
+def srgb(linear: float) -> float:
+    return 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
+
+
+def gltf_of(path, mesh: trimesh.Trimesh, change=lambda tree: None) -> None:
+    """Write a .gltf with its numbers inside, its description changed."""
+    files = trimesh.exchange.gltf.export_gltf(trimesh.Scene(mesh))
+    tree = json.loads(files["model.gltf"])
+    for buffer in tree["buffers"]:
+        content = base64.b64encode(files[buffer["uri"]]).decode()
+        buffer["uri"] = f"data:application/octet-stream;base64,{content}"
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def painted(grey: int, factor: list[float] | None) -> trimesh.Trimesh:
+    """A square with a texture of one grey, and a factor in linear light."""
+    image = Image.fromarray(np.full((4, 4, 3), grey, dtype=np.uint8))
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=image, baseColorFactor=factor)
+    return quad(trimesh.visual.TextureVisuals(uv=[[0, 0], [1, 0], [1, 1], [0, 1]], material=material))
+
+
+@pytest.mark.parametrize("factor", [None, [1.0, 0.0, 0.0, 1.0], [0.5, 0.01, 0.2, 1.0]])
+@pytest.mark.parametrize("grey", [255, 100])
+def test_textures_of_gltf_are_multiplied_by_a_factor_in_linear_light(tmp_path, factor, grey):
+    def change(tree):
+        if factor:  # as it is written, and not in 8 bits
+            tree["materials"][0]["pbrMetallicRoughness"]["baseColorFactor"] = factor
+
+    gltf_of(tmp_path / "a.gltf", painted(grey, factor), change)
+    _, colors = from_file(tmp_path / "a.gltf", count=10)
+    light = ((grey / 255 + 0.055) / 1.055) ** 2.4
+    expected = [srgb(light * part) for part in (factor or [1, 1, 1, 1])[:3]]
+    torch.testing.assert_close(colors, torch.tensor(expected).expand(10, 3), rtol=0, atol=1e-5)
+
+
+def test_a_binary_gltf_is_tinted_alike(tmp_path):
+    _, colors = from_file(tmp_path / "a.glb", painted(255, [1.0, 0.0, 0.0, 1.0]), count=10)
+    torch.testing.assert_close(colors, torch.tensor([1.0, 0.0, 0.0]).expand(10, 3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "component"), [("<f4", 5126), ("<u2", 5123), ("u1", 5121)], ids=["float", "16 bits", "8 bits"]
+)
+@pytest.mark.parametrize("factor", [None, [0.5, 1.0, 0.25, 1.0]])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_vertex_colours_of_gltf_are_linear_light_times_the_factor(
+    tmp_path, kind, component, factor, channels
+):
+    light = [0.02, 0.5, 1.0, 1.0][:channels]
+    full = 1 if kind == "<f4" else np.iinfo(kind).max
+    rows = np.tile(np.asarray(light) * full, (4, 1))
+    stored = (rows if full == 1 else rows.round()).astype(kind)
+
+    def change(tree):
+        body = base64.b64encode(stored.tobytes()).decode()
+        tree["buffers"].append(
+            {"uri": f"data:application/octet-stream;base64,{body}", "byteLength": stored.nbytes}
+        )
+        view = {"buffer": len(tree["buffers"]) - 1, "byteOffset": 0, "byteLength": stored.nbytes}
+        tree["bufferViews"].append(view)
+        accessor = {"componentType": component, "type": f"VEC{channels}", "count": 4, "normalized": full != 1}
+        tree["accessors"].append(accessor | {"bufferView": len(tree["bufferViews"]) - 1})
+        primitive = tree["meshes"][0]["primitives"][0]
+        primitive["attributes"]["COLOR_0"] = len(tree["accessors"]) - 1
+        if factor:
+            tree["materials"] = [{"pbrMetallicRoughness": {"baseColorFactor": factor}}]
+            primitive["material"] = 0
+
+    gltf_of(tmp_path / "a.gltf", quad(), change)
+    _, colors = from_file(tmp_path / "a.gltf", count=10)
+    exact = stored[0, :3].astype(np.float64) / full
+    expected = [srgb(part * by) for part, by in zip(exact, (factor or [1] * 4)[:3], strict=True)]
+    torch.testing.assert_close(
+        colors, torch.tensor(expected, dtype=torch.float32).expand(10, 3), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "names", [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue")]
+)
+@pytest.mark.parametrize(("kind", "full"), [("u1", 255), ("u2", 65535), ("f4", 1), ("f4", 255)])
+@pytest.mark.parametrize("options", [{}, {"text": True}])
+@pytest.mark.parametrize("of", ["vertex", "face"])
+def test_colours_of_ply_meshes_have_any_name_and_range(tmp_path, names, kind, full, options, of):
+    fields = [(name, kind) for name in names]
+    vertices = np.zeros(4, dtype=[(axis, "f8") for axis in "xyz"] + (fields if of == "vertex" else []))
+    vertices["x"], vertices["y"] = [0, 1, 1, 0], [0, 0, 1, 1]
+    faces = np.zeros(2, dtype=[("vertex_indices", "i4", (3,)), *(fields if of == "face" else [])])
+    faces["vertex_indices"] = [[0, 1, 2], [0, 2, 3]]
+    for name, part in zip(names, (0.2, 1.0, 0.6), strict=True):
+        (vertices if of == "vertex" else faces)[name] = (
+            round(part * full) if kind.startswith("u") else part * full
+        )
+    elements = [
+        PlyElement.describe(vertices, "vertex"),
+        PlyElement.describe(faces, "face", len_types={"vertex_indices": "u1"}),
+    ]
+    PlyData(elements, **options).write(str(tmp_path / "a.ply"))
+    _, colors = from_file(tmp_path / "a.ply", count=10)
+    torch.testing.assert_close(colors, torch.tensor([0.2, 1.0, 0.6]).expand(10, 3), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("suffix", ["obj", "glb", "ply"])
+def test_meshes_at_a_surveyors_coordinates_keep_their_shape(tmp_path, suffix):
+    """Float32 tells apart what is half a metre apart there; a box of a metre would lose its faces."""
+    start = np.array([431_234.3, 5_432_123.7, 87.1])
+    mesh = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "obj":
+        mesh.apply_translation(start)
+        mesh.export(path, digits=12)
+    elif suffix == "glb":  # as tiles are: float32 about their own origin, which a node places
+        scene = trimesh.Scene()
+        scene.add_geometry(mesh, transform=trimesh.transformations.translation_matrix(start))
+        scene.export(path)
+    else:
+        vertices = np.zeros(len(mesh.vertices), dtype=[(axis, "f8") for axis in "xyz"])
+        for axis, name in enumerate("xyz"):
+            vertices[name] = mesh.vertices[:, axis] + start[axis]
+        faces = np.zeros(len(mesh.faces), dtype=[("vertex_indices", "i4", (3,))])
+        faces["vertex_indices"] = mesh.faces
+        PlyData([PlyElement.describe(vertices, "vertex"), PlyElement.describe(faces, "face")]).write(
+            str(path)
+        )
+    points, _ = from_file(path, count=500)
+    radii = points.norm(dim=1)
+    assert radii.min() > 0.49 and radii.max() < 0.51
+
+
+def test_a_point_cloud_at_a_surveyors_coordinates_keeps_its_shape(tmp_path):
+    offsets = np.random.default_rng(0).uniform(-1, 1, (300, 3))
+    table = np.zeros(300, dtype=[(axis, "f8") for axis in "xyz"])
+    for axis, start in enumerate((431_234.3, 5_432_123.7, 87.1)):
+        table["xyz"[axis]] = offsets[:, axis] + start
+    PlyData([PlyElement.describe(table, "vertex")]).write(str(tmp_path / "a.ply"))
+    points, _ = from_file(tmp_path / "a.ply", count=300)
+    low, high = offsets.min(axis=0), offsets.max(axis=0)
+    expected = (offsets - (low + high) / 2) / (high - low).max()
+    torch.testing.assert_close(
+        points.sort(dim=0).values, torch.from_numpy(expected).float().sort(dim=0).values, rtol=0, atol=1e-6
+    )
 
 
 def test_a_point_cloud_is_thinned_and_keeps_its_colours(tmp_path):
@@ -235,6 +389,132 @@ def test_shapes_without_faces_or_with_nan_are_called_so(tmp_path, name, content)
     assert message.endswith("check the file")
 
 
+TRIANGLE = b"0 0 0\n1 0 0\n0 1 0\n1 1 1\n"
+
+
+@pytest.mark.parametrize("index", [b"9", b"-1", b"4"])
+def test_corners_that_do_not_exist_are_named(tmp_path, index):
+    content = PLY + FACE + b"end_header\n" + TRIANGLE + b"3 0 1 " + index + b"\n"
+    assert "expected corners from 0 to 3, got" in error(tmp_path / "a.ply", content)
+
+
+def test_triangles_of_no_area_and_corners_of_no_triangle_do_no_harm(tmp_path):
+    text = b"v 0 0 0\nv 1 0 0\nv 0 1 0\nv 9 9 nan\nf 1 2 3\nf 1 1 1\nf 1 2 2\n"
+    (tmp_path / "a.obj").write_bytes(text)
+    points, _ = from_file(tmp_path / "a.obj", count=100)
+    assert points.isfinite().all() and len(points.unique(dim=0)) > 90
+
+
+@pytest.mark.parametrize("suffix", ["ply", "obj", "stl", "glb", "gltf"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, suffix, make):
+    path = tmp_path / f"a.{suffix}"
+    make(path)
+    assert f"{path}: expected a file, got a" in error(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.gltf", b'{"asset": {"version": "2.0"}, "buffers": [{"uri": "pipe", "byteLength": 9}], "meshes": []}'),
+        ("a.obj", b"mtllib pipe\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nf 1/1 2/1 3/1\n"),
+        ("a.ply", b"ply\nformat ascii 1.0\ncomment TextureFile pipe\n" + PLY.split(b"\n", 2)[2] + FACE
+         + b"end_header\n0 0 0\n1 0 0\n0 1 0\n1 1 1\n3 0 1 2\n"),
+    ],
+)  # fmt: skip
+def test_files_that_a_mesh_names_are_not_waited_for(tmp_path, name, content):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / name).write_bytes(content)
+    with contextlib.suppress(UserError):  # what is missing may be what the mesh needs
+        assert len(from_file(tmp_path / name, count=10)[0]) == 10
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_meshes_with_comments_in_any_encoding(tmp_path, encoding, line_end):
+    text = "ply\nformat ascii 1.0\ncomment Büste\n" + (PLY.split(b"\n", 2)[2] + FACE).decode()
+    text += "end_header\n0 0 0\n1 0 0\n0 1 0\n1 1 1\n3 0 1 2\n"
+    (tmp_path / "a.ply").write_bytes(text.replace("\n", line_end).encode(encoding))
+    assert len(from_file(tmp_path / "a.ply", count=10)[0]) == 10
+    (tmp_path / "a.obj").write_bytes(
+        "# Büste\nv 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n".replace("\n", line_end).encode(encoding)
+    )
+    assert len(from_file(tmp_path / "a.obj", count=10)[0]) == 10
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".obj", "a\0b.glb"])
+def test_paths_that_cannot_be_read(tmp_path, name):
+    assert "check the path" in error(tmp_path / name)
+
+
+def test_compressed_meshes_are_named(tmp_path):
+    def change(tree):
+        tree["extensionsUsed"] = tree["extensionsRequired"] = ["KHR_draco_mesh_compression"]
+
+    gltf_of(tmp_path / "a.gltf", quad(), change)
+    assert "KHR_draco_mesh_compression; export them without compression" in error(tmp_path / "a.gltf")
+
+
+@pytest.mark.parametrize("what", ["accessors", "bufferViews"])
+def test_parts_that_promise_more_than_the_file_has_take_no_memory(tmp_path, what):
+    def change(tree):
+        if what == "accessors":  # zeros, as none lies in a buffer; no triangle asks for them
+            tree["accessors"] += [{"componentType": 5126, "type": "MAT4", "count": 10**9}]
+        else:
+            content = base64.b64encode(bytes(2**20)).decode()
+            tree["buffers"].append({"uri": f"data:;base64,{content}", "byteLength": 2**20})
+            view = {"buffer": len(tree["buffers"]) - 1, "byteLength": 2**20}
+            tree["bufferViews"] += 1000 * [view]
+
+    gltf_of(tmp_path / "a.gltf", quad(), change)
+    size = (tmp_path / "a.gltf").stat().st_size
+    message = error(tmp_path / "a.gltf")
+    assert "expected parts of at most" in message and f"{size + 64 * 1024 * 1024:,}" in message
+
+
+@pytest.mark.parametrize("at", [12, -1], ids=["description", "numbers"])
+def test_chunks_that_are_longer_than_the_file_take_no_memory(tmp_path, at):
+    path = tmp_path / "a.glb"
+    quad().export(path)
+    content = bytearray(path.read_bytes())
+    at = at if at > 0 else 20 + int.from_bytes(content[12:16], "little")
+    content[at : at + 4] = (2**32 - 1).to_bytes(4, "little")
+    assert "cannot be read as a mesh" in error(path, bytes(content)) and str(2**32 - 1) in error(path)
+
+
+def test_a_scene_that_places_a_mesh_too_often_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("scene.mesh.MOST_FACES", 30)
+    mesh = box(1, 1, 1)
+    mesh.export(tmp_path / "one.glb")
+    assert len(from_file(tmp_path / "one.glb", count=10)[0]) == 10
+
+    def change(tree):
+        tree["nodes"] = [{"mesh": 0} for _ in range(3)]
+        tree["scenes"] = [{"nodes": [0, 1, 2]}]
+
+    gltf_of(tmp_path / "a.gltf", mesh, change)
+    assert "expected at most 30 triangles" in error(tmp_path / "a.gltf")
+
+
+def test_a_texture_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("scene.mesh.MOST_PIXELS", 15)
+    painted(255, None).export(tmp_path / "a.glb")
+    assert "a texture of 4 x 4 pixels" in error(tmp_path / "a.glb")
+
+
+def test_errors_of_loaders_are_one_line(tmp_path, monkeypatch):
+    def fail(*_arguments, **_settings):
+        raise RuntimeError("many\nlines " + "and words " * 1000)
+
+    monkeypatch.setattr(trimesh, "load_scene", fail)
+    message = error(tmp_path / "a.obj", b"v 0 0 0\nf 1 1 1\n")
+    assert "(many lines and words" in message and len(message) < 500
+
+
+def test_nested_descriptions_are_refused(tmp_path):
+    assert "cannot be read" in error(tmp_path / "a.gltf", b"[" * 100_000)
+
+
 def test_clouds_without_extent_or_with_too_few_points(tmp_path):
     write_points(tmp_path / "a.ply", torch.ones(5, 3), torch.ones(5, 3))
     assert "finite size" in error(tmp_path / "a.ply")
@@ -269,6 +549,13 @@ def test_a_file_declares_the_faces_that_it_has(tmp_path, suffix):
     mesh = trimesh.creation.icosphere(subdivisions=2)
     mesh.export(tmp_path / f"a.{suffix}")
     assert declared_faces(tmp_path / f"a.{suffix}") == len(mesh.faces)
+
+
+def test_a_run_can_learn_more_bands_than_the_file_that_it_starts_from(tmp_path):
+    write_gaussians(tmp_path / "a.ply", random_gaussians(5, sh_degree=0))
+    model = ModelParams(pretrained_model_path=str(tmp_path / "a.ply"), sh_degree=3)
+    start = initial_gaussians(Config(ModelParams=model), seeded(), torch.device("cpu"))
+    assert (start.sh_degree, start.active_sh_degree) == (3, 0)
 
 
 def test_a_shape_from_text_is_sampled_scaled_and_keeps_its_colours():

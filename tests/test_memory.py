@@ -7,10 +7,12 @@ import psutil
 import pytest
 import torch
 
-import dreammapping
-import dreammapping.training as training
-from arguments import GuidanceParams, HardwareParams, OptimizationParams, load
-from dreammapping.training import Training
+from arguments import GenerateCamParams, GuidanceParams, HardwareParams, OptimizationParams, load
+from dreammapping import optimization
+from dreammapping.gaussians import Gaussians
+from dreammapping.memory import MAX_GAUSSIANS, gaussian_bytes
+from dreammapping.optimization import Optimization
+from gaussian_renderer import disparity, render
 from guidance import ScoreModel, ViewPrompts, build_guidance, predictions
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import (
@@ -18,13 +20,17 @@ from guidance.prior.memory import (
     PLANS,
     PeakMeter,
     fused_attention,
-    gaussian_bytes,
     peak_bytes,
     plan_of_card,
     plan_that_fits,
 )
 from guidance.prior.score_model import precision
+from scene.cameras import orbit
+from scene.gaussian_optimizer import build_optimizer
+from tests.gaussians import random_gaussians
+from tests.settings import config_of
 from tests.tiny_models import save_pipeline
+from tests.tolerances import NETWORK
 from train import main
 from utils.errors import OutOfMemory, UserError
 
@@ -38,15 +44,15 @@ def folder(tmp_path_factory):
 
 def model_of(folder, **hardware):
     params = GuidanceParams(model_key=str(folder), C_batch_size=4)
-    return ScoreModel.from_pretrained(params, CPU, offline=True, hardware=HardwareParams(**hardware))
+    return ScoreModel.from_pretrained(params, CPU, hardware=HardwareParams(**hardware))
 
 
 def image_gradient(model, views=4, scale=1.0):
     """The gradient at the images of an iteration of VDM with Perp-Neg, and its losses."""
-    params = GuidanceParams(text="a cat", lambda_guidance=scale)
-    guidance = build_guidance(params, OptimizationParams(), model, torch.Generator().manual_seed(0))
+    config = config_of(text="a cat", lambda_guidance=scale)
+    guidance = build_guidance(config, model, torch.Generator().manual_seed(0))
     images = torch.rand(views, 3, 64, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    text = ViewPrompts(model, params)(torch.linspace(-120.0, 150.0, views))
+    text = ViewPrompts(model, config.GuidanceParams)(torch.linspace(-120.0, 150.0, views))
     output = guidance(images, text, 1, torch.Generator().manual_seed(2))
     torch.stack(list(output.losses.values())).sum().backward()
     return images.grad, output.losses
@@ -69,6 +75,7 @@ def test_the_plan_follows_the_card(card, plan):
 )
 def test_the_roomiest_plan_that_fits_is_taken_and_the_smallest_where_none_does(room, plan):
     sizes = {PLANS["8gb"]: 40, PLANS["12gb"]: 60, PLANS["24gb"]: 100, PLANS["max"]: 100}
+    assert len(sizes) == len(PLANS)
     assert plan_that_fits(room, sizes.__getitem__) is PLANS[plan]
 
 
@@ -102,18 +109,18 @@ def test_the_estimate_does_not_depend_on_the_mode_that_it_is_asked_in(folder):
 
 def test_luciddreamers_switch_means_the_smallest_plan(folder):
     params = GuidanceParams(model_key=str(folder), vram_O=True)
-    assert ScoreModel.from_pretrained(params, CPU, offline=True).plan is PLANS["8gb"]
+    assert ScoreModel.from_pretrained(params, CPU).plan is PLANS["8gb"]
     hardware = HardwareParams(memory="max")
-    assert ScoreModel.from_pretrained(params, CPU, offline=True, hardware=hardware).plan is PLANS["max"]
+    assert ScoreModel.from_pretrained(params, CPU, hardware=hardware).plan is PLANS["max"]
 
 
 @pytest.mark.parametrize("plan", ["8gb", "12gb"])
 def test_parts_give_the_gradient_of_the_whole(folder, plan):
     whole, losses = image_gradient(model_of(folder, memory="max"))
     found, found_losses = image_gradient(model_of(folder, memory=plan))
-    assert relative(found, whole) < 1e-5
+    assert relative(found, whole) < NETWORK[torch.float32]
     for name, loss in losses.items():
-        assert found_losses[name].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert found_losses[name].item() == pytest.approx(loss.item(), rel=NETWORK[torch.float32])
 
 
 def test_the_estimate_counts_the_tensors_that_a_real_pass_makes(folder):
@@ -135,12 +142,12 @@ def test_the_estimate_counts_the_tensors_that_a_real_pass_makes(folder):
 
 @pytest.mark.parametrize("method", ["sds", "lods", "vsd"])
 def test_the_estimate_of_a_method_is_what_its_step_takes(folder, method):
-    params = GuidanceParams(text="a cat", perpneg=False, guidance=method)
+    config = config_of(text="a cat", perpneg=False, guidance=method)
     model = model_of(folder, memory="max")
     without = model.estimate_bytes(4, 2)
-    guidance = build_guidance(params, OptimizationParams(), model, torch.Generator().manual_seed(0))
+    guidance = build_guidance(config, model, torch.Generator().manual_seed(0))
     images = torch.rand(4, 3, *model.image_size).requires_grad_()
-    text = ViewPrompts(model, params)(torch.zeros(4), torch.eye(4).expand(4, 4, 4))
+    text = ViewPrompts(model, config.GuidanceParams)(torch.zeros(4), torch.eye(4).expand(4, 4, 4))
 
     def step():
         losses = guidance(images, text, 1, torch.Generator().manual_seed(2)).losses
@@ -162,9 +169,28 @@ def test_the_meter_forgets_what_is_freed():
     assert (meter.peak, meter.now) == (8000, 4000)
 
 
-def test_gaussians_cost_by_their_number():
-    assert gaussian_bytes(2000, 1, 4, 8, 8) > 1.9 * gaussian_bytes(1000, 1, 4, 8, 8)
-    assert gaussian_bytes(10**6, 1, 4, 512, 512) < 2 * GIB
+def rendered(count, degree, views, size):
+    """Peak bytes of the tensors of two steps: rendering in several scales, disparity, gradients, Adam."""
+    with PeakMeter() as meter:
+        gaussians = random_gaussians(count, degree)
+        optimizer = build_optimizer(gaussians, OptimizationParams(), 1.0)
+        cameras = orbit(views, GenerateCamParams(image_w=size, image_h=size))
+        for _ in range(2):
+            scales = gaussians.scales * torch.ones(views, count, 3)
+            shown = render(gaussians, cameras, torch.zeros(views, 3), scales=scales)
+            (shown.images.mean() + disparity(shown, cameras).mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return meter.peak
+
+
+@pytest.mark.parametrize(
+    ("count", "degree", "views", "size"), [(4000, 0, 1, 32), (4000, 3, 4, 32), (20, 0, 2, 128)]
+)
+def test_the_estimate_of_gaussians_covers_what_rendering_and_adam_make(count, degree, views, size):
+    """Here on the CPU; a card makes lists beside, so that up to four times that is no surprise."""
+    found = rendered(count, degree, views, size)
+    assert found <= gaussian_bytes(count, (degree + 1) ** 2, views, size, size) <= 4 * found
 
 
 def test_the_plan_caps_the_gaussians_unless_the_settings_do(folder):
@@ -175,8 +201,8 @@ def test_the_plan_caps_the_gaussians_unless_the_settings_do(folder):
         "device=cpu",
         "HardwareParams.memory=8gb",
     ]
-    assert Training(load(words)[0]).density.max_gaussians == PLANS["8gb"].max_gaussians
-    assert Training(load([*words, "max_gaussians=77"])[0]).density.max_gaussians == 77
+    assert Optimization(load(words)[0]).subject.density.max_gaussians == MAX_GAUSSIANS["8gb"]
+    assert Optimization(load([*words, "max_gaussians=77"])[0]).subject.density.max_gaussians == 77
 
 
 def test_the_fast_path_has_the_gradient_of_the_slow_one(folder, monkeypatch):
@@ -203,7 +229,7 @@ def test_the_fast_path_has_the_gradient_of_the_slow_one(folder, monkeypatch):
     monkeypatch.setattr(predictions, "NEGLIGIBLE", -1.0)
     expected, _ = image_gradient(slow, views=3)
     assert slow.evaluations.forward == 3 * 4 > fast.evaluations.forward
-    assert relative(found, expected) < 1e-5
+    assert relative(found, expected) < NETWORK[torch.float32]
 
 
 @pytest.mark.parametrize("memory", ["max", "8gb"])
@@ -223,13 +249,13 @@ def test_warming_up_compiles_every_batch_of_an_iteration_and_none_larger(folder,
     assert warmed == sizes
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.02)])
-def test_half_precision_keeps_the_gradient(folder, dtype, tolerance):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_keeps_the_gradient(folder, dtype):
     expected, _ = image_gradient(model_of(folder))
     half = model_of(folder, precision=dtype)
     assert half.unet.dtype == half.vae.dtype == getattr(torch, dtype)
     found, losses = image_gradient(half)
-    assert relative(found, expected) < tolerance
+    assert relative(found, expected) < NETWORK[half.unet.dtype]
     assert all(loss.dtype == torch.float32 for loss in losses.values())
 
 
@@ -238,7 +264,7 @@ def test_a_small_gradient_survives_half_precision(folder):
     half = model_of(folder, precision="float16")
     ordinary, _ = image_gradient(half)
     small, _ = image_gradient(half, scale=1e-6)
-    assert relative(small * 1e6, ordinary) < 0.01
+    assert relative(small * 1e6, ordinary) < NETWORK[torch.float16]
 
 
 def test_the_scale_of_a_gradient_changes_no_bit():
@@ -272,7 +298,7 @@ def words(folder, tmp_path):
 
 def fails_at(step, where, monkeypatch):
     """The device is full in the midst of an iteration: in the guidance, or while density control changes things."""
-    place = Training._apply_gradients if where == "update" else Training._render
+    place = Optimization._apply_gradients if where == "update" else Optimization._guide
 
     def full(self, *args):
         result = place(self, *args)
@@ -280,7 +306,7 @@ def fails_at(step, where, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return result
 
-    monkeypatch.setattr(Training, place.__name__, full)
+    monkeypatch.setattr(Optimization, place.__name__, full)
 
 
 def test_a_full_device_ends_in_a_checkpoint_and_advice_and_the_run_can_go_on(
@@ -288,7 +314,7 @@ def test_a_full_device_ends_in_a_checkpoint_and_advice_and_the_run_can_go_on(
 ):
     main(["--quiet", *words, "workspace=whole"])
     with monkeypatch.context() as patch:
-        fails_at(3, "render", patch)
+        fails_at(3, "guidance", patch)
         assert main(["--quiet", *words]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and line.startswith("error: iteration 3: ")
@@ -313,9 +339,9 @@ def test_a_half_changed_training_is_not_saved(words, tmp_path, monkeypatch, caps
     assert "memory is full" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(OutOfMemory) as error:
-        training = Training(load(words)[0])
+        started = Optimization(load(words)[0])
         for step in (1, 2, 3):
-            training.iteration(step)
+            started.iteration(step)
     assert not error.value.whole
 
 
@@ -340,8 +366,7 @@ def test_a_card_that_other_processes_fill_is_called_so(words, monkeypatch, capsy
 
     monkeypatch.setattr(ScoreModel, "from_pretrained", full)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: GIB)
-    for module in (training, dreammapping):
-        monkeypatch.setattr(module, "choose_device", lambda _name: torch.device("cuda:0"))
+    monkeypatch.setattr(optimization, "choose_device", lambda _name: torch.device("cuda:0"))
     for state, words_of_it in (
         (lambda _device: (GIB, 80 * GIB), "hold 78.0 GiB"),
         (unasked, "hold all of it"),
@@ -356,9 +381,9 @@ def test_other_errors_stay_what_they_are(words, monkeypatch):
     def broken(*_args):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Training, "_render", broken)
+    monkeypatch.setattr(Gaussians, "render_augmented", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        Training(load(words)[0]).iteration(1)
+        Optimization(load(words)[0]).iteration(1)
 
 
 def test_a_dry_run_prints_the_estimate(words, capsys):

@@ -14,6 +14,7 @@ from guidance import ScoreModel, models
 from guidance.models import hub, single_file
 from tests.small_models import FAMILIES, narrow_configs, predict, save_family, save_single_file, score_model
 from tests.tiny_models import save_pipeline
+from tests.tolerances import NETWORK
 from utils.errors import UserError
 
 
@@ -43,10 +44,10 @@ def test_a_folder_and_a_single_file_are_the_same_model(small, narrow, family):
     for part in ("unet", "vae", "text_encoder"):
         ours, theirs = (getattr(each, part).state_dict() for each in (file, folder))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    torch.testing.assert_close(predict(file), predict(folder), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(predict(file), predict(folder), atol=NETWORK[torch.float32], rtol=0)
     images = torch.rand(1, 3, *file.image_size, generator=torch.Generator().manual_seed(0))
     drawn = [each.encode_images(images, torch.Generator().manual_seed(1)) for each in (file, folder)]
-    torch.testing.assert_close(*drawn, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(*drawn, atol=NETWORK[torch.float32], rtol=0)
     assert file.provenance["sha256"] == {"model.safetensors": hub.sha256(small[family][1])}
 
 
@@ -100,7 +101,6 @@ def test_what_a_single_file_predicts_is_set_stated_or_asked_of_its_unet(small, n
     half = ScoreModel.from_pretrained(
         GuidanceParams(model_key=str(silent)),
         "cpu",
-        offline=True,
         hardware=HardwareParams(precision="float16"),
     )
     assert (half.prediction_type, half.unet.dtype) == ("v_prediction", torch.float16)
@@ -199,7 +199,7 @@ def test_damaged_weights_are_named_before_anything_is_loaded(tmp_path):
     damaged = [folder / part / "diffusion_pytorch_model.safetensors" for part in ("unet", "vae")]
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-10])
-    problems = models.check_available(GuidanceParams(model_key=str(folder)), offline=True)
+    problems = models.check_available(GuidanceParams(model_key=str(folder)))
     for path, problem in zip(damaged, problems, strict=True):
         assert f"{path} is damaged or half-downloaded; copy it again" in problem
 
@@ -240,7 +240,7 @@ def assert_same_weights(model, expected):
 
 @pytest.mark.parametrize("form", SAVED)
 def test_a_folder_is_the_same_model_in_every_form_that_diffusers_saves(saved, form):
-    assert models.check_available(GuidanceParams(model_key=str(saved[form])), offline=True) == []
+    assert models.check_available(GuidanceParams(model_key=str(saved[form]))) == []
     model = score_model(saved[form])
     assert_same_weights(model, score_model(saved["whole"]))
     files = [file.relative_to(saved[form]).as_posix() for file in saved[form].rglob("*.safetensors")]
@@ -281,16 +281,16 @@ def test_a_shard_or_its_list_that_is_missing_or_damaged_is_named(saved, tmp_path
     ):
         whole = index.read_text(encoding="utf-8")
         index.write_text(content, encoding="utf-8")
-        (problem,) = models.check_available(params, offline=True)
+        (problem,) = models.check_available(params)
         assert f"{index} is damaged" in problem
         index.write_text(whole, encoding="utf-8")
     for file in (first, index):
         content = file.read_bytes()
         file.unlink()
-        (problem,) = models.check_available(params, offline=True)
+        (problem,) = models.check_available(params)
         assert "has no unet's weights but diffusion_pytorch_model" in problem and "copy the whole" in problem
         file.write_bytes(content)
-    assert models.check_available(params, offline=True) == []
+    assert models.check_available(params) == []
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"])
@@ -298,7 +298,7 @@ def test_a_folder_of_pickles_alone_is_refused(tmp_path, name):
     folder, touched = save_pipeline(tmp_path / "model"), tmp_path / "touched"
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({"conv_in.weight": Runs(touched)}, folder / "unet" / name)
-    (problem,) = models.check_available(GuidanceParams(model_key=str(folder)), offline=True)
+    (problem,) = models.check_available(GuidanceParams(model_key=str(folder)))
     assert f"has no unet's weights but {name}, a pickle that can run code" in problem
     with pytest.raises(UserError, match=r"model_key: .*") as error:
         score_model(folder)
@@ -397,7 +397,7 @@ class Runs:
 def test_a_single_file_without_a_tokenizer_says_where_to_get_one(small, tmp_path):
     path = tmp_path / "model.safetensors"
     path.symlink_to(small["sd1"][1])
-    (problem,) = models.check_available(GuidanceParams(model_key=str(path)), offline=True)
+    (problem,) = models.check_available(GuidanceParams(model_key=str(path)))
     assert "needs the tokenizer of openai/clip-vit-large-patch14" in problem
     assert "put a folder named tokenizer" in problem
 
@@ -419,7 +419,7 @@ def test_pickles_are_refused_wherever_a_file_is_named(tmp_path, suffix):
 def test_a_name_that_no_path_can_have_is_one_line(saved, setting, name):
     key = next(saved["whole"].glob("unet/*.safetensors")) if setting == "base_model_key" else saved["whole"]
     settings = {"model_key": str(key), setting: name}
-    problems = models.missing_models(Config(GuidanceParams=GuidanceParams(**settings)), offline=True)
+    problems = models.missing_models(Config(GuidanceParams=GuidanceParams(**settings)))
     if setting != "base_model_key":  # which a folder has no use for
         assert any(f"{setting}: expected a path, got" in problem for problem in problems)
     assert all("\n" not in problem and len(problem) < 500 for problem in problems)
@@ -435,13 +435,11 @@ def test_everything_that_a_run_lacks_is_named_at_once(tmp_path):
         ),
         GenerateCamParams=GenerateCamParams(init_shape="shape", init_fallback="stop", shape_model="nobody/shape"),
     )  # fmt: skip
-    problems = models.missing_models(config, offline=True)
+    problems = models.missing_models(config)
     words = ["has no vae's weights", "'nobody/vae'", "a.safetensors", "b.bin", "'nobody/shape'"]
     assert len(problems) == 5
     assert all(word in problem for word, problem in zip(words, problems, strict=True))
-    forgiving = models.missing_models(
-        load(["--opt", "configs/cat.yaml", f"model_key={models.TOYBOX}"])[0], True
-    )
+    forgiving = models.missing_models(load(["--opt", "configs/cat.yaml", f"model_key={models.TOYBOX}"])[0])
     assert forgiving == []
 
 

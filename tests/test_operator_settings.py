@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from arguments import GuidanceParams, OptimizationParams
+from arguments import GuidanceParams
 from guidance import ViewPrompts, build_guidance
 from guidance.bins import MEMORY, TimestepBins
 from guidance.warm_start import load_part
+from tests.settings import config_of
 from tests.tiny_models import LatentPrior
 from utils import checkpoint
 from utils.errors import UserError
@@ -24,9 +25,9 @@ class Encoder:
 
 
 def build(seed=1, prior=None, **settings):
-    params = GuidanceParams(text="a car", **{"perpneg": False, "weighting": "uniform", **settings})
+    config = config_of(text="a car", **{"perpneg": False, "weighting": "uniform", **settings})
     prior = prior or LatentPrior(lambda noisy, timesteps, text: 0.9 * noisy)
-    return build_guidance(params, OptimizationParams(), prior, torch.Generator().manual_seed(seed))
+    return build_guidance(config, prior, torch.Generator().manual_seed(seed))
 
 
 def at(timestep):
@@ -79,8 +80,8 @@ def test_the_learned_coefficient_is_what_the_operator_explains():
     guidance.bins.error.fill_(0.4)
     output, gradient = step_of(guidance)
     weight = 1 - guidance.bins.error[3].item()
-    mapped = output.trace.noise_cond  # the linear operator starts as the identity
-    assert torch.allclose(gradient, output.trace.guided_noise - weight * mapped, atol=1e-4)
+    mapped = output.residual.predicted.cond  # the linear operator starts as the identity
+    assert torch.allclose(gradient, output.residual.guided_noise - weight * mapped, atol=1e-4)
     assert output.stats["dca_weight"].item() == pytest.approx(weight)
     guidance.bins.error.fill_(40.0)
     assert step_of(guidance)[0].stats["dca_weight"] == 0
@@ -100,15 +101,15 @@ def test_looking_ahead_shows_the_image_the_operator_after_its_update():
     assert torch.equal(output.stats["operator_error"], plain.stats["operator_error"])
     assert all(map(torch.equal, ahead.degradation.parameters(), behind.degradation.parameters()))
     assert not torch.allclose(gradient, expected, atol=1e-3)
-    updated = behind.degradation(output.trace.noise_cond, output.trace.timesteps).detach()
-    assert torch.allclose(gradient, output.trace.guided_noise - updated, atol=1e-5)
+    updated = behind.degradation(output.residual.predicted.cond, output.draw.timesteps).detach()
+    assert torch.allclose(gradient, output.residual.guided_noise - updated, atol=1e-5)
 
 
 def test_looking_ahead_never_learns_from_what_is_not_finite():
     guidance = build(operator="linear", lookahead=True, prior=LatentPrior(lambda x, t, y: x * torch.nan))
     before = [each.detach().clone() for each in guidance.degradation.parameters()]
     output, _ = step_of(guidance)
-    assert not output.stats["finite"]
+    assert not output.losses["vdm"].isfinite()
     assert all(map(torch.equal, before, guidance.degradation.parameters()))
 
 
@@ -134,8 +135,8 @@ def test_a_start_that_cannot_be_used_is_one_line(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=message) as caught:
-        load_part(nn.Linear(3, 3), str(tmp_path / name), "degradation", "GuidanceParams.operator_init")
-    assert "\n" not in str(caught.value) and "GuidanceParams.operator_init" in str(caught.value)
+        load_part(nn.Linear(3, 3), str(tmp_path / name), "degradation", "VDMParams.operator_init")
+    assert "\n" not in str(caught.value) and "VDMParams.operator_init" in str(caught.value)
 
 
 @pytest.mark.parametrize(("base", "length"), [("negative", 4), ("empty", 0)])

@@ -1,5 +1,6 @@
 """The PLY format: round trips, the frame, what other readers see, and files that are broken."""
 
+import os
 import struct
 
 import gsply
@@ -287,13 +288,137 @@ def test_a_list_is_no_number(path):
     assert "opacity" in error(read_gaussians, path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
-def test_numbers_that_are_not_finite_are_located(path, value):
-    table = lucid_dreamer_table(dtype="f8")
-    table["scale_1"][3] = value
+BROKEN = [
+    (name, value)
+    for name in ("x", "f_dc_1", "rot_3", "f_rest_8")
+    for value in (np.nan, np.inf, -np.inf, 1e300)
+]
+BROKEN += [("rot_2", 3e38), ("x", -3e38)]  # finite, but not their lengths
+BROKEN += [
+    ("opacity", np.nan),
+    ("scale_1", np.nan),
+    ("scale_1", np.inf),
+]  # their other infinities have a meaning
+
+
+@pytest.mark.parametrize(("name", "value"), BROKEN)
+def test_gaussians_that_are_not_finite_are_left_out_and_counted(path, caplog, name, value):
+    table = lucid_dreamer_table(rest=9, dtype="f8")
+    table[name][[1, 3]] = value
     write_table(path, table)
-    assert "scale_1 of vertex 3" in error(read_gaussians, path)
+    model = read_gaussians(path)
+    assert torch.equal(model.means, columns(table[[0, 2, 4]], "x", "y", "z"))
+    (record,) = caplog.records
+    assert record.getMessage() == f"{path}: 2 of 5 Gaussians are not finite and are left out"
+
+
+def test_a_file_without_a_finite_gaussian_is_refused(path):
+    table = lucid_dreamer_table()
+    table["scale_1"] = np.nan
+    write_table(path, table)
+    assert "got none among 5" in error(read_gaussians, path)
+
+
+def test_infinite_logits_are_opacities_of_nought_and_one(path, caplog):
+    table = lucid_dreamer_table()
+    table["opacity"][:2] = np.inf, -np.inf
+    write_table(path, table)
+    model = read_gaussians(path)
+    assert model.opacity_logits.isfinite().all() and not caplog.records
+    eps = torch.finfo(torch.float32).eps
+    torch.testing.assert_close(
+        model.opacities[:2].detach(), torch.tensor([[1.0], [0.0]]), rtol=0, atol=4 * eps
+    )
+    assert torch.equal(model.opacity_logits[2:].detach(), columns(table[2:], "opacity"))
+    model.opacities.sum().backward()
+    assert (model.opacity_logits.grad != 0).all()  # they can be learnt
+
+
+def test_a_scale_of_nought_is_flat(path, caplog):
+    table = lucid_dreamer_table()
+    table["scale_2"] = -np.inf
+    write_table(path, table)
+    model = read_gaussians(path)
+    assert (model.scales[:, 2] > 0).all() and (model.scales[:, 2] < 1e-8).all() and not caplog.records
+    write_gaussians(path, model)  # and what was read can be written
+
+
+@pytest.mark.parametrize("file_degree", DEGREES)
+@pytest.mark.parametrize("degree", DEGREES)
+def test_bands_that_the_file_lacks_can_be_learnt(path, file_degree, degree):
+    written = random_gaussians(4, file_degree)
+    write_gaussians(path, written)
+    model = read_gaussians(path, degree)
+    assert (model.sh_degree, model.active_sh_degree) == (max(degree, file_degree), file_degree)
+    count = written.sh_rest.shape[1]
+    assert torch.equal(model.sh_rest[:, :count], read_gaussians(path).sh_rest)
+    assert not model.sh_rest[:, count:].any()
+
+
+SURVEY = np.array([431_234.0, 5_432_123.0, 87.0])
+"""Where a surveyor's coordinates count from: float32 tells apart what is half a metre apart there."""
+
+
+def survey_table(names: list[str], kind: str = "f8") -> np.ndarray:
+    table = np.zeros(200, dtype=[(name, kind) for name in names])
+    values = np.random.default_rng(0)
+    for name in names:
+        table[name] = values.uniform(-1, 1, len(table))
+    for axis, start in zip("xyz", SURVEY, strict=True):
+        table[axis] += start
+    return table
+
+
+@pytest.mark.parametrize("options", [{}, {"byte_order": ">"}, {"text": True}])
+@pytest.mark.parametrize("names", ["x y z", " ".join(GAUSSIAN_NAMES)])
+def test_points_keep_the_precision_of_the_file(path, names, options):
+    table = survey_table(names.split())
+    write_table(path, table, **options)
+    points, _ = read_points(path)
+    expected = np.stack([table[axis] for axis in "xyz"], axis=1)
+    np.testing.assert_allclose(points.numpy(), expected, rtol=4 * np.finfo(np.float64).eps)
+
+
+def test_a_text_file_is_as_precise_as_it_is_written(path):
+    """Whatever type its header names: programs write float and then all digits."""
+    lines = [f"{SURVEY[0]} {SURVEY[1] + step / 100} {SURVEY[2]}" for step in range(9)]
+    properties = "".join(f"property float {axis}\n" for axis in "xyz")
+    path.write_text(f"ply\nformat ascii 1.0\nelement vertex 9\n{properties}end_header\n" + "\n".join(lines))
+    steps = read_points(path)[0][:, 1].diff()
+    torch.testing.assert_close(steps, torch.full_like(steps, 0.01), rtol=0, atol=1e-8)
+
+
+def test_gaussians_of_a_survey_are_moved_to_the_origin_with_a_word(path, caplog):
+    table = survey_table(GAUSSIAN_NAMES)
+    write_table(path, table)
+    means = read_gaussians(path).means.detach()
+    expected = torch.from_numpy(np.stack([table[axis] for axis in "xyz"], axis=1))
+    low, high = expected.amin(dim=0), expected.amax(dim=0)
+    torch.testing.assert_close(means, (expected - (low + high) / 2).float(), rtol=0, atol=1e-6)
+    (record,) = caplog.records
+    assert "moved to the origin" in record.getMessage() and "431234" in record.getMessage()
+
+
+@pytest.mark.parametrize("reader", [read_gaussians, read_points])
+def test_compressed_gaussians_are_named(path, reader):
+    chunks = np.zeros(1, dtype=[("min_x", "f4"), ("max_x", "f4")])
+    names = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
+    vertices = np.zeros(256, dtype=[(name, "u4") for name in names])
+    PlyData([PlyElement.describe(chunks, "chunk"), PlyElement.describe(vertices, "vertex")]).write(str(path))
+    assert "SuperSplat's compressed" in error(reader, path)
+
+
+@pytest.mark.parametrize("missing", ["scale_2", "opacity", "rot_0", "scale_0"])
+@pytest.mark.parametrize("value", [1.0, np.inf, -np.inf])
+def test_a_start_shape_needs_only_centres_and_colours(path, missing, value):
+    table = lucid_dreamer_table()
+    for name in ("opacity", "scale_1", "rot_1"):
+        table[name] = value
+    write_table(path, np.lib.recfunctions.drop_fields(table, missing))
+    points, colors = read_points(path)
+    assert torch.equal(points, columns(table, "x", "y", "z"))
+    expected = 0.5 + 0.28209479177387814 * columns(table, "f_dc_0", "f_dc_1", "f_dc_2")
+    torch.testing.assert_close(colors, expected.clamp(0, 1))
 
 
 def test_no_vertices(path):
@@ -340,3 +465,99 @@ def test_points_of_gaussians_are_their_centres_and_colours(path):
 def test_points_need_positions(path):
     write_table(path, np.zeros(3, dtype=[("x", "f4"), ("y", "f4")]))
     assert "x, y and z" in error(read_points, path)
+
+
+@pytest.mark.parametrize(
+    "names", [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")]
+)
+@pytest.mark.parametrize(
+    ("kind", "full"),
+    [
+        ("u1", 255),
+        ("u2", 65535),
+        ("f4", 1),
+        ("f8", 1),
+        ("f4", 255),
+        ("f8", 255),
+        ("i4", 255),
+        ("u2", 255),
+        ("f4", 65535),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"text": True}])
+def test_colours_of_any_name_and_range(path, names, kind, full, options):
+    colors = np.random.default_rng(0).uniform(0, 1, (50, 3))
+    colors[0] = 0, 1, 0.5
+    stored = colors * full if kind.startswith("f") else (colors * full).round()
+    table = np.zeros(50, dtype=[(axis, "f4") for axis in "xyz"] + [(name, kind) for name in names])
+    for channel, name in enumerate(names):
+        table[name] = stored[:, channel]
+    write_table(path, table, **options)
+    _, seen = read_points(path)
+    np.testing.assert_allclose(seen.numpy(), colors, atol=0.5 / 255 if kind == "u1" or full == 255 else 1e-4)
+
+
+def test_floats_that_pass_one_a_little_are_still_light(path):
+    table = np.zeros(4, dtype=[(name, "f4") for name in ("x", "y", "z", "red", "green", "blue")])
+    table["red"] = 0, 0.25, 1.0, 1.0625
+    write_table(path, table)
+    assert read_points(path)[1][:, 0].tolist() == [0, 0.25, 1, 1]
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian"])
+@pytest.mark.parametrize("count", [10**9, 10**15])
+def test_rows_without_properties_take_no_time(path, form, count):
+    properties = "".join(f"property float {axis}\n" for axis in "xyz")
+    header = f"ply\nformat {form} 1.0\nelement a {count}\nelement vertex 4\n{properties}end_header\n"
+    path.write_bytes(header.encode() + bytes(48))
+    assert "without properties" in error(read_points, path)
+
+
+def with_lists(count: int, behind: bool) -> bytes:
+    lists = f"element a {count}\nproperty list uchar float b\n"
+    vertices = "element vertex 4\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    rows, points = bytes(count), np.eye(4, 3, dtype="<f4").tobytes()
+    elements, body = (vertices + lists, points + rows) if behind else (lists + vertices, rows + points)
+    return f"ply\nformat binary_little_endian 1.0\n{elements}end_header\n".encode() + body
+
+
+def test_what_follows_the_vertices_is_not_read(path, monkeypatch):
+    monkeypatch.setattr("scene.ply.MOST_LIST_ROWS", 10)
+    path.write_bytes(with_lists(1000, behind=True))
+    assert torch.equal(read_points(path)[0], torch.eye(4, 3))
+
+
+def test_lists_before_the_vertices_are_read_up_to_a_number(path, monkeypatch):
+    monkeypatch.setattr("scene.ply.MOST_LIST_ROWS", 10)
+    path.write_bytes(with_lists(10, behind=False))
+    assert torch.equal(read_points(path)[0], torch.eye(4, 3))
+    path.write_bytes(with_lists(11, behind=False))
+    assert "at most 10 rows with lists" in error(read_points, path)
+
+
+@pytest.mark.parametrize("line", ["property float x", "element vertex 1\nproperty float x"])
+def test_two_of_one_name_are_refused(path, line):
+    path.write_text(f"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\n{line}\nend_header\n0\n")
+    assert "got a broken one (two" in error(read_points, path)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_comments_and_names_in_any_encoding(path, line_end, encoding):
+    lines = ["ply", "format ascii 1.0", "comment Büste, à vendre", "element vertex 4"]
+    lines += [f"property float {name}" for name in ("x", "y", "z", "größe")]
+    lines += ["end_header", *(f"{i} 0 1 7" for i in range(4)), ""]
+    path.write_bytes(line_end.join(lines).encode(encoding))
+    assert read_points(path)[0].tolist() == [[i, 0, 1] for i in range(4)]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize("reader", [read_gaussians, read_points, has_faces])
+def test_what_is_no_file_is_not_waited_for(path, make, reader):
+    make(path)
+    assert "expected a file, got a" in error(reader, path)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "a\0b.ply", "a" * 300 + ".ply"])
+def test_paths_that_cannot_be_read(name):
+    error(read_gaussians, name)

@@ -1,69 +1,263 @@
-"""A run folder has one owner, and its metrics and manifest survive a restart."""
+"""A run folder has one owner, loses nothing that somebody else put there, and survives a restart."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from utils import checkpoint
+from utils import aside, checkpoint
 from utils.errors import UserError
-from utils.run import Run
+from utils.run import MARKER, Run
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(folder: Path, settings: str = "seed: 0\n", *, step: int = 5, **how: bool) -> Run:
+    """A run with a checkpoint and an asset, as a process leaves it that has ended."""
+    with Run(folder, **how) as run:
+        run.claim(settings)
+        checkpoint.save(run.path("checkpoints"), step, {"step": step})
+        run.stands()
+        (folder / "point_cloud" / f"iteration_{step}").mkdir(parents=True)
+        (folder / "point_cloud" / f"iteration_{step}" / "point_cloud.ply").write_text(settings)
+        run.write_manifest(iterations=step, finished=True)
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path):
-    Run(tmp_path / "a", "seed: 0\n")
+    make(tmp_path / "a")
+    before = contents(tmp_path)
     with pytest.raises(UserError, match=r"holds another run; --resume .* --force .* workspace=NAME"):
-        Run(tmp_path / "a", "seed: 1\n")
+        Run(tmp_path / "a")
+    assert contents(tmp_path) == before
 
 
-def test_force_replaces_the_run(tmp_path):
-    Run(tmp_path / "a", "seed: 0\n").log({"step": 1})
-    run = Run(tmp_path / "a", "seed: 1\n", force=True)
-    assert not run.path("metrics.jsonl").exists() and run.path("config.yaml").read_text() == "seed: 1\n"
+def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
+    make(tmp_path / "a", "seed: 0\n").log({"step": 1})
+    for name in (
+        "thesis.txt",
+        "checkpoints/iteration_good/tensors.safetensors",
+        "point_cloud/notes.txt",
+        "b/config.yaml",
+    ):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).write_text("precious")
+    make(tmp_path / "a", "seed: 1\n", step=3, force=True)
+    kept = contents(tmp_path / "a")
+    assert kept["config.yaml"] == b"seed: 1\n" and "metrics.jsonl" not in kept
+    assert sum(content == b"precious" for content in kept.values()) == 4
+    assert not [name for name in kept if "iteration_5" in name or "replaced" in name]
+
+
+def test_a_new_run_that_fails_before_it_stands_gives_the_old_one_back(tmp_path):
+    make(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "a", force=True) as run:
+        run.claim("seed: 1\n")
+        run.log({"step": 1})
+        raise ZeroDivisionError
+    del before[MARKER]
+    after = contents(tmp_path / "a")
+    del after[MARKER]
+    assert after == before
+
+
+def test_a_new_run_that_is_killed_before_it_stands_gives_the_old_one_back_at_the_next_start(tmp_path):
+    make(tmp_path / "a")
+    aside.move_aside(tmp_path / "a")
+    (tmp_path / "a" / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match="holds another run"), Run(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a" / "config.yaml").read_text() == "seed: 0\n"
+    assert not list((tmp_path / "a").glob(".replaced-*"))
 
 
 def test_a_folder_of_somebody_else_is_refused_even_by_force(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="not empty and holds no run of ours"):
-        Run(tmp_path / "a", "seed: 0\n", force=True)
-    assert (tmp_path / "a" / "thesis.tex").exists()
+    for name in ("config.yaml", "src/main.py", "run.json", "checkpoints/iteration_000005/state.json"):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).write_text("[1]")
+    before = contents(tmp_path)
+    for how in ({"force": True}, {}):
+        with pytest.raises(UserError, match="not empty and holds no run of ours"):
+            Run(tmp_path / "a", **how)
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
+        Run(tmp_path / "a", resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_of_before_there_were_markers_is_known_by_its_manifest(tmp_path):
+    make(tmp_path / "a")
+    (tmp_path / "a" / MARKER).unlink()
+    with Run(tmp_path / "a", resume=True):
+        pass
+    make(tmp_path / "a", "seed: 1\n", force=True)
+
+
+def test_what_a_link_leads_to_is_left_alone(tmp_path):
+    make(tmp_path / "a")
+    disk = tmp_path / "disk"
+    (tmp_path / "a" / "checkpoints").rename(disk)
+    (tmp_path / "a" / "checkpoints").symlink_to(disk)
+    (tmp_path / "a" / "config.yaml").rename(tmp_path / "mine.yaml")
+    (tmp_path / "a" / "config.yaml").symlink_to(tmp_path / "mine.yaml")
+    before = contents(disk)
+    with (
+        pytest.raises(UserError, match=r"checkpoints: .* found a link.*remove the link"),
+        Run(tmp_path / "a", force=True) as run,
+    ):
+        run.claim("seed: 1\n")
+    assert contents(disk) == before and (tmp_path / "mine.yaml").read_text() == "seed: 0\n"
+
+
+def test_a_run_folder_that_is_itself_a_link_is_emptied_of_the_run_alone(tmp_path):
+    make(tmp_path / "big")
+    (tmp_path / "big" / "thesis.txt").write_text("precious")
+    (tmp_path / "a").symlink_to(tmp_path / "big")
+    make(tmp_path / "a", "seed: 1\n", force=True)
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "big" / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / "big" / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "deep" / "a"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_checkpoint_is_started_again_without_force(tmp_path):
+    with Run(tmp_path / "a") as run:
+        run.claim("seed: 0\n")
+        run.log({"step": 1})
+        run.standing = True  # as after a kill: nothing is put back
+    with pytest.raises(UserError, match="no checkpoint to resume from; start without --resume"):
+        Run(tmp_path / "a", resume=True)
+    make(tmp_path / "a", "seed: 1\n")
+    assert "metrics.jsonl" not in contents(tmp_path / "a")
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="expected a folder for the run, found a file"):
-        Run(tmp_path / "a", "seed: 0\n")
+        Run(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_name_that_no_folder_can_have_is_one_line(tmp_path, name):
+    with pytest.raises(UserError, match="choose another folder") as error, Run(tmp_path / name):
+        pass
+    assert "\n" not in str(error.value)
 
 
 def test_resuming_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint to resume from"):
-        Run(tmp_path / "a", "seed: 0\n", resume=True)
+        Run(tmp_path / "a", resume=True)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_resuming_names_the_settings_that_changed(tmp_path):
-    run = Run(tmp_path / "a", "seed: 0\nGuidanceParams:\n  text: a cat\n")
-    checkpoint.save(run.path("checkpoints"), 5, {"step": 5})
-    assert Run(tmp_path / "a", "seed: 0\nGuidanceParams:\n  text: a dog\n", resume=True).changed_settings == [
-        "GuidanceParams.text"
-    ]
+def test_a_resume_that_fails_has_changed_nothing(tmp_path):
+    make(tmp_path / "a")
+    before = contents(tmp_path / "a")
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "a", resume=True):
+        raise ZeroDivisionError
+    assert contents(tmp_path / "a").keys() == before.keys()
+    assert contents(tmp_path / "a")["config.yaml"] == before["config.yaml"]
+
+
+def test_resuming_names_the_settings_that_changed(tmp_path, caplog):
+    make(tmp_path / "a", "seed: 0\nGuidanceParams:\n  text: a cat\n")
+    with Run(tmp_path / "a", resume=True) as run:
+        run.claim("seed: 0\nGuidanceParams:\n  text: a dog\n")
+    assert "other settings than before: GuidanceParams.text" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[1]", "1", "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize("name", ["run.json", "config.yaml"])
+def test_a_damaged_manifest_or_settings_file_does_not_keep_a_checkpoint_from_going_on(
+    tmp_path, caplog, name, broken
+):
+    make(tmp_path / "a")
+    (tmp_path / "a" / name).write_bytes(broken.encode(errors="surrogateescape"))
+    with Run(tmp_path / "a", resume=True) as run:
+        run.claim("seed: 0\n")
+        run.write_manifest(finished=False)
+    assert "cannot be read" in caplog.text or name == "config.yaml"
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["finished"] is False
+
+
+def test_a_second_process_is_told_who_works_in_the_folder(tmp_path):
+    with Run(tmp_path / "a") as run:
+        run.claim("seed: 0\n")
+        checkpoint.save(run.path("checkpoints"), 5, {"step": 5})
+        before = contents(tmp_path / "a")
+        for how in ("resume", "force"):
+            code = (
+                "from pathlib import Path; from utils.run import Run; "
+                f"Run(Path({str(tmp_path / 'a')!r}), {how}=True).__enter__()"
+            )
+            second = subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            assert second.returncode != 0
+            assert f"is in use by process {os.getpid()} on " in second.stderr
+        assert contents(tmp_path / "a") == before
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import os; from pathlib import Path; from utils.run import Run; "
+        f"Run(Path({str(tmp_path / 'a')!r})).__enter__(); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert (tmp_path / "a" / MARKER).exists()
+    make(tmp_path / "a")
+
+
+def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(tmp_path):
+    make(tmp_path / "a")
+    junk = tmp_path / "a" / "checkpoints" / ".iteration_000009.0123abcd.partial"
+    junk.mkdir()
+    (junk / "tensors.safetensors").write_text("half")
+    (tmp_path / "a" / ".run.0123abcd.partial.json").write_text("half")
+    (tmp_path / "a" / "my.partial").write_text("precious")
+    with Run(tmp_path / "a", resume=True):
+        pass
+    assert not [name for name in contents(tmp_path / "a") if "0123abcd" in name]
+    assert (tmp_path / "a" / "my.partial").exists()
 
 
 def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):
-    run = Run(tmp_path / "a", "seed: 0\n")
+    run = make(tmp_path / "a")
     for step in (10, 20, 30):
         run.log({"step": step})
     with run.path("metrics.jsonl").open("a") as file:
-        file.write('{"step": 4')  # a line that a kill cut short
+        file.write('[1]\n1\n{"step": 4')  # damaged lines, and one that a kill cut short
     run.rewind_metrics(20)
-    assert [json.loads(line)["step"] for line in run.path("metrics.jsonl").read_text().splitlines()] == [
-        10,
-        20,
-    ]
+    lines = run.path("metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [10, 20]
 
 
-def test_the_manifest_adds_up_the_time_of_all_sessions(tmp_path):
-    run = Run(tmp_path / "a", "seed: 0\n")
+def test_a_number_that_is_not_finite_is_null_in_the_metrics(tmp_path):
+    run = make(tmp_path / "a")
+    run.log({"step": 1, "loss": float("nan"), "other": float("-inf")})
+    (line,) = run.path("metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=lambda word: pytest.fail(word)) == {
+        "step": 1,
+        "loss": None,
+        "other": None,
+    }
+
+
+def test_the_manifest_adds_up_the_time_of_all_sessions_and_the_clock_never_goes_back(tmp_path, monkeypatch):
+    run = make(tmp_path / "a")
     run.manifest["seconds"] = 100.0
-    run.write_manifest(finished=True)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    run.write_manifest(finished=True, peak_memory_bytes=7)
     manifest = json.loads(run.path("run.json").read_text())
-    assert manifest["seconds"] >= 100.0 and manifest["finished"] and manifest["peak_memory_bytes"] > 0
+    assert manifest["seconds"] >= 100.0 and manifest["finished"] and manifest["peak_memory_bytes"] == 7

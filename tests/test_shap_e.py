@@ -59,11 +59,11 @@ def settings(folder, **changes):
 
 
 def mesh_of(folder, prompt="a figure", seed=0, **changes):
-    return text_to_mesh(prompt, seed, settings(folder, **changes), CPU, offline=True)
+    return text_to_mesh(prompt, seed, settings(folder, **changes), CPU)
 
 
 def start(folder, **changes):
-    from dreammapping.training import initial_gaussians
+    from dreammapping.gaussians import initial_gaussians
 
     words = {
         "init_shape": "shape",
@@ -74,7 +74,7 @@ def start(folder, **changes):
     }
     words |= {"model_key": "toybox", "guidance": "vdm"} | changes
     config, _ = load([f"{key}={value}" for key, value in words.items()])
-    return initial_gaussians(config, torch.Generator().manual_seed(0), CPU, offline=True)
+    return initial_gaussians(config, torch.Generator().manual_seed(0), CPU)
 
 
 def test_the_cloud_stands_upright_and_reaches_out_in_front(shap_e):

@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from dreammapping import generate, optimize
-from dreammapping.training import Training, choose_device, step_unless
+from dreammapping.optimization import Optimization
 from scene.ply import read_gaussians
 from tests.tiny_models import save_pipeline
 from train import main
+from utils.device import choose_device
 from utils.errors import UserError
+from utils.optimizers import step_unless
 
 ROOT = Path(__file__).parents[1]
 
@@ -170,12 +172,14 @@ def test_kill_9_loses_nothing_that_a_checkpoint_holds(words, tmp_path, start):
     wait_for(tmp_path / "run" / "checkpoints" / "iteration_000008", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    training = Training(configured(words))
+    optimization = Optimization(configured(words))
     from utils import checkpoint
 
     newest = checkpoint.checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    training.load_state_dict(checkpoint.load(newest))
-    assert training.step >= 8 and all(p.isfinite().all() for p in training.gaussians.parameters())
+    optimization.load_state_dict(checkpoint.load(newest))
+    assert optimization.step >= 8 and all(
+        p.isfinite().all() for p in optimization.subject.gaussians.parameters()
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -199,20 +203,20 @@ def test_a_signal_saves_and_says_how_to_go_on(words, tmp_path, start, number, co
 
 
 def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(words):
-    training = Training(configured(words))
-    before = training.gaussians.means.detach().clone()
+    optimization = Optimization(configured(words))
+    before = optimization.subject.gaussians.means.detach().clone()
 
-    forward = training.guidance.forward
+    forward = optimization.guidance.forward
 
     def broken(images, *args):
         return dataclasses.replace(forward(images, *args), losses={"vdm": images.sum() * float("nan")})
 
-    training.guidance.forward = broken
+    optimization.guidance.forward = broken
     for step in range(1, 10):
-        training.iteration(step)
-    assert training.skipped == 9 and torch.equal(training.gaussians.means, before)
+        optimization.iteration(step)
+    assert optimization.skipped == 9 and torch.equal(optimization.subject.gaussians.means, before)
     with pytest.raises(UserError, match=r"not finite in 10 steps in a row.*--resume"):
-        training.iteration(10)
+        optimization.iteration(10)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(words, tmp_path):
@@ -264,7 +268,9 @@ def test_python_gets_gaussians_and_folder_and_is_called_at_every_step(words, tmp
         "a red car",
         overrides=changes,
         quiet=True,
-        callback=lambda step, training: seen.append((step, training.step, len(training.gaussians))),
+        callback=lambda step, optimization: seen.append(
+            (step, optimization.step, len(optimization.subject.gaussians))
+        ),
     )
     assert [(step, at) for step, at, _ in seen] == [(step, step) for step in range(1, 9)]
     assert (result.folder, result.exit_code) == (tmp_path / "python", 0)
@@ -307,12 +313,13 @@ def test_a_broken_step_is_skipped_on_the_device_and_leaves_parameters_and_moment
 
 def test_an_iteration_never_waits_for_a_gpu(words, gpu):
     """Everything but the rasterizer and density control, which decide on the host how much there is."""
-    training = Training(configured([*words, "device=cuda", "densify_until_iter=0"]))
-    training.iteration(1)
-    training._render = lambda *_args, kept=training._render: _unwatched(kept, *_args)
+    optimization = Optimization(configured([*words, "device=cuda", "densify_until_iter=0"]))
+    optimization.iteration(1)
+    subject = optimization.subject
+    subject.render_augmented = lambda *args, kept=subject.render_augmented: _unwatched(kept, *args)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        training.iteration(2)
+        optimization.iteration(2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -6,28 +6,32 @@ interruption change nothing.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from toybox.objects import solids
-from toybox.raycast import render
+from toybox.raycast import Cameras, cast
 from toybox.world import (
     COLOURS,
     HELD_OUT,
     OBJECTS,
     caption,
-    sample_background,
+    paints,
+    sample_backgrounds,
     train_pairs,
     view_word,
 )
@@ -36,6 +40,8 @@ from utils.files import atomic
 
 CACHE = Path(__file__).parent / "cache"
 SHARD = 250
+_DRAWS = 2  # counts the ways in which an index has determined its view
+_CHUNK = 64  # views of one object that are cast at once
 SPLITS: dict[str, int | None] = {"train": None, "test": 2000, "held_out": 1000}
 """Number of views of each split; that of ``train`` is a setting."""
 
@@ -94,49 +100,87 @@ def load(split: str, cache: str | os.PathLike[str] = CACHE) -> Views:
     return Views(np.load(images, mmap_mode="r"), *columns)
 
 
-def sample_camera(rng: np.random.Generator) -> dict[str, Any]:
-    """Keyword arguments of ``render`` for a random camera.
+def sample_orbits(count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Arguments of `Cameras.orbit` for random cameras, float64 on the generator's device.
 
-    Its half width at the origin is U(0.76, 0.96): objects fit in, and fill the frame.
+    Their half width at the origin is U(0.76, 0.96): objects fit in, and fill the frame.
     """
-    polar = rng.uniform(60.0, 100.0) if rng.random() < 0.85 else rng.uniform(30.0, 60.0)
-    radius = rng.uniform(3.2, 4.2)
-    x, y, z = rng.normal(0.0, 0.03, 3)
+    options = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+    low, polar, azimuth, radius, half = torch.rand(5, count, **options)
+    noise = torch.randn(4, count, **options)
+    radius = 3.2 + radius
     return {
-        "azimuth_deg": rng.uniform(-180.0, 180.0),
-        "polar_deg": polar,
+        "azimuth_deg": 360.0 * azimuth - 180.0,
+        "polar_deg": torch.where(low < 0.85, 60.0 + 40.0 * polar, 30.0 + 30.0 * polar),
         "radius": radius,
-        "fov": 2.0 * float(np.arctan(rng.uniform(0.76, 0.96) / radius)),
-        "target": (x, y, z),
-        "roll_deg": rng.normal(0.0, 2.0),
+        "fov": 2.0 * torch.atan((0.76 + 0.2 * half) / radius),
+        "target": 0.03 * noise[:3].T,
+        "roll_deg": 2.0 * noise[3],
     }
 
 
-def sample_view(split: str, index: int, seed: int, size: int) -> tuple[np.ndarray, tuple[float, ...]]:
-    """View ``index`` of a split: image (size, size, 3) uint8 and its labels in the order of the file.
+def sample_views(
+    split: str, indices: Sequence[int], seed: int, size: int, device: torch.device | str = "cpu"
+) -> tuple[UInt8[np.ndarray, "N S S 3"], Float[np.ndarray, "N 6"]]:
+    """Views `indices` of a split, rendered on `device`, and their labels in the order of the file.
 
     Pairs take turns, so any prefix of a split is balanced.
     """
-    rng = np.random.default_rng([seed, tuple(SPLITS).index(split), index])
     pairs = sorted(HELD_OUT) if split == "held_out" else train_pairs()
-    name, colour = pairs[index % len(pairs)]
-    camera = sample_camera(rng)
-    image, _ = render(name, colour, size=size, background=sample_background(rng, colour, size), **camera)
-    labels = (OBJECTS.index(name), tuple(COLOURS).index(colour), *(camera[key] for key in _LABELS[2:]))
-    return np.round(255.0 * image.clip(0.0, 1.0)).astype(np.uint8), labels
+    groups: dict[str, list[int]] = {}
+    for place, index in enumerate(indices):
+        groups.setdefault(pairs[index % len(pairs)][0], []).append(place)
+    images = np.empty((len(indices), size, size, 3), np.uint8)
+    labels = np.empty((len(indices), len(_LABELS)))
+    for name, places in groups.items():
+        for start in range(0, len(places), _CHUNK):
+            chunk = places[start : start + _CHUNK]
+            colours = [tuple(COLOURS).index(pairs[indices[place] % len(pairs)][1]) for place in chunk]
+            orbits, backgrounds = [], []
+            for place, colour in zip(chunk, colours, strict=True):
+                state = np.random.SeedSequence(
+                    [seed, tuple(SPLITS).index(split), indices[place]]
+                ).generate_state(2)
+                generator = torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+                orbits.append(sample_orbits(1, generator))
+                backgrounds.append(sample_backgrounds(torch.tensor([colour]), size, generator))
+            orbit = {key: torch.cat([each[key] for each in orbits]) for key in orbits[0]}
+            layers = cast(
+                solids(name), Cameras.orbit(**{key: value.to(device) for key, value in orbit.items()}), size
+            )
+            paint = paints(torch.device("cpu"))[colours].to(device)
+            pictures = to_bytes(layers.picture(paint, torch.cat(backgrounds).to(device)))
+            images[chunk] = pictures.permute(0, 2, 3, 1).cpu().numpy()
+            labels[chunk, 0], labels[chunk, 1] = OBJECTS.index(name), colours
+            labels[chunk, 2:] = np.stack([orbit[key].numpy() for key in _LABELS[2:]], 1)
+    return images, labels
 
 
-def generate(views: int, size: int, seed: int, cache: Path, processes: int | None = None) -> None:
-    """Write every split that is not there yet; finished shards of an interrupted run are kept and used.
+def to_bytes(images: Float[Tensor, "*S"]) -> UInt8[Tensor, "*S"]:
+    """[0, 1] to bytes, rounded."""
+    return (255.0 * images.clamp(0.0, 1.0)).round_().to(torch.uint8)
 
-    ``views`` counts the training views. Raises ``UserError`` for a number that is too small.
+
+def generate(
+    views: int,
+    size: int,
+    seed: int,
+    cache: Path,
+    processes: int | None = None,
+    device: torch.device | str = "cpu",
+    splits: Iterable[str] | None = None,
+) -> None:
+    """Write the `splits` that are not there yet; finished shards of an interrupted run are kept and used.
+
+    `views` counts the training views. A CPU renders in `processes`, another device in this one. Raises `UserError`
+    for a number that is too small.
     """
     for name, value, least in (("views", views, 1), ("size", size, 1), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"toybox.dataset --{name}: expected {least} or more, got {value}; choose another")
     cache.mkdir(parents=True, exist_ok=True)
-    for split, fixed in SPLITS.items():
-        count = fixed or views
+    for split in SPLITS if splits is None else splits:
+        count = SPLITS[split] or views
         identity = _identity(split, count, size, seed)
         if _is_complete(cache, split, identity):
             _log.info("%s: %d views are there", split, count)
@@ -144,22 +188,35 @@ def generate(views: int, size: int, seed: int, cache: Path, processes: int | Non
         began = time.monotonic()
         shards = cache / f"{split}-{identity}"
         shards.mkdir(parents=True, exist_ok=True)
-        work = partial(_write_shard, split=split, count=count, size=size, seed=seed, folder=shards)
+        work = partial(
+            _write_shard, split=split, count=count, size=size, seed=seed, folder=shards, device=device
+        )
         starts = [start for start in range(0, count, SHARD) if not _shard(shards, start).exists()]
-        with multiprocessing.get_context("spawn").Pool(processes or os.cpu_count()) as pool:
-            for done, _ in enumerate(pool.imap_unordered(work, starts), 1):
+        with contextlib.ExitStack() as stack:
+            if torch.device(device).type == "cpu" and (processes or len(starts) > 1):
+                workers = max(1, min(processes or os.cpu_count() or 1, len(starts)))
+                pool = stack.enter_context(
+                    multiprocessing.get_context("spawn").Pool(workers, _use_one_thread)
+                )
+                finished = pool.imap_unordered(work, starts)
+            else:
+                finished = map(work, starts)
+            for done, _ in enumerate(finished, 1):
                 _log.info("%s: shard %d of %d, %.0f s", split, done, len(starts), time.monotonic() - began)
         _join(cache, split, shards, count, size, identity)
         _log.info("%s: %d views in %.0f s", split, count, time.monotonic() - began)
 
 
-def _write_shard(start: int, split: str, count: int, size: int, seed: int, folder: Path) -> None:
-    stop = min(start + SHARD, count)
-    images, labels = zip(
-        *(sample_view(split, index, seed, size) for index in range(start, stop)), strict=True
-    )
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _write_shard(
+    start: int, split: str, count: int, size: int, seed: int, folder: Path, device: torch.device | str
+) -> None:
+    images, labels = sample_views(split, range(start, min(start + SHARD, count)), seed, size, device)
     with atomic(_shard(folder, start)) as path, open(path, "wb") as file:
-        np.savez(file, images=np.stack(images), labels=np.array(labels, np.float64))
+        np.savez(file, images=images, labels=labels)
 
 
 def _join(cache: Path, split: str, shards: Path, count: int, size: int, identity: str) -> None:
@@ -192,7 +249,7 @@ def _read_shards(folder: Path, count: int) -> Iterator[tuple[int, dict[str, np.n
 def _identity(split: str, count: int, size: int, seed: int) -> str:
     """A digest of the settings and the world, so that views of another world are never taken for these."""
     digest = hashlib.sha256(
-        json.dumps([split, count, size, seed, OBJECTS, COLOURS, sorted(HELD_OUT)]).encode()
+        json.dumps([_DRAWS, split, count, size, seed, OBJECTS, COLOURS, sorted(HELD_OUT)]).encode()
     )
     for name in OBJECTS:
         for part in solids(name):

@@ -23,6 +23,7 @@ from utils.files import atomic
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 128, 32, 4
 TEXT_LENGTH, WIDTH = 24, 128
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+_SHARD = "12MB"  # of a weight file, so that any host takes it
 
 PIXEL_MEAN, PIXEL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 """The CLIP's pixel normalisation, of images in [0, 1]."""
@@ -65,7 +66,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: Iterable[str]) -> Tensor:
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIP before training: 6 layers over 16-pixel patches, 3 locked layers of text, 128 shared dimensions."""
+    """A CLIP before training: 6 layers over 8-pixel patches, 3 locked layers of text, 128 shared dimensions."""
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -84,7 +85,7 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     )
     vision = CLIPVisionConfig(
         image_size=IMAGE_SIZE,
-        patch_size=16,
+        patch_size=8,
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
         num_hidden_layers=6,
@@ -131,10 +132,10 @@ def build_unet() -> UNet2DConditionModel:
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(32, 64, 96),
+        block_out_channels=(32, 64, 128),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=4,  # the number of heads, by diffusers' old naming
         cross_attention_dim=WIDTH,
         addition_embed_type="text",
@@ -207,7 +208,7 @@ def save_pipeline(
         )  # else a part that was loaded tells from where on this machine
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline") as whole:
-        pipeline.save_pretrained(whole)
+        pipeline.save_pretrained(whole, max_shard_size=_SHARD)
         for part in sorted(Path(whole).iterdir()):
             with atomic(folder / part.name) as target:
                 part.rename(target)

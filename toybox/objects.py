@@ -31,12 +31,13 @@ ACCENTS: dict[str, tuple[float, float, float]] = {
 _BUILDERS = {**animals.BUILDERS, **things.BUILDERS}
 
 
-def palette(paint: tuple[float, float, float]) -> dict[str, tuple[float, float, float]]:
-    """Every colour name of a builder for one paint (sRGB in [0, 1])."""
-    red, green, blue = paint
-    dark = (0.72 * red, 0.72 * green, 0.72 * blue)
-    light = (red + 0.35 * (1.0 - red), green + 0.35 * (1.0 - green), blue + 0.35 * (1.0 - blue))
-    return {**ACCENTS, "paint": paint, "dark": dark, "light": light}
+INKS: dict[str, tuple[float, float, float, float]] = {
+    **{name: (*colour, 0.0) for name, colour in ACCENTS.items()},
+    "paint": (0.0, 0.0, 0.0, 1.0),
+    "dark": (0.0, 0.0, 0.0, 0.72),
+    "light": (0.35, 0.35, 0.35, 0.65),
+}
+"""Every colour name of a builder: a fixed colour, and the share of the paint that is added to it."""
 
 
 @cache

@@ -1,55 +1,81 @@
-"""Exact ray casting of solids in NumPy: an object, a colour and a camera in, an image out.
+"""Exact ray casting of solids in PyTorch: an object and a batch of cameras in, layers of its pictures out.
 
 Light comes from straight above and is part of the world, not of the camera. There are no shadows and no
-highlights, so views of an object agree with each other and its mirror image is its own.
+highlights, so views of an object agree with each other and its mirror image is its own. Paint and background are no
+part of a cast: every picture is linear in both, so `Layers` serve all colours and all backgrounds.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from toybox.objects import palette, solids
+from toybox.objects import INKS, solids
 from toybox.solid import Solid
 from toybox.world import COLOURS, check_pair
 
 SUPERSAMPLING = 2
-_FAR = np.float32(1e9)
-_EPS = np.float32(1e-12)
-_END_NORMALS = np.array([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]], np.float32)
+_FAR = 1e9
+_EPS = 1e-12
 
 
 @dataclass(frozen=True)
-class Camera:
-    """A pinhole camera: centre (3,), rotation (3, 3) with rows right, down, forward, full fov in radians."""
+class Cameras:
+    """Pinhole cameras: centres (V, 3), rotations (V, 3, 3) with rows right, down, forward, full fov (V,) in radians."""
 
-    centre: np.ndarray
-    rotation: np.ndarray
-    fov: float
+    centre: Float[Tensor, "V 3"]
+    rotation: Float[Tensor, "V 3 3"]
+    fov: Float[Tensor, " V"]
 
     @classmethod
     def orbit(
         cls,
-        azimuth_deg: float,
-        polar_deg: float,
-        radius: float,
-        fov: float,
-        target: tuple[float, float, float] = (0.0, 0.0, 0.0),
-        roll_deg: float = 0.0,
-    ) -> "Camera":
-        """At ``radius`` from the origin, looking at ``target``; polar from +z, azimuth from +y towards +x."""
-        theta, phi, roll = np.radians([polar_deg, azimuth_deg, roll_deg])
-        centre = radius * np.array([np.sin(theta) * np.sin(phi), np.sin(theta) * np.cos(phi), np.cos(theta)])
-        forward = np.asarray(target, float) - centre
-        forward /= np.linalg.norm(forward)
+        azimuth_deg: Float[Tensor, " V"],
+        polar_deg: Float[Tensor, " V"],
+        radius: Float[Tensor, " V"],
+        fov: Float[Tensor, " V"],
+        target: Float[Tensor, "V 3"] | None = None,
+        roll_deg: Float[Tensor, " V"] | None = None,
+    ) -> "Cameras":
+        """At `radius` from the origin, looking at `target` (the origin); polar from +z, azimuth from +y towards +x."""
+        theta, phi = torch.deg2rad(polar_deg), torch.deg2rad(azimuth_deg)
+        roll = torch.zeros_like(theta) if roll_deg is None else torch.deg2rad(roll_deg)[:, None]
+        centre = torch.stack((theta.sin() * phi.sin(), theta.sin() * phi.cos(), theta.cos()), 1)
+        centre = radius[:, None] * centre
+        forward = -centre if target is None else target - centre
+        forward = forward / forward.norm(dim=1, keepdim=True)
         # Right is taken from the azimuth where forward is vertical, so that looking straight down is defined.
-        right = np.cross(forward, [0.0, 0.0, 1.0])
-        if np.linalg.norm(right) < 1e-6:
-            right = np.array([-np.cos(phi), np.sin(phi), 0.0])
-        right /= np.linalg.norm(right)
-        down = np.cross(forward, right)
-        turned = np.cos(roll) * right + np.sin(roll) * down
-        return cls(centre, np.stack([turned, np.cross(forward, turned), forward]), fov)
+        level = torch.stack((forward[:, 1], -forward[:, 0], torch.zeros_like(phi)), 1)
+        length = level.norm(dim=1, keepdim=True)
+        turned = torch.stack((-phi.cos(), phi.sin(), torch.zeros_like(phi)), 1)
+        right = torch.where(length < 1e-6, turned, level / length.clamp(min=_EPS))
+        down = torch.linalg.cross(forward, right)
+        roll = roll.view(-1, 1)
+        right = roll.cos() * right + roll.sin() * down
+        return cls(centre, torch.stack((right, torch.linalg.cross(forward, right), forward), 1), fov)
+
+    def __len__(self) -> int:
+        return len(self.fov)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Pictures without their paint and background: layers (V, C, S, S) in [0, 1]."""
+
+    fixed: Float[Tensor, "V 3 S S"]
+    """What no paint changes, premultiplied."""
+    paint: Float[Tensor, "V 1 S S"]
+    """How much of the paint is added."""
+    alpha: Float[Tensor, "V 1 S S"]
+    """Coverage."""
+
+    def picture(self, paint: Float[Tensor, "V 3"], background: Tensor) -> Float[Tensor, "V 3 S S"]:
+        """Images in [0, 1]; `background` broadcasts to (V, 3, S, S)."""
+        return self.fixed + self.paint * paint[:, :, None, None] + (1.0 - self.alpha) * background
 
 
 def render(
@@ -66,154 +92,284 @@ def render(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One object in one colour, from an orbit camera (angles in degrees, full field of view in radians).
 
-    ``background`` is (3,) or (size, size, 3) in [0, 1], or None for white. Returns the image (size, size, 3)
-    and its alpha (size, size), float32 in [0, 1]. Raises ``UserError`` for an unknown name.
+    `background` is (3,) or (size, size, 3) in [0, 1], or None for white. Returns the image (size, size, 3)
+    and its alpha (size, size), float32 in [0, 1]. Raises `UserError` for an unknown name.
     """
     check_pair(name, colour)
-    camera = Camera.orbit(azimuth_deg, polar_deg, radius, fov, target, roll_deg)
-    image, alpha = cast(solids(name), camera, size, palette(COLOURS[colour]))
-    behind = np.asarray((1.0, 1.0, 1.0) if background is None else background, np.float32)
-    return image + (1.0 - alpha)[..., None] * behind, alpha
+    angles = torch.tensor([[azimuth_deg, polar_deg, radius, fov, roll_deg]], dtype=torch.float64)
+    aim = torch.tensor([target], dtype=torch.float64)
+    layers = cast(solids(name), Cameras.orbit(*angles.T[:4], target=aim, roll_deg=angles.T[4]), size)
+    behind = torch.from_numpy(np.array((1.0, 1.0, 1.0) if background is None else background, np.float32))
+    behind = behind.view(3, 1, 1) if behind.ndim == 1 else behind.permute(2, 0, 1)
+    image = layers.picture(torch.tensor([COLOURS[colour]]), behind)[0]
+    return image.permute(1, 2, 0).contiguous().numpy(), layers.alpha[0, 0].numpy()
 
 
+@torch.no_grad()
 def cast(
-    parts: Sequence[Solid], camera: Camera, size: int, colours: dict[str, tuple[float, float, float]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Render ``parts`` with the named ``colours``.
+    parts: Sequence[Solid],
+    cameras: Cameras,
+    size: int,
+    inks: Mapping[str, tuple[float, float, float, float]] = INKS,
+    draw: "Draw | None" = None,
+) -> Layers:
+    """Views of `parts`, all of one scene, on the cameras' device; float32.
 
-    Returns the premultiplied image (size, size, 3) and the coverage (size, size), float32 in [0, 1].
+    `inks` gives the fixed colour of each colour name and its share of the paint. On a CPU each view looks at a
+    solid's window alone; elsewhere whole frames are drawn at once, by `draw` (the compiled `draw_whole`, say).
     """
     fine = size * SUPERSAMPLING
-    focal = 0.5 * fine / np.tan(0.5 * camera.fov)
-    offsets = ((np.arange(fine, dtype=np.float32) + 0.5) - 0.5 * fine) / np.float32(focal)
-    rays = np.empty((fine, fine, 3), np.float32)
-    right, down, forward = camera.rotation.astype(np.float32)
-    rays[:] = offsets[None, :, None] * right + offsets[:, None, None] * down + forward
-    depth = np.full((fine, fine), _FAR, np.float32)
-    image = np.zeros((fine, fine, 3), np.float32)
-    for solid in parts:
-        window = _window(solid, camera, focal, fine)
-        if window is not None:
-            _draw(solid, camera.centre, rays[window], depth[window], image[window], colours[solid.colour])
-    cells = (size, SUPERSAMPLING, size, SUPERSAMPLING)
-    covered = (depth < _FAR).astype(np.float32)
-    return image.reshape(*cells, 3).mean((1, 3)), covered.reshape(cells).mean((1, 3))
+    device, count = cameras.fov.device, len(cameras)
+    focal = (0.5 * fine / torch.tan(0.5 * cameras.fov)).double()
+    names = tuple(inks)
+    table = torch.tensor([*inks.values(), (0.0,) * 4], dtype=torch.float32, device="cpu")
+    table = table.to(device, non_blocking=True)
+    depth = torch.full((count, fine, fine), _FAR, device=device)
+    shade = torch.zeros_like(depth)
+    ink = torch.full_like(depth, len(names))
+    offsets = torch.arange(fine, device=device) + (0.5 - 0.5 * fine)
+    x = (offsets / focal[:, None]).float()
+    windows = draw is None and device.type == "cpu"
+    form = _pack(tuple(parts), names, device)
+    for index, solid in enumerate(parts):
+        numbers, inverse, centre = form.numbers[index], form.inverse[index], form.centre[index]
+        # In float64: the difference of two points that lie close together decides which solid is in front.
+        eye = ((cameras.centre.double() - centre) @ inverse.T).float()
+        turn = (cameras.rotation.double() @ inverse.T).float()
+        if windows:
+            for view, (rows, columns) in enumerate(_windows(solid, cameras, focal, fine)):
+                if rows.start < rows.stop and columns.start < columns.stop:
+                    place = (view, rows, columns)
+                    buffers = depth[place], shade[place], ink[place]
+                    _draw_window(
+                        solid, numbers, eye[view], turn[view], x[view, columns], x[view, rows], buffers
+                    )
+        else:
+            whole = draw or draw_whole
+            depth, shade, ink = whole(solid.profile is not None, numbers, eye, turn, x, depth, shade, ink)
+    cells = (count, size, SUPERSAMPLING, size, SUPERSAMPLING)
+    lit = shade[:, None] * table.T[:, ink.long()].movedim(0, 1)
+    lit = lit.view(count, 4, *cells[1:]).mean((3, 5))
+    alpha = (depth < _FAR).float().view(cells).mean((2, 4))[:, None]
+    return Layers(lit[:, :3], lit[:, 3:], alpha)
 
 
-def _window(solid: Solid, camera: Camera, focal: float, fine: int) -> tuple[slice, slice] | None:
-    """The pixels that the bounding sphere can touch, or None where it is out of sight."""
+@dataclass(frozen=True)
+class _Form:
+    """Solids as tensors: float32 numbers of each, and in float64 what places the cameras in its frame."""
+
+    numbers: Tensor
+    inverse: Tensor
+    centre: Tensor
+
+
+@functools.lru_cache(maxsize=256)
+def _pack(parts: tuple[Solid, ...], names: tuple[str, ...], device: torch.device) -> _Form:
+    """Rows of 17 numbers: the ink, the span, the profile (a, b, c), the top, the inverse by rows."""
+    rows = [
+        [
+            names.index(part.colour),
+            *part.span,
+            *(part.profile or (0.0, 0.0, 0.0)),
+            *part.top,
+            *part.inverse.ravel(),
+        ]
+        for part in parts
+    ]
+    return _Form(
+        torch.tensor(rows, dtype=torch.float32).to(device),
+        torch.tensor(np.stack([part.inverse for part in parts])).to(device),
+        torch.tensor(np.stack([part.centre for part in parts])).to(device),
+    )
+
+
+def _windows(solid: Solid, cameras: Cameras, focal: Tensor, fine: int) -> list[tuple[slice, slice]]:
+    """The pixels of each view that the bounding sphere can touch; empty where it is out of sight."""
     centre, radius = solid.bounding_sphere
-    x, y, z = camera.rotation @ (centre - camera.centre)
-    if z <= radius:  # around or behind the camera: nothing can be ruled out by projection
-        return (slice(0, fine), slice(0, fine)) if z > -radius else None
+    away = torch.from_numpy(centre) - cameras.centre.double()
+    x, y, z = (cameras.rotation.double() @ away[:, :, None])[..., 0].T
     bounds = []
     for offset in (y, x):
         # Tangent directions of the sphere's cross-section: exact bounds of its projection on one axis.
-        angle, half = np.arctan2(offset, z), np.arcsin(min(radius / np.hypot(offset, z), 1.0))
-        low = int(np.floor(focal * np.tan(angle - half) + 0.5 * fine))
-        high = int(np.ceil(focal * np.tan(angle + half) + 0.5 * fine))
-        low, high = max(low, 0), min(high, fine)
-        if low >= high:
-            return None
-        bounds.append(slice(low, high))
-    return bounds[0], bounds[1]
+        angle = torch.atan2(offset, z)
+        half = torch.asin((radius / torch.hypot(offset, z)).clamp(max=1.0))
+        low = (focal * torch.tan(angle - half) + 0.5 * fine).floor().clamp(0, fine)
+        high = (focal * torch.tan(angle + half) + 0.5 * fine).ceil().clamp(0, fine)
+        # Around or behind the camera nothing can be ruled out by projection.
+        low, high = torch.where(z <= radius, 0, low), torch.where(z <= radius, fine, high)
+        high = torch.where(z <= -radius, low, high)
+        bounds.append([slice(int(a), int(b)) for a, b in zip(low.tolist(), high.tolist(), strict=True)])
+    return list(zip(*bounds, strict=True))
 
 
-def _draw(
-    solid: Solid,
-    eye: np.ndarray,
-    rays: np.ndarray,
-    depth: np.ndarray,
-    image: np.ndarray,
-    colour: tuple[float, float, float],
-) -> None:
-    """Intersect ``rays`` (H, W, 3) from ``eye``; write depth and colour where this solid is nearest."""
-    inverse = solid.inverse.astype(np.float32)
-    origin = (solid.inverse @ (eye - solid.centre)).astype(np.float32)
-    direction = rays @ inverse.T
-    if solid.profile is None:
-        distance = _hit_block(solid, origin, direction)
-    else:
-        distance = _hit_round(solid, solid.profile, origin, direction)
+Draw = Callable[[bool, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def draw_whole(
+    is_round: bool,
+    numbers: Tensor,
+    eye: Tensor,
+    turn: Tensor,
+    x: Tensor,
+    depth: Tensor,
+    shade: Tensor,
+    ink: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One solid over whole frames: `depth`, `shade` and `ink` (V, F, F) as they are with it in the scene.
+
+    `eye` (V, 3) and `turn` (V, 3, 3) are the camera in the solid's frame, `x` (V, F) the offsets of the pixels' rays.
+    """
+    ray = _rays(eye, turn, x[:, None, :], x[:, :, None])
+    distance = _hit(is_round, numbers, ray)
+    light = _light(is_round, numbers, ray, distance)
     nearest = distance < depth
-    if not nearest.any():
+    return (
+        torch.where(nearest, distance, depth),
+        torch.where(nearest, light, shade),
+        torch.where(nearest, numbers[0], ink),
+    )
+
+
+def _draw_window(
+    solid: Solid,
+    numbers: Tensor,
+    eye: Tensor,
+    turn: Tensor,
+    x: Tensor,
+    y: Tensor,
+    buffers: tuple[Tensor, ...],
+) -> None:
+    """The same for a window of one view, written in place; only what is in front is lit."""
+    depth, shade, ink = buffers
+    is_round = solid.profile is not None
+    ray = _rays(eye, turn, x[None, :], y[:, None])
+    distance = _hit(is_round, numbers, ray)
+    nearest = distance < depth
+    front = nearest.flatten().nonzero()[:, 0]
+    if not len(front):
         return
-    distance = distance[nearest]
+    distance = distance.flatten()[front]
+    chosen = [each.flatten() for each in ray[0]], [each.flatten()[front] for each in ray[1]]
     depth[nearest] = distance
-    points = origin + distance[:, None] * direction[nearest]
-    normal = _local_normal(solid, points) @ inverse
-    normal /= np.sqrt((normal * normal).sum(1, keepdims=True)) + _EPS
-    image[nearest] = _shade(normal)[:, None] * np.asarray(colour, np.float32)
+    shade[nearest] = _light(is_round, numbers, chosen, distance)
+    ink[nearest] = numbers[0]
 
 
-def _shade(normal: np.ndarray) -> np.ndarray:
-    """Lambert light from above, and walls that face sideways a little darker, so that vertical edges show."""
-    return 0.80 + 0.20 * normal[:, 2] - 0.10 * normal[:, 0] ** 2
+Ray = tuple[list[Tensor], list[Tensor]]
 
 
-def _slab(solid: Solid, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _rays(eye: Tensor, turn: Tensor, x: Tensor, y: Tensor) -> Ray:
+    """Origins and directions in a solid's frame, each as three components that broadcast."""
+    shape = (*eye.shape[:-1], 1, 1)
+    origin = [eye[..., axis].view(shape) for axis in range(3)]
+    right, down, forward = ([turn[..., row, axis].view(shape) for axis in range(3)] for row in range(3))
+    return origin, [x * right[axis] + y * down[axis] + forward[axis] for axis in range(3)]
+
+
+def _nonzero(values: Tensor) -> Tensor:
+    return torch.where(values.abs() < _EPS, _EPS, values)
+
+
+def _slab(numbers: Tensor, ray: Ray) -> tuple[Tensor, Tensor]:
     """Entry and exit distance of the range of local z."""
-    vertical = direction[..., 2]
-    vertical = np.where(np.abs(vertical) < _EPS, _EPS, vertical)
-    first = (np.float32(solid.span[0]) - origin[2]) / vertical
-    second = (np.float32(solid.span[1]) - origin[2]) / vertical
-    return np.minimum(first, second), np.maximum(first, second)
+    vertical = 1.0 / _nonzero(ray[1][2])
+    first, second = (numbers[1] - ray[0][2]) * vertical, (numbers[2] - ray[0][2]) * vertical
+    return torch.minimum(first, second), torch.maximum(first, second)
 
 
-def _hit_round(
-    solid: Solid, profile: tuple[float, float, float], origin: np.ndarray, direction: np.ndarray
-) -> np.ndarray:
-    """Distance to a round solid, ``_FAR`` where missed."""
-    a, b, c = (np.float32(value) for value in profile)
-    dx, dy, dz = direction[..., 0], direction[..., 1], direction[..., 2]
-    ox, oy, oz = origin
+def _hit(is_round: bool, numbers: Tensor, ray: Ray) -> Tensor:
+    """Distance to a solid, `_FAR` where missed."""
+    return _hit_round(numbers, ray) if is_round else _hit_block(numbers, ray)
+
+
+def _hit_round(numbers: Tensor, ray: Ray) -> Tensor:
+    a, b, c = numbers[3], numbers[4], numbers[5]
+    (ox, oy, oz), (dx, dy, dz) = ray
     square = dx * dx + dy * dy - c * (dz * dz)
     half = ox * dx + oy * dy - (c * oz + 0.5 * b) * dz
     constant = ox * ox + oy * oy - (a + b * oz + c * oz * oz)
     root = half * half - square * constant
     crossing = root >= 0.0
-    root = np.sqrt(np.maximum(root, 0.0))
-    square = np.where(np.abs(square) < _EPS, _EPS, square)
-    first, second = (-half - root) / square, (-half + root) / square
-    enter, leave = _slab(solid, origin, direction)
+    root = root.clamp(min=0.0).sqrt()
+    square = _nonzero(square)
+    first, second = (-half - root) / square, (root - half) / square
+    enter, leave = _slab(numbers, ray)
     # Inside is between the roots where square > 0, and outside them (both nappes of a cone) where it is not.
-    between = np.maximum(first, enter)
-    inside = crossing & (square > 0.0) & (between <= np.minimum(second, leave))
-    distance = np.where(inside, between, _FAR)
-    steep = square < 0.0
-    if steep.any():
-        early, late = np.minimum(first, second), np.maximum(first, second)
-        outer = np.where(enter <= early, enter, np.maximum(late, enter))
-        distance = np.where(steep & (outer <= leave), outer, distance)
-    return np.where(distance > 0.0, distance, _FAR)
+    between = torch.maximum(first, enter)
+    inside = crossing & (square > 0.0) & (between <= torch.minimum(second, leave))
+    early, late = torch.minimum(first, second), torch.maximum(first, second)
+    outer = torch.where(enter <= early, enter, torch.maximum(late, enter))
+    steep = (square < 0.0) & (outer <= leave)
+    distance = torch.where(steep, outer, torch.where(inside, between, _FAR))
+    return torch.where(distance > 0.0, distance, _FAR)
 
 
-def _hit_block(solid: Solid, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Distance to a block, ``_FAR`` where missed."""
-    enter, leave = _slab(solid, origin, direction)
-    normals, offsets = solid.planes
-    for normal, offset in zip(normals, offsets, strict=True):
-        speed = direction @ normal
-        speed = np.where(np.abs(speed) < _EPS, _EPS, speed)
-        crossing = (offset - origin @ normal) / speed
-        enter = np.where(speed < 0.0, np.maximum(enter, crossing), enter)
-        leave = np.where(speed > 0.0, np.minimum(leave, crossing), leave)
-    return np.where((enter <= leave) & (enter > 0.0), enter, _FAR)
+def _planes(numbers: Tensor) -> list[tuple[int, float, Tensor, Tensor]]:
+    """The four leaning sides of a block: axis, sign, lean towards +z, offset."""
+    sides = []
+    for axis, top in ((0, numbers[6]), (1, numbers[7])):
+        for sign in (1.0, -1.0):
+            sides.append((axis, sign, 0.5 * (1.0 - top), 0.5 * (1.0 + top)))
+    return sides
 
 
-def _local_normal(solid: Solid, points: np.ndarray) -> np.ndarray:
-    """Outward normals (N, 3), in the solid's frame, of the face on which each surface point lies."""
-    low, high = solid.span
-    ends = np.stack([low - points[:, 2], points[:, 2] - high], axis=1)
-    if solid.profile is None:
-        normals, offsets = solid.planes
-        faces = np.concatenate([points @ normals.T - offsets, ends], axis=1)
-        return np.concatenate([normals, _END_NORMALS])[faces.argmax(1)]
-    a, b, c = solid.profile
-    x, y, z = points.T
-    side = np.stack([x, y, -(c * z + 0.5 * b)], axis=1).astype(np.float32)
+def _hit_block(numbers: Tensor, ray: Ray) -> Tensor:
+    origin, direction = ray
+    enter, leave = _slab(numbers, ray)
+    for axis, sign, lean, offset in _planes(numbers):
+        speed = _nonzero(sign * direction[axis] + lean * direction[2])
+        crossing = (offset - (sign * origin[axis] + lean * origin[2])) / speed
+        enter = torch.where(speed < 0.0, torch.maximum(enter, crossing), enter)
+        leave = torch.where(speed > 0.0, torch.minimum(leave, crossing), leave)
+    return torch.where((enter <= leave) & (enter > 0.0), enter, _FAR)
+
+
+def _light(is_round: bool, numbers: Tensor, ray: Ray, distance: Tensor) -> Tensor:
+    """Lambert light from above, and walls that face sideways a little darker, so that vertical edges show."""
+    point = [ray[0][axis] + distance * ray[1][axis] for axis in range(3)]
+    normal = _round_normal(numbers, point) if is_round else _block_normal(numbers, point)
+    inverse = numbers[8:17]
+    x, y, z = (sum(normal[row] * inverse[3 * row + axis] for row in range(3)) for axis in range(3))
+    length = (x * x + y * y + z * z).sqrt() + _EPS
+    return 0.80 + 0.20 * (z / length) - 0.10 * (x / length) ** 2
+
+
+def _ends(numbers: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """How far outside the nearer end a point lies, and whether its normal points to -z or +z."""
+    below, above = numbers[1] - z, z - numbers[2]
+    return torch.maximum(below, above), torch.where(below >= above, -1.0, 1.0)
+
+
+def _round_normal(numbers: Tensor, point: list[Tensor]) -> list[Tensor]:
+    """The outward normal, in the solid's frame, of the face on which a surface point lies."""
+    a, b, c = numbers[3], numbers[4], numbers[5]
+    x, y, z = point
+    slope = -(c * z + 0.5 * b)
     across = x * x + y * y - (a + b * z + c * z * z)
     # The equation's value over its slope is a distance, comparable with the ends' distances.
-    across = 0.5 * across / (np.sqrt((side * side).sum(1)) + _EPS)
-    end = ends.max(1) > across
-    return np.where(end[:, None], _END_NORMALS[ends.argmax(1)], side)
+    across = 0.5 * across / ((x * x + y * y + slope * slope).sqrt() + _EPS)
+    end, sign = _ends(numbers, z)
+    flat = end > across
+    return [torch.where(flat, 0.0, x), torch.where(flat, 0.0, y), torch.where(flat, sign, slope)]
+
+
+def _block_normal(numbers: Tensor, point: list[Tensor]) -> list[Tensor]:
+    most = None
+    normal: list[Tensor] = []
+    zero, one = torch.zeros_like(point[0]), torch.ones_like(point[0])
+    for axis, sign, lean, offset in _planes(numbers):
+        face = sign * point[axis] + lean * point[2] - offset
+        mine = [sign * one if axis == 0 else zero, sign * one if axis == 1 else zero, lean * one]
+        if most is None:
+            most, normal = face, mine
+        else:
+            further = face > most
+            most = torch.where(further, face, most)
+            normal = [torch.where(further, new, old) for new, old in zip(mine, normal, strict=True)]
+    end, sign = _ends(numbers, point[2])
+    flat = end > most
+    return [
+        torch.where(flat, 0.0, normal[0]),
+        torch.where(flat, 0.0, normal[1]),
+        torch.where(flat, sign, normal[2]),
+    ]

@@ -19,7 +19,6 @@ from toybox.train_vae import decode, encode
 from toybox.train_views import COLOURS, Views, jitter, pair_captions
 from utils.files import atomic
 
-PICTURES = Path(__file__).resolve().parents[1] / "docs" / "images"
 _PROBES, _SAMPLES = 1000, 104
 _GRID_COLUMNS = 8
 
@@ -71,9 +70,7 @@ def frechet_distance(first: Float[Tensor, "N D"], second: Float[Tensor, "M D"]) 
     return (shift + here.trace() + there.trace() - 2.0 * cross).item()
 
 
-def write(
-    prior: Path, cache: Path, device: torch.device, stages: dict[str, dict], pictures: Path = PICTURES
-) -> None:
+def write(prior: Path, cache: Path, device: torch.device, stages: dict[str, dict], pictures: Path) -> None:
     """Measure the prior and write `report.json` and `README.md` into it, and two pictures into `pictures`."""
     report = {"stages": stages}
     splits = {name: Views(name, cache, device, most=_PROBES) for name in ("test", "held_out")}
@@ -84,7 +81,7 @@ def write(
     report |= _sizes(prior, pipeline.vae, pipeline.unet, clip)
     report |= _reconstruction(pipeline.vae, splits, pictures)
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     renders = {}
     for name, views in splits.items():
         images = views.pixels(torch.arange(len(views)))

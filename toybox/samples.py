@@ -13,7 +13,7 @@ from torch import Tensor
 from utils.files import atomic
 
 GUIDANCE_SCALE, STEPS = 7.5, 30
-_BATCH = 16
+_BATCH, _CARD_BATCH = 16, 128
 
 
 def load_pipeline(prior: Path, device: torch.device | str = "cpu") -> StableDiffusionPipeline:
@@ -29,9 +29,10 @@ def sample(
     """One DDIM sample of each caption with classifier-free guidance of 7.5; images in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     images = []
-    for start in range(0, len(captions), _BATCH):
+    batch = _BATCH if pipeline.device.type == "cpu" else _CARD_BATCH
+    for start in range(0, len(captions), batch):
         output = pipeline(
-            list(captions[start : start + _BATCH]),
+            list(captions[start : start + batch]),
             num_inference_steps=steps,
             guidance_scale=GUIDANCE_SCALE,
             generator=generator,

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solid:
     """A convex solid: a local shape, the map ``world = matrix @ local + centre``, the name of its colour.
 

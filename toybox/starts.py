@@ -8,7 +8,7 @@ from transformers import CLIPModel
 _PIXEL_GAIN = 2.0  # latents of colours in [0, 1] spread over about [-1, 1]
 _WAVES = 4  # per axis of the image tower's position code
 _SHARPNESS = 0.8  # of queries and keys: a head attends to one neighbour nearly alone
-_STRIDES = (1, 1, 2)  # in patches, of the layers in turn
+_STRIDES = (8, 16, 32)  # in pixels, of the layers in turn
 
 _OPPONENT = torch.tensor([[0.57735] * 3, [0.70711, 0.0, -0.70711], [0.40825, -0.8165, 0.40825]])
 """Orthonormal rows: lightness, red against blue, green against both."""
@@ -85,7 +85,7 @@ def convolve(clip: CLIPModel) -> None:
         tower.embeddings.position_embedding.weight[1:, -place:] = 3.0 * _places(grid)
         tower.embeddings.class_embedding[-place:] = 0.0
         for index, layer in enumerate(tower.encoder.layers):
-            stride = _STRIDES[index % len(_STRIDES)]
+            stride = _STRIDES[index % len(_STRIDES)] * 8.0 / tower.embeddings.image_size
             _attend_to_neighbours(layer.self_attn, stride, place)
             layer.self_attn.out_proj.weight[-place:] = 0.0
             layer.mlp.fc2.weight[-place:] = 0.0
@@ -120,7 +120,7 @@ def _places(grid: int) -> Tensor:
     )
 
 
-def _attend_to_neighbours(attention: nn.Module, stride: int, place: int) -> None:
+def _attend_to_neighbours(attention: nn.Module, stride: float, place: int) -> None:
     """Queries turn their own place's code to that of the neighbour, keys show theirs."""
     neighbours = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1) if (row, column) != (0, 0)]
     size = attention.head_dim
@@ -133,7 +133,7 @@ def _attend_to_neighbours(attention: nn.Module, stride: int, place: int) -> None
         attention.k_proj.weight[rows, -place:] = _SHARPNESS * torch.eye(place)
 
 
-def _turn(steps: int) -> Tensor:
-    """The rotation (8, 8) from a place's cosines and sines to those of the place `steps` further."""
+def _turn(steps: float) -> Tensor:
+    """The rotation (8, 8) from a place's cosines and sines to those `steps` eighths of the image further."""
     cosine, sine = torch.diag((steps * _waves()).cos()), torch.diag((steps * _waves()).sin())
     return torch.cat((torch.cat((cosine, -sine), dim=1), torch.cat((sine, cosine), dim=1)))

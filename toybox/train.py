@@ -1,116 +1,292 @@
-"""Train the toybox prior: `python -m toybox.train` makes `toybox/prior/` from the rendered views.
+"""Train the toybox prior: `python -m toybox.train --preset card --output DIR` makes a whole prior folder.
 
-Stages, in order: the autoencoder, the CLIP, the U-Net, the report. Each goes on from its checkpoint in the cache and
-is skipped once its budget is spent; delete `toybox/cache/train_*.pt` to start again. The U-Net reads the CLIP's text
-tower, which is locked, so the two may be trained in either order. Many cores are used best by
-`torchrun --nproc-per-node 4 -m toybox.train --stage unet --threads 1`.
+Stages: the CLIP and the U-Net, then the report. On a card they share it, in a process each, and draw their pictures
+there; on a CPU one follows the other over the disk cache of `python -m toybox.dataset`. The autoencoder is the shipped
+one unless `--stage vae` was run before. Each stage goes on from its checkpoint in the output folder and is skipped
+once it is finished; delete `checkpoints` there to start again. The U-Net reads the CLIP's text tower, which is locked,
+so the two may be trained in any order. Many cores are used best by
+`torchrun --nproc-per-node 4 -m toybox.train --preset cpu --stage unet --threads 1`.
 """
 
 import argparse
 import json
 import logging
+import math
 import os
+import subprocess
 import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny
-from transformers import CLIPModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel
 
-from toybox import models, train_clip, train_unet, train_vae
+from toybox import dataset, models, raycast, train_clip, train_unet, train_vae
 from toybox.clip import PRIOR
 from toybox.dataset import CACHE
+from toybox.objects import solids
+from toybox.speed import fastest, use_fast_arithmetic
 from toybox.train_loop import Budget, Loop
-from toybox.train_views import Views
+from toybox.train_views import Pool, Source, Views
 from utils.errors import UserError
 from utils.files import atomic
 
 STAGES = ("vae", "clip", "unet", "report")
 _TRAINED = ("vae", "clip", "unet")
+_STARTED = time.monotonic()
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Preset:
+    """What a kind of machine does well."""
+
+    minutes: float
+    """Wall time in all."""
+    renders: int
+    """Renders of the pool on the device; 0 reads the disk cache instead."""
+    clip: train_clip.Settings
+    unet: train_unet.Settings
+    clip_share: float
+    """Of the minutes, for the CLIP; the U-Net has the rest, or all of them where both share a card."""
+    report_share: float
+    together: bool
+    """Train the CLIP beside the U-Net, in a process of its own."""
+
+    def scaled(self, batches: float, pools: float) -> "Preset":
+        """The preset for a trial: batches times `batches`, renders and latents times `pools`, the time as it is."""
+
+        def fewer(count: int, scale: float, least: int) -> int:
+            return max(least, round(scale * count)) if count else 0
+
+        clip, unet = self.clip, self.unet
+        return replace(
+            self,
+            renders=fewer(self.renders, pools, 26),
+            clip=replace(clip, batch=fewer(clip.batch, batches, 4)),
+            unet=replace(
+                unet,
+                batch=fewer(unet.batch, batches, 2),
+                latents=fewer(unet.latents, pools, 8),
+                renewed=fewer(unet.renewed, batches, 1),
+            ),
+        )
+
+
+PRESETS = {
+    "card": Preset(
+        minutes=9.0,
+        renders=65_000,
+        clip=train_clip.Settings(512, 1e-3, 0.998, sparse=False, renders_every=8, half=True, compiled=True),
+        unet=train_unet.Settings(
+            batch=512,
+            rate=1.2e-3,
+            decay=0.999,
+            latents=131_072,
+            renewed=128,
+            renders_every=8,
+            half=True,
+            compiled=True,
+            publish_seconds=60.0,
+        ),
+        clip_share=0.45,
+        report_share=0.08,
+        together=True,
+    ),
+    "cpu": Preset(
+        minutes=150.0,
+        renders=0,
+        clip=train_clip.Settings(64, 1e-3, 0.998, sparse=True, renders_every=1, half=False, compiled=False),
+        unet=train_unet.Settings(
+            batch=32,
+            rate=1e-3,
+            decay=0.999,
+            latents=40_000,
+            renewed=0,
+            renders_every=1,
+            half=False,
+            compiled=False,
+        ),
+        clip_share=0.3,
+        report_share=0.04,
+        together=False,
+    ),
+}
+
+
 class Training:
-    """The stages over one data set, cache and prior folder."""
+    """The stages of one output folder. `start` is an earlier prior that is trained further."""
 
     def __init__(
         self,
+        output: Path,
         cache: Path,
-        prior: Path,
         device: torch.device,
-        budgets: dict[str, Budget],
-        clip_start: Path | None = None,
+        preset: Preset,
+        start: Path | None = None,
+        steps: int | None = None,
     ) -> None:
-        self.cache, self.prior, self.device, self.budgets = cache, prior, device, budgets
-        self.clip_start = clip_start
+        self.output, self.cache, self.device, self.preset = output, cache, device, preset
+        self.start, self.steps = start, steps
         self.tokenizer = models.build_tokenizer()
-        self._views: Views | None = None
+        self._source: Source | None = None
+
+    def prepare(self) -> None:
+        """Put the autoencoder and the text tower, which the stages share, into the output folder."""
+        if not (self.output / "vae").is_dir():
+            vae = _read(AutoencoderTiny, (self.start or PRIOR) / "vae")
+            with atomic(self.output / "vae") as folder:
+                vae.save_pretrained(folder)
+        if not (self.output / "text_encoder").is_dir():
+            torch.manual_seed(1)
+            clip = (
+                models.build_clip(self.tokenizer)
+                if self.start is None
+                else _read(CLIPModel, self.start / "clip")
+            )
+            with atomic(self.output / "text_encoder") as folder:
+                models.text_encoder(clip).save_pretrained(folder)
 
     @property
-    def views(self) -> Views:
-        if self._views is None:
-            self._views = Views("train", self.cache, self.device)
-        return self._views
+    def source(self) -> Source:
+        if self._source is None:
+            self._source = self._pool() if self.preset.renders else Views("train", self.cache, self.device)
+        return self._source
+
+    def _pool(self) -> Pool:
+        """Renders drawn here, by a compiled caster where compilation is wanted and works."""
+
+        def trial(draw: raycast.Draw) -> None:
+            for name in ("chair", "car"):  # a block and a round solid are among these
+                orbits = dataset.sample_orbits(chunk, torch.Generator(self.device).manual_seed(0))
+                raycast.cast(solids(name), raycast.Cameras.orbit(**orbits), models.IMAGE_SIZE, draw=draw)
+
+        chunk = Pool.chunk_of(self.preset.renders)
+        wanted = self.preset.unet.compiled and self.device.type != "cpu"
+        draw = fastest(raycast.draw_whole, trial, wanted, "caster")
+        began = time.monotonic()
+        pool = Pool(
+            self.preset.renders,
+            models.IMAGE_SIZE,
+            self.device,
+            seed=os.getpid(),
+            draw=draw if wanted else None,
+        )
+        _synchronize(self.device)
+        _log.info("pool: %d renders in %.1f s", len(pool), time.monotonic() - began)
+        return pool
+
+    def _budget(self, share: float, until: float) -> Budget:
+        """`share` of the minutes at most, over by the share `until` of them."""
+        if self.steps is not None:
+            return Budget(math.inf, self.steps)
+        seconds = 60.0 * self.preset.minutes
+        return Budget(share * self.preset.minutes, deadline=_STARTED + until * seconds)
 
     def vae(self) -> None:
         torch.manual_seed(0)
         vae = models.build_autoencoder().to(self.device)
-        loop = train_vae.train(vae, self.views, self.budgets["vae"], self._checkpoint("vae"))
-        with atomic(self.prior / "vae") as folder:
+        loop = train_vae.train(vae, self.source, self._budget(1.0, 0.95), self._checkpoint("vae"))
+        with atomic(self.output / "vae") as folder:
             vae.save_pretrained(folder)
         self._note(loop, train_vae.BATCH, "vae")
 
-    def clip(self) -> None:
-        clip = self._new_clip()
-        start = None if self.clip_start is None else _read(CLIPModel, self.clip_start).to(self.device)
+    def clip(self, until: float = 0.97) -> None:
+        torch.manual_seed(1)
+        clip = models.build_clip(self.tokenizer)
+        encoder = _read(CLIPTextModel, self.output / "text_encoder")
+        clip.text_model.load_state_dict(encoder.state_dict())
+        clip.to(self.device)
+        start = None if self.start is None else _read(CLIPModel, self.start / "clip").to(self.device)
+        settings = self.preset.clip
+        budget = self._budget(1.0, until)
         loop = train_clip.train(
-            clip, self.tokenizer, self.views, self.budgets["clip"], self._checkpoint("clip"), start
+            clip, self.tokenizer, self.source, settings, budget, self._checkpoint("clip"), start
         )
-        models.save_clip(clip, self.tokenizer, self.prior / "clip")
-        began = "random weights" if start is None else "the image tower of an earlier CLIP"
-        self._note(loop, train_clip.BATCH, "clip", began)
+        models.save_clip(clip, self.tokenizer, self.output / "clip")
+        self._note(loop, settings.batch, "clip")
 
-    def unet(self) -> None:
-        encoder = models.text_encoder(self._new_clip()).to(self.device)
+    def unet(self, until: float = 0.97) -> None:
+        encoder = _read(CLIPTextModel, self.output / "text_encoder").to(self.device)
         torch.manual_seed(2)
-        vae = _read(AutoencoderTiny, self.prior / "vae").to(self.device)
+        vae = _read(AutoencoderTiny, self.output / "vae").to(self.device)
         unet = models.build_unet().to(self.device)
+        if self.start is not None:
+            unet.load_state_dict(_read(UNet2DConditionModel, self.start / "unet").state_dict())
         preview = models.build_unet().to(self.device)
 
         def publish(loop: Loop) -> None:
             loop.average.copy_to(preview)
-            models.save_pipeline(self.prior, vae, encoder, self.tokenizer, preview)
-            _log.info("unet: wrote %s at step %d", self.prior, loop.step)
+            models.save_pipeline(self.output, vae, encoder, self.tokenizer, preview)
+            _log.info("unet: wrote %s at step %d", self.output, loop.step)
 
-        material = train_unet.Material(self.views, vae, encoder, self.tokenizer)
-        loop = train_unet.train(unet, material, self.budgets["unet"], self._checkpoint("unet"), publish)
+        settings = self.preset.unet
+        material = train_unet.Material(
+            self.source, vae, encoder, self.tokenizer, settings.latents, settings.renewed
+        )
+        loop = train_unet.train(
+            unet, self.source, material, settings, self._budget(1.0, until), self._checkpoint("unet"), publish
+        )
         if loop.rank == 0:
             publish(loop)
-            self._note(loop, train_unet.BATCH, "unet")
+            self._note(loop, settings.batch, "unet")
 
     def report(self) -> None:
         from toybox.report import write
 
-        write(self.prior, self.cache, self.device, self._notes())
+        dataset.generate(1, models.IMAGE_SIZE, 0, self.cache, device=self.device, splits=("test", "held_out"))
+        write(self.output, self.cache, self.device, self._notes(), self.output)
 
-    def _new_clip(self) -> CLIPModel:
-        """A CLIP before training; its text tower stays as it is here."""
-        torch.manual_seed(1)
-        return models.build_clip(self.tokenizer).to(self.device)
+    def all(self, arguments: list[str]) -> None:
+        """Every stage. `arguments` start the CLIP's process where it is trained beside the U-Net."""
+        self.prepare()
+        until = 1.0 - self.preset.report_share
+        if not self.preset.together:
+            self.clip(self.preset.clip_share)
+            self.unet(until)
+        else:
+            minutes = self.preset.clip_share * self.preset.minutes
+            command = [
+                sys.executable,
+                "-m",
+                "toybox.train",
+                *arguments,
+                "--stage",
+                "clip",
+                "--minutes",
+                f"{minutes}",
+            ]
+            with subprocess.Popen(command) as beside:
+                try:
+                    self.unet(until)
+                except BaseException:
+                    beside.terminate()
+                    raise
+            if beside.returncode != 0:
+                raise UserError(
+                    f"toybox clip: expected its process to succeed, got exit status {beside.returncode}; "
+                    "its messages are above; the same command goes on from the checkpoints"
+                )
+        self.report()
 
     def _checkpoint(self, stage: str) -> Path:
-        return self.cache / f"train_{stage}.pt"
+        return self.output / "checkpoints" / f"{stage}.pt"
 
     def _notes(self) -> dict[str, dict]:
-        files = {stage: self.cache / f"train_{stage}.json" for stage in _TRAINED}
-        return {
-            stage: json.loads(file.read_text(encoding="utf-8"))
-            for stage, file in files.items()
-            if file.exists()
-        }
+        """What is known of each stage's training; that of the autoencoder may be the shipped one's."""
+        shipped = PRIOR / "report.json"
+        notes = json.loads(shipped.read_text())["stages"] if shipped.is_file() else {}
+        notes = {"vae": notes["vae"]} if "vae" in notes else {}
+        for stage in _TRAINED:
+            file = self._checkpoint(stage).with_suffix(".json")
+            if file.exists():
+                notes[stage] = json.loads(file.read_text())
+        return notes
 
-    def _note(self, loop: Loop, batch: int, title: str, began: str = "random weights") -> None:
+    def _note(self, loop: Loop, batch: int, stage: str) -> None:
         """Keep what the report says of a stage."""
         hardware = f"{torch.get_num_threads() * loop.processes} CPU threads"
         if self.device.type == "cuda":
@@ -122,10 +298,15 @@ class Training:
             "peak_rate": loop.rate,
             "seconds": round(loop.seconds),
             "hardware": hardware,
-            "start": began,
+            "start": "random weights" if self.start is None or stage == "vae" else "an earlier prior",
         }
-        with atomic(self.cache / f"train_{title}.json") as path:
-            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        with atomic(self._checkpoint(stage).with_suffix(".json")) as path:
+            path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _read(kind: type, folder: Path):
@@ -136,40 +317,55 @@ def _read(kind: type, folder: Path):
     return kind.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m toybox.train", description=__doc__.splitlines()[0])
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="default: card where there is one, else cpu")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=CACHE / "prior",
+        help="folder of the weights (default: toybox/cache/prior)",
+    )
+    parser.add_argument("--minutes", type=float, help="wall time in all (default: the preset's)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="what to do (default: all)")
-    for stage, minutes in (("vae", 13.0), ("clip", 40.0), ("unet", 62.0)):
-        note = f"minutes of training of the {stage} (default: %(default)s)"
-        parser.add_argument(f"--minutes-{stage}", type=float, default=minutes, help=note)
+    parser.add_argument(
+        "--start", type=Path, help="an earlier prior of this architecture, trained further (default: none)"
+    )
     parser.add_argument("--steps", type=int, help="steps of each stage, instead of minutes")
     parser.add_argument(
-        "--clip-start", type=Path, help="folder of an earlier CLIP, whose image tower is trained further"
+        "--batches", type=float, default=1.0, help="batches times this, for a trial (default: 1)"
+    )
+    parser.add_argument(
+        "--pools", type=float, default=1.0, help="renders and latents times this, for a trial (default: 1)"
     )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)"
     )
+    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
     parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
+        "--cache", type=Path, default=CACHE, help="renders of the disk cache (default: toybox/cache)"
     )
-    parser.add_argument(
-        "--cache", type=Path, default=CACHE, help="renders and checkpoints (default: toybox/cache)"
-    )
-    parser.add_argument(
-        "--prior", type=Path, default=PRIOR, help="folder of the weights (default: toybox/prior)"
-    )
-    settings = parser.parse_args()
+    settings = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(settings.threads)
+    use_fast_arithmetic()
     if "WORLD_SIZE" in os.environ:
         torch.distributed.init_process_group("gloo")
-    budgets = {stage: Budget(getattr(settings, f"minutes_{stage}"), settings.steps) for stage in _TRAINED}
+    preset = PRESETS[settings.preset or ("card" if cuda else "cpu")].scaled(settings.batches, settings.pools)
+    if settings.minutes is not None:
+        preset = replace(preset, minutes=settings.minutes)
     training = Training(
-        settings.cache, settings.prior, torch.device(settings.device), budgets, settings.clip_start
+        settings.output, settings.cache, torch.device(settings.device), preset, settings.start, settings.steps
     )
     try:
-        for stage in STAGES if settings.stage == "all" else (settings.stage,):
-            getattr(training, stage)()
+        if settings.stage == "all":
+            training.all(arguments)
+        else:
+            if settings.stage in ("clip", "unet"):
+                training.prepare()
+            getattr(training, settings.stage)()
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

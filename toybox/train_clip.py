@@ -1,5 +1,7 @@
 """The CLIP's stage: images against true captions among false ones, coarse to fine."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,21 +12,37 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from toybox import world
 from toybox.models import PIXEL_MEAN, PIXEL_STD, tokenize
+from toybox.speed import fastest, half
 from toybox.train_loop import Average, Budget, Loop
-from toybox.train_views import COLOURS, Views, jitter, pair_captions, recolour
+from toybox.train_views import COLOURS, Source, jitter, pair_captions, recolour
 
-BATCH, RATE = 64, 1e-3
 _JITTER_FROM = 0.3
-_KEPT_PATCHES, _ALL_PATCHES_FROM = 40, 0.7
-_RECOLOURED = BATCH // 2
+_KEPT_SHARE, _ALL_PATCHES_FROM = 0.625, 0.7
 _FIRST_SCALE, _MOST_SCALE = 3.0, 4.6  # logarithms of the logit scale, 20 at first and 100 at most
 _PROBES = 2048
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the CLIP is trained."""
+
+    batch: int
+    rate: float
+    decay: float
+    """Of the running average of the weights."""
+    sparse: bool
+    """See the patches of most contrast alone for the first 70 % of the time."""
+    renders_every: int
+    """Steps between two renewals of the renders."""
+    half: bool
+    compiled: bool
 
 
 def train(
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
-    views: Views,
+    source: Source,
+    settings: Settings,
     budget: Budget,
     checkpoint: Path,
     start: CLIPModel | None = None,
@@ -34,24 +52,40 @@ def train(
     Where `start` is given, an earlier CLIP of this architecture, its image tower is trained further.
     """
     captions = Captions(clip, tokenizer)
-    loop = Loop("clip", clip, RATE, budget, checkpoint)
+    loop = Loop("clip", clip, settings.rate, budget, checkpoint, settings.decay)
     generator = loop.generator
     if loop.step == 0:
         captions.spread(clip)
         if start is not None:
             clip.vision_model.load_state_dict(start.vision_model.state_dict())
-            _meet(clip, captions, views)
+            _meet(clip, captions, source, generator)
         loop.average = Average(clip, loop.average.decay)
+    recoloured = settings.batch // 2
+    patches = (clip.config.vision_config.image_size // clip.config.vision_config.patch_size) ** 2
+    sparse = int(_KEPT_SHARE * patches) if settings.sparse else None
+
+    def loss_of(states: Callable, rough: bool, kept: int | None) -> Tensor:
+        batch = source.draw(settings.batch, generator)
+        images = jitter(batch.images, generator) if rough else batch.images
+        images = torch.cat((recolour(images[:recoloured], generator), images[recoloured:]))
+        with half(clip.device, settings.half):
+            seen = states(clip, images, kept)
+        vectors = functional.normalize(clip.visual_projection(seen.float()), dim=-1)
+        return captions.loss(clip, vectors, batch.object, batch.colour, batch.view, recoloured)
+
+    def trial(states: Callable) -> None:
+        for kept in {sparse, None}:
+            loss_of(states, False, kept).backward()
+        clip.zero_grad()
+
+    clip.train()
+    states = fastest(_image_states, trial, settings.compiled and loop.progress < 1.0, "clip")
 
     def loss() -> Tensor:
-        chosen = torch.randint(len(views), (BATCH,), generator=generator)
-        images = views.pixels(chosen)
-        if loop.progress > _JITTER_FROM:
-            images = jitter(images, generator)
-        images[:_RECOLOURED] = recolour(images[:_RECOLOURED], generator)
-        kept = _KEPT_PATCHES if loop.progress < _ALL_PATCHES_FROM else None
-        classes = (views.object[chosen], views.colour[chosen], views.view[chosen])
-        return captions.loss(clip, image_vectors(clip, images, kept), *classes, recoloured=_RECOLOURED)
+        if loop.step % settings.renders_every == 0:
+            source.renew()
+        kept = sparse if loop.progress < _ALL_PATCHES_FROM else None
+        return loss_of(states, loop.progress > _JITTER_FROM, kept)
 
     loop.run(loss)
     loop.average.copy_to(clip)
@@ -134,15 +168,19 @@ class Captions:
 
 
 @torch.no_grad()
-def _meet(clip: CLIPModel, captions: Captions, views: Views) -> None:
+def _meet(clip: CLIPModel, captions: Captions, source: Source, generator: torch.Generator) -> None:
     """Fit the visual projection of a trained image tower to the code of the captions, by least squares."""
-    chosen = torch.arange(min(_PROBES, len(views)))
-    states = torch.cat([_image_states(clip, views.pixels(part)) for part in chosen.split(128)])
     objects, colours, words = captions.code.split((len(world.OBJECTS), len(COLOURS), len(world.VIEWS)))
-    chosen = chosen.to(states.device)
-    target = objects[views.object[chosen]] + colours[views.colour[chosen]] + words[views.view[chosen]]
+    seen, targets = [], []
+    left = min(_PROBES, 8 * len(source))
+    while left > 0:
+        batch = source.draw(min(left, 128), generator)
+        seen.append(_image_states(clip, batch.images))
+        targets.append(objects[batch.object] + colours[batch.colour] + words[batch.view])
+        left -= 128
+    target = torch.cat(targets)
     target = functional.pad(target, (0, int(clip.config.projection_dim) - target.shape[1]))
-    clip.visual_projection.weight.copy_(_least_squares(states, target).T)
+    clip.visual_projection.weight.copy_(_least_squares(torch.cat(seen), target).T)
 
 
 def _least_squares(states: Float[Tensor, "N D"], target: Float[Tensor, "N K"]) -> Float[Tensor, "D K"]:
@@ -167,10 +205,8 @@ def image_vectors(
 def _image_states(
     clip: CLIPModel, images: Float[Tensor, "B 3 S S"], kept: int | None = None
 ) -> Float[Tensor, "B D"]:
-    mean = torch.tensor(PIXEL_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=images.device).view(1, 3, 1, 1)
     tower = clip.vision_model
-    tokens = tower.embeddings((images - mean) / std)
+    tokens = tower.embeddings((images - PIXEL_MEAN[0]) / PIXEL_STD[0])
     if kept is not None:
         size = clip.config.vision_config.patch_size
         contrast = functional.avg_pool2d(images.square(), size) - functional.avg_pool2d(images, size).square()

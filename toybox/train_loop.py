@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,15 +22,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: so many minutes, or, where `steps` is given, so many steps."""
+    """How long a stage trains: so many minutes, or, where `steps` is given, so many steps.
+
+    `deadline` (of `time.monotonic`) cuts the minutes so that the stage ends by then.
+    """
 
     minutes: float
     steps: int | None = None
+    deadline: float | None = None
 
     def progress(self, steps: int, seconds: float) -> float:
         """The done share, in [0, 1]."""
         done = seconds / (60.0 * self.minutes) if self.steps is None else steps / self.steps
         return min(done, 1.0)
+
+    def from_now(self, seconds: float) -> "Budget":
+        """The budget of a stage that has trained for `seconds` and goes on at once."""
+        if self.deadline is None:
+            return self
+        left = self.deadline - time.monotonic()
+        return replace(self, minutes=min(self.minutes, (seconds + max(left, 1.0)) / 60.0), deadline=None)
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -68,7 +79,8 @@ def share() -> tuple[int, int]:
 class Loop:
     """Trains `module` until the budget is spent; goes on from the checkpoint at `path` where there is one.
 
-    Draw from `generator`, on the CPU: seeded by the first step, so that a resumed run repeats no draws.
+    Draw from `generator`, on the module's device: seeded by the first step, so that a resumed run repeats no draws.
+    Between two notes in the log nothing waits for the device.
     """
 
     def __init__(
@@ -76,17 +88,19 @@ class Loop:
     ):
         self.name, self.module, self.rate, self.budget, self.path = name, module, rate, budget, path
         self.step, self.seconds = 0, 0.0
-        self.optimizer = torch.optim.AdamW(_decay_groups(module), lr=rate, betas=(0.9, 0.99))
+        self.device = next(module.parameters()).device
+        self.optimizer = torch.optim.AdamW(_decay_groups(module), lr=rate, betas=(0.9, 0.99), fused=True)
+        self._finished = False
         self.average = Average(module, decay)
         if path.exists():
             self._restore()
         self.rank, self.processes = share()
-        self.generator = torch.Generator().manual_seed(self.step + 1_000_003 * self.rank)
+        self.generator = torch.Generator(self.device).manual_seed(self.step + 1_000_003 * self.rank)
         self._clock = time.monotonic()
 
     @property
     def progress(self) -> float:
-        return self.budget.progress(self.step, self.seconds)
+        return 1.0 if self._finished else self.budget.progress(self.step, self.seconds)
 
     def run(
         self, loss: Callable[[], Tensor], publish: Callable[[], None] | None = None, every: float = 600.0
@@ -97,9 +111,11 @@ class Loop:
             UserError: the loss is not finite.
         """
         self.module.train()
+        if not self._finished:
+            self.budget = self.budget.from_now(self.seconds)
         published = logged = saved = self.seconds
         self._clock = time.monotonic()
-        while self.progress < 1.0:
+        while self.progress < 1.0 or self.step == 0:
             value = self._advance(loss)
             if self.rank > 0:
                 continue
@@ -116,6 +132,7 @@ class Loop:
             if publish is not None and self.seconds - published >= every:
                 published = self.seconds
                 publish()
+        self._finished = self.step > 0 and self.budget.steps is None
         if self.rank == 0:
             self.save()
         self.module.eval()
@@ -128,6 +145,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "finished": self._finished,
         }
         with atomic(self.path) as partial:
             torch.save(state, partial)
@@ -138,7 +156,9 @@ class Loop:
         value = loss()
         value.backward()
         self._agree()
-        nn.utils.clip_grad_norm_(self.module.parameters(), _MOST_GRADIENT)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), _MOST_GRADIENT)
+        # A gradient that is not finite is left out, without asking the device whether there is one.
+        self.optimizer.found_inf = (~norm.isfinite()).float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(self.module, self.step)
@@ -165,8 +185,7 @@ class Loop:
         return self.name, self.step, self.seconds, 100.0 * self.progress
 
     def _restore(self) -> None:
-        device = next(self.module.parameters()).device
-        state = torch.load(self.path, map_location=device, weights_only=True)
+        state = torch.load(self.path, map_location=self.device, weights_only=True)
         try:
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -176,6 +195,7 @@ class Loop:
             ) from error
         self.average.values = state["average"]
         self.step, self.seconds = state["step"], state["seconds"]
+        self._finished = state["finished"] and self.budget.deadline is not None
         _log.info("%s: goes on from step %d, %.0f s, %.0f %%", *self._state())
 
 

@@ -8,22 +8,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from toybox.train_loop import Budget, Loop
-from toybox.train_views import Views, to_pixels
+from toybox.train_views import Source
 
 BATCH, CROP, RATE = 16, 64, 1.5e-3
 _LATENT_NOISE = 0.05
 _SCALE_WEIGHT = 1e-3
 
 
-def train(vae: AutoencoderTiny, views: Views, budget: Budget, checkpoint: Path) -> Loop:
+def train(vae: AutoencoderTiny, source: Source, budget: Budget, checkpoint: Path) -> Loop:
     """Train in place; the averaged weights and the scaling factor to unit variance are in `vae` afterwards."""
     vae.to(memory_format=torch.channels_last)
     loop = Loop("vae", vae, RATE, budget, checkpoint)
     generator = loop.generator
-    loop.run(lambda: _loss(vae, _crops(views, generator), generator))
+    loop.run(lambda: _loss(vae, _crops(source, generator), generator))
     loop.average.copy_to(vae)
-    probe = torch.randperm(len(views), generator=generator)[:256]
-    scale = 1.0 / encode(vae, views.pixels(probe), scaling=1.0).std().item()
+    scale = 1.0 / encode(vae, source.draw(256, generator).images, scaling=1.0).std().item()
     vae.register_to_config(scaling_factor=scale)
     vae.scaling_factor = scale
     return loop
@@ -36,29 +35,26 @@ def _loss(vae: AutoencoderTiny, images: Float[Tensor, "B 3 H W"], generator: tor
     """
     images = images.contiguous(memory_format=torch.channels_last)
     latents = vae.encode(images, return_dict=False)[0]
-    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     decoded = vae.decode(latents + _LATENT_NOISE * noise, return_dict=False)[0]
     variance, mean = torch.var_mean(latents, dim=(0, 2, 3))
     spread = (mean.square() + variance - variance.clamp(min=1e-6).log() - 1.0).mean()
     return (decoded - images).square().mean() + _SCALE_WEIGHT * spread
 
 
-def _crops(views: Views, generator: torch.Generator) -> Float[Tensor, "B 3 64 64"]:
+def _crops(source: Source, generator: torch.Generator) -> Float[Tensor, "B 3 64 64"]:
     """Random crops in [-1, 1], a quarter with permuted colours and noise: a render half way is no clean picture."""
-    size = views.images.shape[-1]
-    indices = torch.randint(len(views), (BATCH,), generator=generator).tolist()
-    corners = torch.randint(size - CROP + 1, (2, BATCH), generator=generator).tolist()
-    crops = [
-        views.images[index, :, top : top + CROP, left : left + CROP]
-        for index, top, left in zip(indices, *corners, strict=True)
-    ]
-    images = to_pixels(torch.stack(crops)).to(views.device)
+    images = source.draw(BATCH, generator).images
+    options = {"generator": generator, "device": images.device}
+    corners = torch.randint(images.shape[-1] - CROP + 1, (2, BATCH, 1), **options)
+    rows, columns = corners + torch.arange(CROP, device=images.device)
+    number = torch.arange(BATCH, device=images.device)[:, None, None]
+    crops = images.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     odd = BATCH // 4
-    order = torch.randperm(3, generator=generator)
-    level = 0.1 * torch.rand(odd, 1, 1, 1, generator=generator)
-    noise = (level * torch.randn(odd, *images.shape[1:], generator=generator)).to(images.device)
-    images[:odd] = (images[:odd, order] + noise).clamp(0.0, 1.0)
-    return 2.0 * images - 1.0
+    order = torch.randperm(3, **options)
+    level = 0.1 * torch.rand(odd, 1, 1, 1, **options)
+    rough = crops[:odd, order] + level * torch.randn(odd, 3, CROP, CROP, **options)
+    return 2.0 * torch.cat((rough.clamp(0.0, 1.0), crops[odd:])) - 1.0
 
 
 @torch.inference_mode()

@@ -4,7 +4,12 @@ World frame: right-handed, +z up, the front of every object looks along +y, and 
 symmetric about the plane x = 0. Azimuth 0 is seen from the front, 90 from +x, 180 from the back.
 """
 
+import functools
+
 import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from utils.errors import UserError
 
@@ -66,6 +71,7 @@ coprime, every object and every colour occurs."""
 
 _LIGHT = (0.65, 0.80, 1.0)  # the shades of one paint: underside, wall, top
 _BACKGROUND_DISTANCE = 0.28
+_TRIES = 24  # of a background; a try fails for at most a quarter of all colours
 _VOWELS = "aeiou"
 
 
@@ -110,38 +116,54 @@ def is_distinct(background: np.ndarray, colour: str) -> bool:
     return bool(np.linalg.norm(shades - background, axis=1).min() >= _BACKGROUND_DISTANCE)
 
 
-def sample_background(rng: np.random.Generator, colour: str, size: int) -> np.ndarray:
-    """A background that no shade of ``colour`` vanishes into.
+def sample_backgrounds(
+    colour: Int[Tensor, " B"], size: int, generator: torch.Generator
+) -> Float[Tensor, "B 3 S S"]:
+    """Backgrounds in [0, 1] that no shade of the paints `colour` (indices) vanishes into, on the generator's device.
 
     40 % white, 15 % black, 37 % one flat colour, 8 % a soft vertical or radial gradient of two. White or
-    black that would swallow the object becomes a flat colour. Returns float32 (3,) or (size, size, 3) in [0,
-    1].
+    black that would swallow the object becomes a flat colour.
     """
-    kind = rng.choice(4, p=(0.40, 0.15, 0.37, 0.08))
-    if kind < 2:
-        plain = np.full(3, 1.0 - kind, np.float32)
-        return plain if is_distinct(plain, colour) else _sample_flat(rng, colour)
-    first = _sample_flat(rng, colour)
-    if kind == 2:
-        return first
-    return _sample_gradient(rng, first, colour, size)
+    device, count = generator.device, len(colour)
+    draw = torch.rand(2 * _TRIES, count, 3, generator=generator, device=device)
+    kind, radial = torch.rand(2, count, generator=generator, device=device)[..., None]
+    paint = paints(device)[colour]
+    first = _first(draw[:_TRIES], _distinct(draw[:_TRIES], paint))
+    second = draw[_TRIES:]
+    blends = torch.stack(
+        [_distinct(torch.lerp(first, second, share), paint) for share in (0.25, 0.5, 0.75, 1.0)]
+    )
+    second = _first(torch.cat((second, first[None])), torch.cat((blends.all(0), blends.new_ones(1, count))))
+    plain = (kind < 0.40).float().expand(count, 3)
+    plain = torch.where(_distinct(plain[None], paint)[0][:, None], plain, first)
+    first = torch.where(kind < 0.55, plain, first)
+    second = torch.where(kind < 0.92, first, second)
+    axis = (torch.arange(size, device=device) + 0.5) / size
+    down = axis[:, None].expand(size, size)
+    away = torch.hypot(axis[:, None] - 0.5, axis[None, :] - 0.5) / 0.5**0.5
+    ramp = torch.where(radial[..., None] < 0.5, away, down)[:, None]
+    return first[:, :, None, None] + ramp * (second - first)[:, :, None, None]
 
 
-def _sample_flat(rng: np.random.Generator, colour: str) -> np.ndarray:
-    while True:
-        flat = rng.uniform(0.0, 1.0, 3).astype(np.float32)
-        if is_distinct(flat, colour):
-            return flat
+def _distinct(backgrounds: Float[Tensor, "K B 3"], paint: Float[Tensor, "B 3"]) -> Bool[Tensor, "K B"]:
+    shades = torch.stack([light * paint for light in _LIGHT])
+    return (backgrounds[:, None] - shades).norm(dim=-1).amin(1) >= _BACKGROUND_DISTANCE
 
 
-def _sample_gradient(rng: np.random.Generator, first: np.ndarray, colour: str, size: int) -> np.ndarray:
-    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    if rng.random() < 0.5:
-        ramp = np.broadcast_to(axis[:, None], (size, size))
-    else:
-        ramp = np.hypot(axis[:, None] - 0.5, axis[None, :] - 0.5) / np.float32(np.sqrt(0.5))
-    mix = np.linspace(0.0, 1.0, 5, dtype=np.float32)[:, None]
-    while True:
-        second = _sample_flat(rng, colour)
-        if all(is_distinct(between, colour) for between in first + mix * (second - first)):
-            return first + ramp[..., None] * (second - first)
+def _first(values: Float[Tensor, "K B 3"], right: Bool[Tensor, "K B"]) -> Float[Tensor, "B 3"]:
+    """The first right one of each column."""
+    chosen = right.to(torch.uint8).argmax(0)
+    return values.gather(0, chosen[None, :, None].expand(1, -1, 3))[0]
+
+
+@functools.cache
+def paints(device: torch.device) -> Float[Tensor, "C 3"]:
+    """The colours in the order of their index."""
+    return torch.tensor([*COLOURS.values()], device=device)
+
+
+@functools.cache
+def trained_colours(device: torch.device) -> Int[Tensor, "O C"]:
+    """For each object the indices of the colours that it is not held out in."""
+    rows = [[_COLOUR_NAMES.index(c) for c in COLOURS if (name, c) not in HELD_OUT] for name in OBJECTS]
+    return torch.tensor(rows, device=device)

@@ -4,8 +4,9 @@ A tree is built of dicts (with text or integer keys), lists, tensors and JSON va
 `tensors.safetensors`, everything else to `state.json`, where a tensor's place holds its name.
 """
 
+import contextlib
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from utils.files import atomic
 
 KEPT = 2
 """How many checkpoints stay on disk: the newest, and one to fall back on."""
+TENSORS, STATE = "tensors.safetensors", "state.json"
+_NAME = re.compile(r"iteration_(\d+)")
 
 
 def save(folder: Path, step: int, tree: dict[str, Any]) -> Path:
@@ -32,18 +35,34 @@ def save(folder: Path, step: int, tree: dict[str, Any]) -> Path:
     with atomic(path) as temporary:
         temporary.mkdir(parents=True)
         try:
-            save_file(tensors, temporary / "tensors.safetensors")
+            save_file(tensors, temporary / TENSORS)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        (temporary / "state.json").write_text(json.dumps(state))
+        (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
+        for other in path.iterdir() if path.is_dir() else ():  # what somebody put beside an earlier one stays
+            if other.name not in (TENSORS, STATE):
+                other.rename(temporary / other.name)
     for old in checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        _drop(old)
     return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("iteration_*") if path.is_dir())
+    """The checkpoints of a run, oldest first; folders of another name (a user's copy) are none.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        found = [path for path in folder.glob("iteration_*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The iteration after which a checkpoint was made."""
+    return int(path.name.removeprefix("iteration_"))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -53,12 +72,33 @@ def load(path: Path) -> dict[str, Any]:
         UserError: a file is missing, truncated, or not of this form.
     """
     try:
-        tensors = load_file(path / "tensors.safetensors")
-        return _unpack(json.loads((path / "state.json").read_text()), tensors)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        tensors = load_file(path / TENSORS)
+        return _unpack(json.loads((path / STATE).read_text(encoding="utf-8")), tensors)
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UserError(
-            f"{path}: the checkpoint cannot be read ({error}); delete that folder to go on from the one before it"
+            f"{path}: the checkpoint cannot be read ({_first_line(error)}); delete that folder to go on from the one "
+            "before it"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _drop(path: Path) -> None:
+    """Remove a checkpoint's own files, and its folder unless something else lies in it."""
+    with contextlib.suppress(OSError):
+        for name in (TENSORS, STATE):
+            (path / name).unlink(missing_ok=True)
+        path.rmdir()
 
 
 def _pack(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """A second Ctrl-C, or one where no iteration can be waited for: the message says what is left of the run."""
+
+
 class OutOfMemory(UserError):
     """The device's memory is full. `whole` says whether the training is as it was before the iteration."""
 

@@ -1,32 +1,43 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, also after a power cut."""
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from utils.errors import UserError
 
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\.\w+)?")
+
 
 @contextlib.contextmanager
-def atomic(path: Path | str) -> Iterator[Path]:
+def atomic(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends, remove it when it raises.
 
     The temporary name keeps the suffix, because video and image writers choose their format by it. The block
     may also make a directory of that name; an older directory at `path` is replaced.
 
+    Args:
+        durable: what was written is on the disk before it is renamed; False for what can be made again.
+
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if durable:
+            _flush(temporary)
         if temporary.is_dir() and path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
+        if durable:
+            _flush_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder"
@@ -34,3 +45,47 @@ def atomic(path: Path | str) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # gone already, or never made
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
+def write_text(path: Path | str, text: str, *, durable: bool = True) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        UserError: as `atomic`.
+    """
+    with atomic(path, durable=durable) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left in a folder and below it; nobody may be writing there.
+
+    Links are not followed.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in filter(_UNFINISHED.fullmatch, [*folders, *files]):
+            path = Path(place, name)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        folders[:] = [name for name in folders if not _UNFINISHED.fullmatch(name)]
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or every file of a folder, is on the disk."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            _flush(inside)
+        _flush_folder(path)
+        return
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Wait until a folder's list of names is on the disk, where the system has such a thing."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, and some file systems flush none
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Images: smoothness, pictures, videos. Tensors are `(B, C, H, W)` with values in [0, 1]."""
+"""Pictures and videos on disk. Tensors are `(B, C, H, W)` with values in [0, 1]."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,13 +9,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from utils.files import atomic
-
-
-def total_variation(images: Float[Tensor, "B C H W"]) -> Float[Tensor, ""]:
-    """Mean squared difference of neighbouring pixels, vertical plus horizontal, times two (upstream `lambda_tv`)."""
-    vertical = (images[:, :, 1:] - images[:, :, :-1]).square().mean()
-    horizontal = (images[:, :, :, 1:] - images[:, :, :, :-1]).square().mean()
-    return 2.0 * (vertical + horizontal)
 
 
 def to_uint8(images: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W 3"]:
@@ -37,12 +30,13 @@ def grid(rows: list[Float[Tensor, "_ _ H W"]]) -> Float[Tensor, "1 3 H2 W2"]:
     return torch.cat(lines, dim=-2).unsqueeze(0)
 
 
-def write_picture(path: Path, image: Float[Tensor, "1 C H W"]) -> None:
-    """Write one image as PNG or JPEG, chosen by the suffix."""
+def write_picture(path: Path, image: Float[Tensor, "1 C H W"] | UInt8[np.ndarray, "H W 3"]) -> None:
+    """Write one image, a tensor or RGB bytes, as PNG or JPEG, chosen by the suffix."""
     from PIL import Image
 
-    with atomic(path) as temporary:
-        Image.fromarray(to_uint8(image)[0]).save(temporary, quality=92)
+    pixels = image if isinstance(image, np.ndarray) else to_uint8(image)[0]
+    with atomic(path, durable=False) as temporary:
+        Image.fromarray(pixels).save(temporary, quality=92)
 
 
 def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:

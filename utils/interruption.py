@@ -1,13 +1,20 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the present iteration, not as an accident in the middle of it."""
+"""Ctrl-C, SIGTERM and a closed terminal as a wish to stop after the present iteration, not as an accident in it."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""SIGHUP is what a closed terminal sends; Windows has none."""
 
 
 class Interruption:
-    """Within the block, the first SIGINT or SIGTERM is remembered; a second one acts at once.
+    """Within the block, the first signal is remembered; a second one acts at once.
 
-    `exit_code` is 128 plus the signal's number (130 for Ctrl-C, 143 for SIGTERM), as shells expect.
+    Only the main thread can be asked so by the system: in any other, such as a worker of a server, the block changes
+    nothing. A signal that was ignored before, as `nohup` ignores SIGHUP, stays ignored.
+
+    `exit_code` is 128 plus the signal's number (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP), as shells expect.
     """
 
     def __init__(self) -> None:
@@ -15,8 +22,10 @@ class Interruption:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._remember)
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -28,7 +37,8 @@ class Interruption:
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            # None is a handler that was not set from Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:
         return self.signal is not None

@@ -2,71 +2,160 @@
 
 Layout (upstream's, so that scripts made for it keep working): `config.yaml`, `cfg_args`, `cameras.json`,
 `init_points3d.ply`, `train_process/`, `test_six_views/`, `videos/`, `process_videos/`, `point_cloud/`;
-and ours: `metrics.jsonl` (a line for each logged step), `run.json` (the manifest), `checkpoints/`.
+and ours: `metrics.jsonl` (a line for each logged step), `run.json` (the manifest), `checkpoints/`, and
+`.dreammapping`, by which a folder is known as a run's and which is locked while a process works there.
 """
 
 import json
+import logging
+import math
 import os
 import platform
-import shutil
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import psutil
 import yaml
 
+from utils import aside
 from utils.checkpoint import checkpoints
 from utils.errors import UserError
-from utils.files import atomic
+from utils.files import remove_unfinished, write_text
+from utils.lock import Lock
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "diff_gaussian_rasterization", "simple_knn")
+MARKER = ".dreammapping"
+"""The file by which a folder is known as a run's, and which is locked while a process works there."""
 
 
 class Run:
-    """An opened run folder.
+    """A run's folder, held for this process within a `with` block; nothing in it changes before `claim`.
+
+    So everything that can fail is done between the two, and a start that fails leaves what was there, or nothing.
 
     Args:
         folder: where the run is kept; made if it does not exist.
-        settings: the resolved settings as YAML text, written to `config.yaml`.
         resume: go on with the run that the folder holds.
-        force: throw away the run that the folder holds.
+        force: replace the run that the folder holds: its files, and nothing else that lies there. They are moved aside
+            and removed when the new run `stands`; if that never happens, they come back.
+
+    Attributes:
+        standing: it has a checkpoint of its own.
 
     Raises:
-        UserError: the folder holds another run, holds none to resume, or cannot be written.
+        UserError: the folder holds another run, holds none to resume, is in use, or cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: str, *, resume: bool = False, force: bool = False) -> None:
+    def __init__(self, folder: Path, *, resume: bool = False, force: bool = False) -> None:
         self.folder = folder
-        self.started = time.time()
+        self.started = time.monotonic()
         self.manifest: dict[str, Any] = {}
-        self._claim(settings, resume, force)
+        self._resume, self._force = resume, force
+        self._claimed = self.standing = False
+        self._made: list[Path] = []
+        with _named(folder):
+            self._look()
 
-    def _claim(self, settings: str, resume: bool, force: bool) -> None:
-        folder, config = self.folder, self.folder / "config.yaml"
+    def __enter__(self) -> "Run":
+        with _named(self.folder):
+            self._make_folder()
+        self._lock = Lock(self.path(MARKER))
+        try:
+            self._lock.acquire()
+        except UserError:
+            self._made = []  # somebody else's by now
+            self._leave()
+            raise
+        try:
+            with _named(self.folder):
+                self._settle()
+                self._look()  # again: nobody else is here now
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _look(self) -> None:
+        """Whether the folder can be used as it was asked for."""
+        folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise UserError(
                 f"{folder}: expected a folder for the run, found a file; choose another workspace"
             )
-        if resume and not checkpoints(folder / "checkpoints"):
+        ours = is_run(folder)
+        if self._resume and not (ours and checkpoints(folder / "checkpoints")):
             raise UserError(f"{folder}: there is no checkpoint to resume from; start without --resume")
-        if config.exists() and not resume:
-            if not force:
-                raise UserError(
-                    f"{folder}: holds another run; --resume goes on with it, --force replaces it, "
-                    "workspace=NAME starts beside it"
-                )
-            shutil.rmtree(folder)
-        if folder.exists() and not resume and not config.exists() and any(folder.iterdir()):
+        if self._resume:
+            return
+        if ours and aside.has_results(folder) and not self._force:
+            raise UserError(
+                f"{folder}: holds another run; --resume goes on with it, --force replaces it, "
+                "workspace=NAME starts beside it"
+            )
+        if not ours and folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: is not empty and holds no run of ours; choose another workspace")
-        if resume and (folder / "run.json").exists():
-            self.manifest = json.loads((folder / "run.json").read_text())
-        self.changed_settings = (
-            _differences(config.read_text(), settings) if resume and config.exists() else []
-        )
+
+    def _make_folder(self) -> None:
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._made = missing
+        if not self.path(MARKER).exists():
+            self._made.insert(0, self.path(MARKER))
+
+    def _settle(self) -> None:
+        """Finish what a killed process left half done."""
+        remove_unfinished(self.folder)
+        if checkpoints(self.path("checkpoints")):
+            aside.drop(self.folder)
+        else:
+            aside.put_back(self.folder)
+
+    def claim(self, settings: str) -> None:
+        """Take the folder: what it held is moved aside, unless it is resumed, and the settings are written.
+
+        Args:
+            settings: the resolved settings as YAML text, written to `config.yaml`.
+
+        Raises:
+            UserError: the old run cannot be moved, or the folder cannot be written.
+        """
+        self._claimed = True
+        if self._resume:
+            self.manifest = _read_manifest(self.path("run.json"))
+            changed = _differences(self.path("config.yaml"), settings)
+            if changed:
+                log.warning("resuming with other settings than before: %s", ", ".join(changed))
+            self.standing = True
+        else:
+            aside.move_aside(self.folder)
         self.write_text("config.yaml", settings)
+
+    def stands(self) -> None:
+        """The run has a checkpoint of its own: what it replaced is removed."""
+        if not self.standing:
+            self.standing = True
+            aside.drop(self.folder)
+
+    def _leave(self) -> None:
+        """Give the folder back; a run that does not stand leaves it as it was."""
+        if self._claimed and not self.standing:
+            aside.put_back(self.folder)
+        if not self._claimed:
+            for path in self._made:
+                with suppress(OSError):  # not empty, or gone
+                    path.rmdir() if path.is_dir() else path.unlink()
+        self._lock.release()
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder."""
@@ -74,54 +163,120 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small text file, whole or not at all."""
-        with atomic(self.path(name)) as temporary:
-            temporary.write_text(text)
+        write_text(self.path(name), text)
 
     def log(self, values: dict[str, Any]) -> None:
-        """Append one line to `metrics.jsonl`."""
+        """Append one line to `metrics.jsonl`; a number that is not finite is null there, as JSON has no word for it."""
+        known = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
         try:
-            with self.path("metrics.jsonl").open("a") as file:
-                file.write(json.dumps(values) + "\n")
+            with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(known, allow_nan=False) + "\n")
         except OSError as error:
             raise UserError(f"{self.path('metrics.jsonl')}: cannot be written ({error.strerror})") from error
 
     def rewind_metrics(self, step: int) -> None:
         """Forget the metrics of later steps than `step`: a resumed run writes them again."""
         path = self.path("metrics.jsonl")
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
+        with _named(path):
+            if path.exists():
+                text = path.read_text(encoding="utf-8", errors="replace")
+                lines = [line for line in text.splitlines() if _step_of(line) <= step]
+                self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
     def write_manifest(self, **values: Any) -> None:
-        """Update `run.json`: versions, machine, wall time over all sessions, peak memory, and `values`."""
-        seconds = self.manifest.get("seconds", 0.0) + time.time() - self.started
-        self.started = time.time()
+        """Update `run.json`: versions, machine, wall time over all sessions, and `values`."""
+        now = time.monotonic()
+        seconds = _number(self.manifest.get("seconds")) + now - self.started
+        self.started = now
+        peak = max(values.pop("peak_memory_bytes", 0), int(_number(self.manifest.get("peak_memory_bytes"))))
         self.manifest |= {
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
             "seconds": round(seconds, 2),
-            "peak_memory_bytes": max(peak_memory(), self.manifest.get("peak_memory_bytes", 0)),
+            "peak_memory_bytes": peak,
             **values,
         }
         self.write_text("run.json", json.dumps(self.manifest, indent=2) + "\n")
 
 
-def peak_memory() -> int:
-    """Peak resident memory of this process, bytes."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: by its marker, or, for one of before there were markers, by what its files say."""
+    if (folder / MARKER).is_file():
+        return True
+    manifest = folder / "run.json"
+    if not (folder / "config.yaml").is_file() or not manifest.is_file():
+        return False
+    with suppress(OSError, ValueError, RecursionError):
+        known = json.loads(manifest.read_text(encoding="utf-8"))
+        return isinstance(known, dict) and known.keys() >= {"versions", "iterations", "finished"}
+    return False
 
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Within the block, what the file system refuses is said of `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be used ({error.strerror or error}); choose another folder"
+        ) from error
+    except UserError:
+        raise
+    except ValueError as error:  # a NUL in the name
+        raise UserError(f"{path!r}: cannot be a path ({error}); choose another folder") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """`run.json`, or nothing, with a warning, where it is damaged: the checkpoint holds all that a restart needs."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(manifest, dict):
+            return manifest
+        problem = f"expected an object, got {type(manifest).__name__}"
+    except FileNotFoundError:
+        problem = "it is not there"
+    except (OSError, ValueError, RecursionError) as error:
+        problem = str(error).splitlines()[0]
+    log.warning("%s: cannot be read (%s); times and memory of before are lost", path, problem)
+    return {}
+
+
+def _differences(path: Path, settings: str) -> list[str]:
+    """The names of the settings in a file that are not those of `settings`."""
+    try:
+        before, after = (
+            _leaves(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), settings)
+        )
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
+        log.warning("%s: cannot be read (%s); written anew", path, str(error).splitlines()[0])
+        return []
+    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for key, value in tree.items():
+        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return float("inf")
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return math.inf
+
+
+def _number(value: Any) -> float:
+    """A number of an old manifest; 0 for anything else."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def _version(package: str) -> str | None:
@@ -129,15 +284,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _differences(old: str, new: str) -> list[str]:
-    before, after = (_leaves(yaml.safe_load(text)) for text in (old, new))
-    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return leaves

@@ -4,7 +4,6 @@ World frame as in `scene.cameras`; images are `(V, 3, H, W)` float32 in [0, 1] o
 """
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,29 +13,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arguments import Config, GenerateCamParams, load
+from arguments import GenerateCamParams
+from dreammapping.finished import FinishedRun
 from gaussian_renderer import render
 from scene.cameras import Cameras, orbit
 from scene.gaussian_model import GaussianModel
-from scene.initialization import initial_points
-from scene.ply import read_gaussians, read_points
 from toybox import raycast, world
-from utils.errors import UserError
+from toybox.recognition import parse_caption
 
 POLAR_DEG = (90.0, 70.0)
 """Polar angles from +z of the views in turn: on the horizon, and looking down a little."""
 CHUNK = 8
 """Views rendered in one call."""
 
-_GRAMMAR = re.compile(r"an?\s+(\w+)\s+(\w+)(?:\s*,\s*(\w+)\s+view)?\s*\.?", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class Exhibit:
     """One saved iteration of one run, and the cameras that look at it."""
 
-    folder: Path
-    config: Config
+    run: FinishedRun
     iteration: int
     prompt: str
     cameras: Cameras
@@ -56,21 +51,12 @@ class Exhibit:
         Raises:
             UserError: the folder is no run, or holds no such Gaussians.
         """
-        settings = folder / "config.yaml"
-        if not settings.is_file():
-            raise UserError(f"{folder}: expected a run with its config.yaml, found none; name a run folder")
-        config, _ = load(["--opt", str(settings)])
-        saved = _saved_iterations(folder)
-        if not saved:
-            raise UserError(f"{folder}: expected {_ply('*')}, found none; let the run save first")
-        iteration = saved[-1] if iteration is None else iteration
-        if iteration not in saved:
-            known = ", ".join(map(str, saved))
-            raise UserError(f"{folder}: expected iteration {known}, got {iteration}; choose a saved one")
-        prompt = config.GuidanceParams.text if prompt is None else prompt
-        params = config.GenerateCamParams
+        run = FinishedRun.open(folder)
+        params = run.config.GenerateCamParams
         square = dataclasses.replace(params, image_h=params.image_w)
-        return cls(folder, config, iteration, prompt, place(square))
+        return cls(
+            run, run.iteration(iteration), run.prompt if prompt is None else prompt, cameras=place(square)
+        )
 
     @property
     def pair(self) -> tuple[str, str] | None:
@@ -86,26 +72,18 @@ class Exhibit:
 
     @cached_property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() and self.config.device != "cpu" else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() and self.run.config.device != "cpu" else "cpu"
+        )
 
     def asset(self) -> GaussianModel:
         """The Gaussians that the run made."""
-        return read_gaussians(self.folder / _ply(self.iteration))
-
-    def start(self) -> GaussianModel:
-        """The Gaussians that the run started from: its own points, or what its settings and seed make."""
-        path = self.folder / "init_points3d.ply"
-        if path.is_file():
-            points, colors = read_points(path)
-        else:
-            rng = torch.Generator().manual_seed(self.config.seed)
-            points, colors = initial_points(self.config.GenerateCamParams, rng)
-        return GaussianModel.from_points(points, colors, self.config.ModelParams.sh_degree)
+        return self.run.gaussians(self.iteration)
 
     @torch.inference_mode()
     def render(self, gaussians: GaussianModel) -> Float[Tensor, "V 3 H W"]:
         """Views of Gaussians at the run's image size."""
-        gaussians, params = gaussians.to(self.device), self.config.PipelineParams
+        gaussians, params = gaussians.to(self.device), self.run.config.PipelineParams
         options = {"backend": params.backend, "direct_rgb": params.convert_SHs_python}
         images = []
         for first in range(0, len(self.cameras), CHUNK):
@@ -125,16 +103,6 @@ class Exhibit:
         return torch.stack(images)
 
 
-def parse_caption(prompt: str) -> tuple[str, str] | None:
-    """The (object, colour) of a prompt of the toybox's form: ``a red car``, ``an orange cat, side view``."""
-    match = _GRAMMAR.fullmatch(prompt.strip())
-    if match is None:
-        return None
-    colour, name, view = (word and word.lower() for word in match.groups())
-    known = name in world.OBJECTS and colour in world.COLOURS and (view is None or view in world.VIEWS)
-    return (name, colour) if known else None
-
-
 def all_around(views: int) -> Callable[[GenerateCamParams], Cameras]:
     """Places cameras evenly in azimuth, at the heights of `POLAR_DEG` in turn.
 
@@ -150,10 +118,6 @@ def all_around(views: int) -> Callable[[GenerateCamParams], Cameras]:
     return place
 
 
-def _ply(iteration: int | str) -> str:
-    return f"point_cloud/iteration_{iteration}/point_cloud.ply"
-
-
-def _saved_iterations(folder: Path) -> list[int]:
-    names = (path.parent.name.removeprefix("iteration_") for path in folder.glob(_ply("*")))
-    return sorted(int(name) for name in names if name.isdigit())
+def front_side_back(params: GenerateCamParams) -> Cameras:
+    """The three views that pictures of finished runs show."""
+    return orbit(4, params)[:3]

@@ -4,26 +4,23 @@ Views all around the object are compared with captions. Three rows make a range:
 true object with the same cameras and background, and the untrained start of the run.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
-import logging
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
-from dreammapping.evaluation.exhibit import Exhibit, all_around, parse_caption
+from dreammapping.evaluation.exhibit import Exhibit, all_around
 from toybox import world
 from toybox.clip import Clip
-from utils.errors import UserError
+from toybox.recognition import caption_pairs, parse_caption, recognise
+from utils.contact_sheet import contact_sheet
 from utils.files import atomic
-from utils.images import grid, write_picture
+from utils.images import write_picture
 
 ROWS = {"asset": "this asset", "truth": "true object", "start": "untrained start"}
 COLUMNS = {
@@ -33,7 +30,8 @@ COLUMNS = {
     "colour_accuracy": "colour",
     "view_accuracy": "view word",
 }
-SHEET_VIEWS, SHEET_SIZE = 8, 96
+SHEET_VIEWS, SHEET_TILE = 8, 128
+"""Views of a row of the contact sheet, and the width of each in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Scores:
 
 
 def judge(
-    images: Float[Tensor, "V 3 H W"], prompt: str, azimuth_deg: Float[Tensor, "V"], clip: Clip
+    images: Float[Tensor, "V 3 H W"], prompt: str, azimuth_deg: Float[Tensor, " V"], clip: Clip
 ) -> Scores:
     """Score views of one asset; images in [0, 1] of any size, azimuths in degrees with 0 in front.
 
@@ -73,26 +71,21 @@ def score(
     captions: Float[Tensor, "P D"],
     view_captions: Float[Tensor, "W D"],
     pair: tuple[str, str],
-    azimuth_deg: Float[Tensor, "V"],
+    azimuth_deg: Float[Tensor, " V"],
 ) -> Scores:
     """Scores from unit vectors; `captions` run over `caption_pairs()`, `view_captions` over `world.VIEWS`."""
-    pairs = caption_pairs()
-    named = [pairs[index] for index in (images @ captions.T).argmax(1).tolist()]
-    seen = [world.VIEWS[index] for index in (images @ view_captions.T).argmax(1).tolist()]
-    true_views = [world.view_word(azimuth) for azimuth in azimuth_deg.tolist()]
+    seen = recognise(images, captions, view_captions[None])
+    objects, colours = list(world.OBJECTS), list(world.COLOURS)
+    right_object = seen.object == objects.index(pair[0])
+    right_colour = seen.colour == colours.index(pair[1])
+    words = [world.VIEWS.index(world.view_word(azimuth)) for azimuth in azimuth_deg.tolist()]
     return Scores(
-        similarity=100.0 * (images @ captions[pairs.index(pair)]).mean().item(),
-        r_precision=_share(guess == pair for guess in named),
-        object_accuracy=_share(guess[0] == pair[0] for guess in named),
-        colour_accuracy=_share(guess[1] == pair[1] for guess in named),
-        view_accuracy=_share(guess == truth for guess, truth in zip(seen, true_views, strict=True)),
+        similarity=100.0 * (images @ captions[caption_pairs().index(pair)]).mean().item(),
+        r_precision=_share(right_object & right_colour),
+        object_accuracy=_share(right_object),
+        colour_accuracy=_share(right_colour),
+        view_accuracy=_share(seen.view == torch.tensor(words, device=seen.view.device)),
     )
-
-
-@functools.cache
-def caption_pairs() -> list[tuple[str, str]]:
-    """All (object, colour) pairs, objects varying slowest."""
-    return [(name, colour) for name in world.OBJECTS for colour in world.COLOURS]
 
 
 @functools.lru_cache(maxsize=1)
@@ -100,9 +93,8 @@ def _caption_vectors(clip: Clip) -> Float[Tensor, "P D"]:
     return clip.embed_texts([world.caption(*pair) for pair in caption_pairs()])
 
 
-def _share(hits: Iterable[bool]) -> float:
-    counted = list(hits)
-    return sum(counted) / len(counted)
+def _share(right: Bool[Tensor, " V"]) -> float:
+    return int(right.sum()) / len(right)
 
 
 def judge_run(
@@ -130,7 +122,7 @@ def judge_run(
     pictures = {"asset": exhibit.render(asset)}
     if exhibit.pair is not None:
         pictures["truth"] = exhibit.render_truth(clip.image_size)
-    pictures["start"] = exhibit.render(exhibit.start())
+    pictures["start"] = exhibit.render(exhibit.run.start())
 
     result: dict[str, Any] = {
         "run": str(folder),
@@ -144,22 +136,18 @@ def judge_run(
     for name, images in pictures.items():
         result[name] = dataclasses.asdict(judge(images, exhibit.prompt, exhibit.cameras.azimuth_deg, clip))
     with atomic(folder / "judge.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    _write_sheet(folder / "judge_views.png", pictures)
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+    _write_sheet(folder / "judge_views.png", pictures, exhibit.cameras.azimuth_deg.tolist())
     return result
 
 
-def _write_sheet(path: Path, pictures: dict[str, Tensor]) -> None:
+def _write_sheet(path: Path, pictures: dict[str, Tensor], azimuth_deg: list[float]) -> None:
     """Up to eight views around, in a row each: the asset, the true object where it is known, the start."""
-    views = len(pictures["asset"])
-    chosen = (
-        [views * index // SHEET_VIEWS for index in range(SHEET_VIEWS)] if views > SHEET_VIEWS else slice(None)
-    )
-    size = (SHEET_SIZE, SHEET_SIZE)
-    write_picture(
-        path,
-        grid([functional.interpolate(images[chosen], size, mode="area") for images in pictures.values()]),
-    )
+    views = len(azimuth_deg)
+    chosen = sorted({views * index // SHEET_VIEWS for index in range(SHEET_VIEWS)})
+    rows = [(ROWS[name], images[chosen]) for name, images in pictures.items()]
+    captions = [world.view_word(azimuth_deg[index]) for index in chosen]
+    write_picture(path, contact_sheet(rows, captions, tile=SHEET_TILE))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -188,32 +176,3 @@ def _cell(column: str, value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.1f}" if column == "similarity" else f"{value:.2f}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dreammapping judge", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, such as output/quickstart")
-    parser.add_argument("--views", type=int, default=24, help="views all around, at least 4 (default 24)")
-    parser.add_argument("--prompt", help="judge by this prompt instead of the run's own")
-    parser.add_argument("--iteration", type=int, help="saved iteration to judge (default: the last)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - for standard output")
-    options = parser.parse_args(argv)
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    try:
-        if options.views < 4:
-            raise UserError(f"--views: expected at least 4, got {options.views}; 16 to 32 are usual")
-        result = judge_run(options.run, options.views, options.prompt, options.iteration)
-        text = json.dumps(result, indent=2)
-        if options.json not in (None, "-"):
-            with atomic(Path(options.json)) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    sys.stdout.write((text if options.json == "-" else table(result)) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Cells of a table, minutes each: finished ones are kept, missing ones are run, a stop loses none."""
+"""Cells of a table, a training of minutes each: what is finished is kept and not run again, even after a stop."""
 
 import hashlib
 import json
@@ -13,15 +13,24 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from utils.errors import UserError
 from utils.files import atomic
+from utils.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+RESULTS = Path(__file__).resolve().parent / "results"
+"""Where the finished cells of the documents' tables are kept."""
+_CODE = (
+    "arguments", "dreammapping", "gaussian_renderer", "guidance", "scene", "submodules", "toybox", "utils", "train.py",
+)  # fmt: skip
+_CODE_SUFFIXES = {".py", ".cpp", ".cu", ".h", ".inl"}
+
+Result = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,17 +58,18 @@ class CellStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.results: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, Result] = {}
         if path.is_file():
             try:
                 self.results = json.loads(path.read_text(encoding="utf-8"))["cells"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: expected finished cells, got {error}; move it away") from error
 
-    def get(self, cell: Cell) -> dict[str, Any] | None:
+    def get(self, cell: Cell) -> Result | None:
         return self.results.get(cell.key)
 
-    def put(self, cell: Cell, result: dict[str, Any]) -> None:
+    def put(self, cell: Cell, result: Result) -> None:
+        self.results.pop(cell.key, None)  # so that the newest stands last
         self.results[cell.key] = result
         with atomic(self.path) as temporary:
             temporary.write_text(json.dumps({"cells": self.results}, indent=1) + "\n", encoding="utf-8")
@@ -78,28 +88,32 @@ class Trainer:
     def train(self, cell: Cell, settings: list[str]) -> Path:
         """Train, or go on with, a cell's run; returns its folder. The run's log is kept beside the folders.
 
+        What other code than today's has begun is begun again.
+
         Raises:
             UserError: the training failed; the last line of its log is in the message.
             CancelledError: it was stopped.
         """
-        folder = self.output / cell.workspace
+        folder, notes = self.output / cell.workspace, self.output / "bench_logs"
+        begun_by, printed = notes / f"{cell.workspace}.code", notes / f"{cell.workspace}.log"
         command = [sys.executable, "train.py", *settings, f"workspace={cell.workspace}", "--quiet"]
-        if any((folder / "checkpoints").glob("*")):
+        same_code = begun_by.is_file() and begun_by.read_text() == code_digest()
+        if same_code and any((folder / "checkpoints").glob("*")):
             command.append("--resume")
         elif folder.exists():
             command.append("--force")
-        log = self.output / "bench_logs" / f"{cell.workspace}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
+        notes.mkdir(parents=True, exist_ok=True)
+        begun_by.write_text(code_digest())
+        with printed.open("ab") as file:
             code = self._run(command, file)
         if self.stopping:
             raise CancelledError
         if code != 0:
-            *_, last = "no output", *log.read_text(errors="replace", encoding="utf-8").strip().splitlines()
-            raise UserError(f"{cell.key}: training ended with code {code} ({last}); see {log}")
+            *_, last = "no output", *printed.read_text(errors="replace").strip().splitlines()
+            raise UserError(f"{cell.key}: training ended with code {code} ({last}); see {printed}")
         return folder
 
-    def _run(self, command: list[str], log) -> int:
+    def _run(self, command: list[str], printed: IO[bytes]) -> int:
         environment = dict(os.environ)
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
@@ -108,7 +122,7 @@ class Trainer:
                 raise CancelledError
             # A session of its own: Ctrl-C reaches this process alone, which then asks each child once.
             child = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, env=environment, start_new_session=True
+                command, cwd=ROOT, stdout=printed, stderr=printed, env=environment, start_new_session=True
             )
             self._children.add(child)
         code = child.wait()
@@ -127,16 +141,21 @@ class Trainer:
 def run_missing(
     cells: Iterable[Cell],
     store: CellStore,
-    run: Callable[[Cell], dict[str, Any]],
+    run: Callable[[Cell], Result],
     jobs: int,
     stop: Callable[[], None],
+    outdated: Callable[[Result], bool] = lambda _: False,
 ) -> list[str]:
     """Run what the store lacks, `jobs` at a time, store each as it ends; returns the messages of failures.
+
+    Args:
+        stop: asks all that is running to save and end.
+        outdated: which of the finished cells are run again.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once `stop` was called and the running cells have ended.
     """
-    missing = [cell for cell in cells if store.get(cell) is None]
+    missing = [cell for cell in cells if (kept := store.get(cell)) is None or outdated(kept)]
     failures = []
     with termination_as_interrupt(), ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(run, cell): cell for cell in missing}
@@ -145,10 +164,10 @@ def run_missing(
                 cell = futures[future]
                 try:
                     store.put(cell, future.result())
-                    logging.info("%d of %d: %s", count, len(missing), cell.key)
+                    log.info("%d of %d: %s", count, len(missing), cell.key)
                 except UserError as error:
                     failures.append(str(error))
-                    logging.warning("%s", error)
+                    log.warning("%s", error)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             stop()
@@ -173,3 +192,13 @@ def digest(*parts: str | Path) -> str:
         total.update(part.read_bytes() if isinstance(part, Path) else part.encode())
         total.update(b"\0")
     return total.hexdigest()[:8]
+
+
+@cache
+def code_digest() -> str:
+    """Stands for the code that trains and judges; the tables' own does not change a cell."""
+    files = [file for name in _CODE for file in [ROOT / name, *(ROOT / name).rglob("*")]]
+    own = Path(__file__).resolve().parent
+    return digest(*sorted(
+        file for file in files if file.is_file() and file.suffix in _CODE_SUFFIXES and own not in file.parents
+    ))  # fmt: skip

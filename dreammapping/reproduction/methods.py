@@ -1,40 +1,43 @@
-"""Every method of Table 1 on the same toybox prompts and seeds: `python -m dreammapping.reproduction.methods`.
+"""Every method of Table 1 on the same toybox prompts and seeds: `python -m dreammapping reproduce methods`.
 
-Every cell (prompt, method, seed) is one `train.py` run and its judgement, at the settings of the quick start with
-each method's own numbers; finished cells are kept, so the command can be stopped and repeated.
+Every method has the settings of the quick start with its own numbers.
 """
 
-import argparse
-import logging
 import re
 import statistics
-import sys
 from pathlib import Path
-from typing import Any
 
-import torch
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from arguments import load
-from benchmarks.command import finish_cells_and_report
-from dreammapping.evaluation.exhibit import Exhibit
-from dreammapping.reproduction.cells import QUICKSTART, RESULTS, ROOT, Cell, CellStore
+from dreammapping.evaluation.exhibit import Exhibit, front_side_back
+from dreammapping.reproduction.cells import RESULTS, CellStore, Result
 from dreammapping.reproduction.operator_chain import chain, train_chain
-from dreammapping.reproduction.prompts import finish_cells, make_cells, write_report
-from scene.cameras import orbit
+from dreammapping.reproduction.prompts import TUNED_ON, all_prompts, choose_prompts
+from dreammapping.reproduction.table import (
+    Overrides,
+    Plan,
+    finish_cells,
+    make_cells,
+    size_note,
+    standing,
+    write_report,
+)
+from utils.contact_sheet import contact_sheet
 from utils.errors import UserError
-from utils.images import grid, write_picture
+from utils.images import write_picture
+from utils.repository import ROOT
 
-LORA = ("GuidanceParams.lora_lr=0.0001", "GuidanceParams.lora_warmup_iter=70")
-METHODS: dict[str, tuple[str, ...]] = {
+LORA = ("LoRAParams.lora_lr=0.0001", "LoRAParams.lora_warmup_iter=70")
+METHODS: Overrides = {
     "vdm": (),
-    "vdm_without_dca": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca=false"),
-    "vdm_dca_learned": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca_learned=true"),
-    "vdm_lookahead": ("GuidanceParams.guidance=vdm", "GuidanceParams.lookahead=true"),
-    "vdm_linear": ("GuidanceParams.guidance=vdm", "GuidanceParams.operator=linear"),
-    "vdm_ulite_noise": ("GuidanceParams.guidance=vdm", "GuidanceParams.operator=ulite_noise"),
+    "vdm_without_dca": ("GuidanceParams.guidance=vdm", "VDMParams.dca=false"),
+    "vdm_dca_learned": ("GuidanceParams.guidance=vdm", "VDMParams.dca_learned=true"),
+    "vdm_lookahead": ("GuidanceParams.guidance=vdm", "VDMParams.lookahead=true"),
+    "vdm_linear": ("GuidanceParams.guidance=vdm", "VDMParams.operator=linear"),
+    "vdm_ulite_noise": ("GuidanceParams.guidance=vdm", "VDMParams.operator=ulite_noise"),
     "vdm_warm": ("GuidanceParams.guidance=vdm",),  # and the operator of `chain`
     "sds": (),
     "sds_100": ("GuidanceParams.guidance=sds", "GuidanceParams.guidance_scale=100"),
@@ -42,7 +45,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "dreamflow": (*LORA, "GuidanceParams.dreamflow_t_range=[0.02,0.98]"),
     "asd": LORA,
     "lods": ("GuidanceParams.lambda_guidance=0.75",),  # its bracket is 1/s of SDS's
-    "lods_lora": ("GuidanceParams.lambda_guidance=0.75", "GuidanceParams.lods_lora_lr=0.00001"),
+    "lods_lora": ("GuidanceParams.lambda_guidance=0.75", "LODSParams.lods_lora_lr=0.00001"),
     "lmc": (),
     "csd": (),
     "nfsd": (),
@@ -57,10 +60,8 @@ PICTURE = ROOT / "docs" / "images" / "methods_grid.png"
 BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 TILE, A_ROW = 96, 3
 
-Result = dict[str, Any]
 
-
-def settings_of(methods: list[str]) -> dict[str, tuple[str, ...]]:
+def settings_of(methods: list[str]) -> Overrides:
     """The overrides of each row, complete.
 
     Raises:
@@ -86,11 +87,11 @@ def saturation(images: Float[Tensor, "V 3 H W"]) -> float:
 
 def pictures(folder: Path) -> Float[Tensor, "V 3 H W"]:
     """Front, side and back of a run's asset."""
-    exhibit = Exhibit.of_run(folder, lambda params: orbit(4, params)[:3])
+    exhibit = Exhibit.of_run(folder, front_side_back)
     return exhibit.render(exhibit.asset())
 
 
-def markdown(results: list[Result], expected: int) -> str:
+def markdown(results: list[Result], expected: int, outdated: int = 0) -> str:
     """A row for each method, the mean over its cells with their spread, and the table's own size."""
     lines = ["| | " + " | ".join(HEADINGS) + " |", "| --- |" + " --- |" * len(HEADINGS)]
     for name in METHODS:
@@ -106,15 +107,7 @@ def markdown(results: list[Result], expected: int) -> str:
                 [cell["seconds"] / 60 for cell in cells],
             )
             lines.append(f"| `{name}` | " + " | ".join(map(_spread, columns)) + " |")
-    prompts = {result["prompt"] for result in results}
-    seeds = {result["seed"] for result in results}
-    note = (
-        f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
-        f"{results[0]['views']} views of each; ± is the standard deviation between runs."
-    )
-    if len(results) < expected:
-        note += f" Unfinished: {len(results)} of {expected} runs."
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", size_note(results, expected - len(results), outdated)])
 
 
 def _spread(values: list[float]) -> str:
@@ -132,8 +125,9 @@ def draw_grid(results: list[Result], path: Path = PICTURE) -> str | None:
     names = [name for name in METHODS if name in runs]
     if not all(runs[name].is_dir() for name in names):
         return None
-    tiles = [functional.interpolate(pictures(runs[name]), (TILE, TILE), mode="area") for name in names]
-    write_picture(path, grid([torch.cat(tiles[i : i + A_ROW]) for i in range(0, len(tiles), A_ROW)]))
+    strips = [contact_sheet([(name, pictures(runs[name]))], tile=TILE) for name in names]
+    rows = [("", np.stack(strips[first : first + A_ROW])) for first in range(0, len(strips), A_ROW)]
+    write_picture(path, contact_sheet(rows))
     return caption(results[0]["prompt"], names)
 
 
@@ -149,52 +143,34 @@ def present_caption(page: str) -> str:
     return found.group() if found else ""
 
 
-def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
-    """Write the table and the picture of what is finished into `docs/methods.md`; returns the table."""
-    results = [result for cell in cells if (result := store.get(cell)) is not None]
+def reproduce(
+    plan: Plan, methods: list[str], *, train: bool = True, write: bool = False
+) -> tuple[list[str], str]:
+    """Train and judge what is missing; returns the messages of what failed, and the table of all methods.
+
+    Args:
+        methods: rows to train; all if empty. The others stay in the table as they are.
+        train: without it, the table has only what is finished.
+        write: also put the table and its picture into the documents.
+    """
+    rows, wanted = settings_of([]), settings_of(methods)
+    config, _ = load(plan.words)
+    output = Path(config.ModelParams.output_path)
+    operators = chain(plan, output)
+    rows["vdm_warm"] += (f"VDMParams.operator_init={output / list(operators)[-1].workspace}",)
+    store, failures = CellStore(RESULTS / "methods.json"), []
+    cells = make_cells(plan, choose_prompts(plan.prompts, TUNED_ON), {name: rows[name] for name in wanted})
+    if train:
+        if any(cell.method == "vdm_warm" and store.get(cell) is None for cell in cells):
+            failures += train_chain(operators, output)
+        failures += finish_cells(cells, store, plan, lambda run: {"saturation": saturation(pictures(run))})
+    results, outdated = standing(store, plan, rows, all_prompts(TUNED_ON))
     if not results:
-        return "no finished cells yet"
-    shown = draw_grid(results) or present_caption(REPORT.read_text(encoding="utf-8"))
-    text = f"{markdown(results, expected=len(cells))}\n\n{shown}".rstrip()
-    write_report(text, REPORT, BEGIN, END)
-    return text
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dreammapping.reproduction.methods", description=__doc__)
-    parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings of every run")
-    parser.add_argument("--methods", default="", help="names with commas between (default: all)")
-    gpu = torch.cuda.is_available()
-    parser.add_argument("--prompts", type=int, default=6 if gpu else 2, help="default 2, with a GPU 6")
-    parser.add_argument("--seeds", type=int, default=3 if gpu else 1, help="default 1, with a GPU 3")
-    parser.add_argument("--views", type=int, default=24, help="views that judge each (default 24)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, sharing the cores (default 1)")
-    parser.add_argument("--report", action="store_true", help="run nothing, only write the table")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
-    options = parser.parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-
-    def work() -> tuple[list[str], str]:
-        methods = settings_of([name for name in options.methods.split(",") if name])
-        config, _ = load(["--opt", str(options.opt), *options.overrides])
-        output = Path(config.ModelParams.output_path)
-        operators = chain(options, output) if "vdm_warm" in methods else {}
-        if operators:
-            last = list(operators)[-1].workspace
-            methods["vdm_warm"] += (f"GuidanceParams.operator_init={output / last}",)
-        cells = make_cells(options, methods)
-        store, failures = CellStore(RESULTS / "quality.json"), []
-        if not options.report:
-            if any(cell.method == "vdm_warm" and store.get(cell) is None for cell in cells):
-                failures += train_chain(operators, output)
-            failures += finish_cells(
-                cells, store, options, lambda run: {"saturation": saturation(pictures(run))}
-            )
-        return failures, report(cells, store)
-
-    return finish_cells_and_report(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return failures, "no finished cells yet"
+    places = {(result["prompt"], result["method"], result["seed"]) for result in results}
+    missing = sum((cell.prompt, cell.method, cell.seed) not in places for cell in cells)
+    text = markdown(results, len(results) + missing, outdated)
+    if write:
+        shown = draw_grid(results) or present_caption(REPORT.read_text())
+        write_report(f"{text}\n\n{shown}".rstrip(), REPORT, BEGIN, END)
+    return failures, text

@@ -1,26 +1,27 @@
 """One degradation operator trained across prompts: a chain of runs, each of which goes on with M of the last."""
 
-import argparse
 from pathlib import Path
 
-from dreammapping.reproduction.cells import ROOT, Cell, CellStore, Trainer, run_missing
-from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts, make_cell
+from dreammapping.reproduction.cells import Cell, CellStore, Trainer, run_missing
+from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts
+from dreammapping.reproduction.table import Plan, make_cell
+from utils.repository import ROOT
 
 LENGTH = 4
 """Runs of the chain."""
 
 
-def chain(options: argparse.Namespace, output: Path) -> dict[Cell, list[str]]:
-    """The runs in their order, and their settings; the prompts are none of a table over `options.prompts`.
+def chain(plan: Plan, output: Path) -> dict[Cell, list[str]]:
+    """The runs in their order, and their settings; the prompts are none of a table over `plan.prompts`.
 
     Args:
         output: the folder of all runs, as the settings name it.
     """
     cells, start = {}, ("GuidanceParams.guidance=vdm",)
-    for prompt in choose_prompts(options.prompts + LENGTH, exclude=TUNED_ON)[options.prompts :]:
-        cell, settings = make_cell(options, prompt, "operator", start, seed=0)
+    for prompt in choose_prompts(plan.prompts + LENGTH, exclude=TUNED_ON)[plan.prompts :]:
+        cell, settings = make_cell(plan, prompt, "operator", start, seed=0)
         cells[cell] = settings
-        start = ("GuidanceParams.guidance=vdm", f"GuidanceParams.operator_init={output / cell.workspace}")
+        start = ("GuidanceParams.guidance=vdm", f"VDMParams.operator_init={output / cell.workspace}")
     return cells
 
 

@@ -1,51 +1,38 @@
-"""VDM against SDS over prompts that no setting was tuned on: `python -m dreammapping.reproduction.prompts`.
+"""VDM against SDS over prompts that no setting was tuned on: `python -m dreammapping reproduce prompts`.
 
-Half of the prompts are (object, colour) pairs that the prior never saw. Every cell (prompt, method, seed) is
-one `train.py` run and its judgement; finished cells are kept, so the command can be stopped and repeated.
+Half of the prompts are (object, colour) pairs that the prior never saw.
 """
 
-import argparse
-import json
 import logging
-import os
 import random
-import re
 import statistics
-import sys
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
-from arguments import load as load_settings
-from arguments import to_yaml
-from benchmarks.command import finish_cells_and_report
-from dreammapping.evaluation.exhibit import Exhibit, parse_caption
-from dreammapping.evaluation.judge import judge_run
-from dreammapping.reproduction.cells import (
-    QUICKSTART,
-    RESULTS,
-    ROOT,
-    Cell,
-    CellStore,
-    Trainer,
-    digest,
-    run_missing,
+from dreammapping.evaluation.exhibit import Exhibit, front_side_back
+from dreammapping.reproduction.cells import RESULTS, CellStore, Result
+from dreammapping.reproduction.table import (
+    Overrides,
+    Plan,
+    finish_cells,
+    make_cells,
+    size_note,
+    standing,
+    write_report,
 )
-from scene.cameras import orbit
 from toybox import world
-from toybox.clip import PRIOR, Clip
+from toybox.recognition import parse_caption
+from utils.contact_sheet import contact_sheet
 from utils.errors import UserError
-from utils.files import atomic
-from utils.images import to_uint8
+from utils.images import write_picture
+from utils.repository import ROOT
 
-METHODS: dict[str, tuple[str, ...]] = {
-    "vdm": ("GuidanceParams.guidance=vdm", "GuidanceParams.dca=true"),
+METHODS: Overrides = {
+    "vdm": ("GuidanceParams.guidance=vdm", "VDMParams.dca=true"),
     "sds": ("GuidanceParams.guidance=sds", "GuidanceParams.guidance_scale=7.5"),
 }
 TITLES = {"truth": "true objects", "vdm": "VDM + DCA", "sds": "SDS, CFG 7.5", "start": "untrained start"}
@@ -69,7 +56,12 @@ _SHUFFLE_SEED = 2
 _PICTURE_LIMIT = 600_000
 _TILES = (128, 112, 96, 80, 64)
 
-Result = dict[str, Any]
+log = logging.getLogger(__name__)
+
+
+def all_prompts(exclude: str) -> list[str]:
+    """Every prompt that a table can have: see `choose_prompts`."""
+    return choose_prompts(len(_objects(exclude)), exclude)
 
 
 def choose_prompts(count: int, exclude: str) -> list[str]:
@@ -77,8 +69,7 @@ def choose_prompts(count: int, exclude: str) -> list[str]:
 
     The object that the caption `exclude` names (the one that settings were tuned on) is left out.
     """
-    tuned = parse_caption(exclude)
-    names = [name for name in world.OBJECTS if tuned is None or name != tuned[0]]
+    names = _objects(exclude)
     if not 2 <= count <= len(names):
         raise UserError(f"--prompts: expected 2 to {len(names)}, got {count}; give a number in that range")
     rng = random.Random(_SHUFFLE_SEED)
@@ -91,64 +82,9 @@ def choose_prompts(count: int, exclude: str) -> list[str]:
     return prompts
 
 
-def make_cells(
-    options: argparse.Namespace, methods: dict[str, tuple[str, ...]] | None = None
-) -> dict[Cell, list[str]]:
-    """The table's cells, each with the settings that `train.py` is given for it.
-
-    Args:
-        methods: settings of each method; those of this table if None.
-    """
-    return dict(
-        make_cell(options, prompt, method, overrides, seed)
-        for prompt in choose_prompts(options.prompts, exclude=TUNED_ON)
-        for seed in range(options.seeds)
-        for method, overrides in (METHODS if methods is None else methods).items()
-    )
-
-
-def make_cell(
-    options: argparse.Namespace, prompt: str, method: str, overrides: tuple[str, ...], seed: int
-) -> tuple[Cell, list[str]]:
-    """One cell and its settings."""
-    base = ["--opt", str(options.opt), "save_video=false", *options.overrides]
-    settings = [*base, *overrides, f"GuidanceParams.text={prompt}", f"seed={seed}"]
-    resolved, _ = load_settings([*settings, "ModelParams.workspace=bench"])
-    return Cell(prompt, method, seed, digest(to_yaml(resolved), _prior())), settings
-
-
-@cache
-def _prior() -> str:
-    """Stands for the prior's weights."""
-    return digest(*sorted(PRIOR.rglob("*.safetensors")))
-
-
-def finish_cells(
-    cells: dict[Cell, list[str]],
-    store: CellStore,
-    options: argparse.Namespace,
-    measure: Callable[[Path], Result] | None = None,
-) -> list[str]:
-    """Train and judge what is missing; the messages of the cells that failed.
-
-    Args:
-        measure: what else to keep of a run's folder.
-    """
-    config, _ = load_settings(["--opt", str(options.opt), *options.overrides])
-    threads = None if options.jobs == 1 else max(1, (os.cpu_count() or 1) // options.jobs)
-    trainer = Trainer(ROOT / config.ModelParams.output_path, threads)
-    clip = Clip.from_pretrained()
-
-    def finish(cell: Cell) -> Result:
-        folder = trainer.train(cell, cells[cell])
-        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        kept = {key: manifest.get(key) for key in ("seconds", "peak_memory_bytes")}
-        known = {"method": cell.method, "seed": cell.seed, "jobs": options.jobs}
-        known["run"] = os.path.relpath(folder, ROOT)
-        further = measure(folder) if measure is not None else {}
-        return judge_run(folder, options.views, clip=clip) | known | kept | further
-
-    return run_missing(cells, store, finish, options.jobs, trainer.stop)
+def _objects(exclude: str) -> list[str]:
+    tuned = parse_caption(exclude)
+    return [name for name in world.OBJECTS if tuned is None or name != tuned[0]]
 
 
 def rows(results: list[Result]) -> dict[str, list[tuple[Result, Result]]]:
@@ -164,7 +100,7 @@ def rows(results: list[Result]) -> dict[str, list[tuple[Result, Result]]]:
     return {name: line for name, line in lines.items() if line}
 
 
-def markdown(results: list[Result], expected: int) -> str:
+def markdown(results: list[Result], expected: int, outdated: int = 0) -> str:
     """The table over all cells, and R-precision prompt by prompt."""
     lines = [
         "| | " + " | ".join(HEADINGS) + " |",
@@ -186,19 +122,12 @@ def markdown(results: list[Result], expected: int) -> str:
             _minutes([cell for _, cell in line]) if name in METHODS else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", _note(results, expected), "", *_prompt_table(table)]
+    lines += ["", _note(results, expected, outdated), "", *_prompt_table(table)]
     return "\n".join(lines)
 
 
-def _note(results: list[Result], expected: int) -> str:
-    prompts = {result["prompt"] for result in results}
-    seeds = {result["seed"] for result in results}
-    text = (
-        f"{len(prompts)} prompts, {len(seeds)} seed{'s' * (len(seeds) > 1)}, "
-        f"{results[0]['views']} views of each; ± is the standard deviation between runs."
-    )
-    if len(results) < expected:
-        text += f" Unfinished: {len(results)} of {expected} runs."
+def _note(results: list[Result], expected: int, outdated: int) -> str:
+    text = size_note(results, expected - len(results), outdated)
     if any(result["jobs"] > 1 for result in results):
         text += " Minutes marked * were taken with several runs at once on the same machine."
     return text
@@ -233,22 +162,6 @@ def _minutes(cells: list[Result]) -> str:
     )
 
 
-def write_report(text: str, path: Path = REPORT, begin: str = BEGIN, end: str = END) -> None:
-    """Put `text` between the report's markers.
-
-    Raises:
-        UserError: the report or its markers are missing.
-    """
-    report = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if begin not in report or end not in report:
-        raise UserError(
-            f"{path}: expected the lines {begin} and {end}, found none; put them where the table goes"
-        )
-    between = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    with atomic(path) as temporary:
-        temporary.write_text(between.sub(lambda _: f"{begin}\n{text}\n{end}", report), encoding="utf-8")
-
-
 def draw_grid(results: list[Result], path: Path = PICTURE) -> None:
     """Front, side and back of every prompt (first seed): VDM, SDS, the true object. Under 600 KB.
 
@@ -256,86 +169,49 @@ def draw_grid(results: list[Result], path: Path = PICTURE) -> None:
     """
     gone = [result["run"] for result in results if not (ROOT / result["run"]).is_dir()]
     if gone:
-        logging.warning("%s: left as it is, because the run folder %s is gone", path, gone[0])
+        log.warning("%s: left as it is, because the run folder %s is gone", path, gone[0])
         return
     first = [result for result in results if result["seed"] == 0]
-    lines = []
+    rows = []
     for prompt in dict.fromkeys(result["prompt"] for result in first):
         by_method = {result["method"]: result for result in first if result["prompt"] == prompt}
         if by_method.keys() == METHODS.keys():
-            lines.append((prompt, torch.cat(_pictures(list(by_method.values())))))
-    for size in _TILES if lines else ():
-        if _write_grid(lines, size, path) < _PICTURE_LIMIT:
+            label = prompt + " (held out)" * by_method["vdm"]["held_out"]
+            rows.append((label, torch.cat(_pictures([by_method[name] for name in METHODS]))))
+    captions = [
+        f"{TITLES[name]}: {view}" for name in (*METHODS, "truth") for view in ("front", "side", "back")
+    ]
+    for tile in _TILES if rows else ():
+        write_picture(path, contact_sheet(rows, captions, tile=tile))
+        if path.stat().st_size < _PICTURE_LIMIT:
             return
 
 
 def _pictures(results: list[Result]) -> list[Float[Tensor, "V 3 S S"]]:
     """Front, side and back of each run of one prompt, and of its true object."""
-    images = []
-    for result in results:
-        exhibit = Exhibit.of_run(ROOT / result["run"], lambda params: orbit(4, params)[:3])
-        images.append(
-            functional.interpolate(exhibit.render(exhibit.asset()), (_TILES[0], _TILES[0]), mode="area")
-        )
-    return [*images, exhibit.render_truth(_TILES[0])]
+    size = (_TILES[0], _TILES[0])
+    exhibits = [Exhibit.of_run(ROOT / result["run"], front_side_back) for result in results]
+    images = [F.interpolate(exhibit.render(exhibit.asset()), size, mode="area") for exhibit in exhibits]
+    return [*images, exhibits[0].render_truth(_TILES[0])]
 
 
-def _write_grid(lines: list[tuple[str, Tensor]], size: int, path: Path) -> int:
-    """Write the grid with square tiles of `size` pixels; returns the bytes it takes."""
-    from PIL import Image, ImageDraw
+def reproduce(plan: Plan, *, train: bool = True, write: bool = False) -> tuple[list[str], str]:
+    """Train and judge what is missing; returns the messages of what failed, and the table.
 
-    headings = [TITLES[name] for name in (*METHODS, "truth")]
-    gap, label = 6, 14
-    block = 3 * size + gap
-    picture = Image.new("RGB", (len(headings) * block - gap, label + len(lines) * (size + label)), "white")
-    draw = ImageDraw.Draw(picture)
-    for index, heading in enumerate(headings):
-        draw.text((index * block + 2, 1), f"{heading}: front, side, back", fill="black")
-    for row, (prompt, images) in enumerate(lines):
-        top = label + row * (size + label)
-        draw.text((2, top + 1), prompt, fill="dimgray")
-        for column, image in enumerate(to_uint8(images)):
-            tile = Image.fromarray(image).resize((size, size), Image.Resampling.BOX)
-            picture.paste(tile, (column // 3 * block + column % 3 * size, top + label))
-    with atomic(path) as temporary:
-        picture.save(temporary, optimize=True)
-    return path.stat().st_size
-
-
-def report(cells: dict[Cell, list[str]], store: CellStore) -> str:
-    """Write the table and the picture of what is finished into `docs/`; returns the table."""
-    results = [result for cell in cells if (result := store.get(cell)) is not None]
+    Args:
+        train: without it, the table has only what is finished.
+        write: also put the table and its picture into the documents.
+    """
+    store = CellStore(RESULTS / "prompts.json")
+    cells = make_cells(plan, choose_prompts(plan.prompts, TUNED_ON), METHODS)
+    failures = finish_cells(cells, store, plan) if train else []
+    results, outdated = standing(store, plan, METHODS, all_prompts(TUNED_ON))
     if not results:
-        return "no finished cells yet"
-    text = markdown(results, expected=len(cells))
-    write_report(text)
-    draw_grid(results)
-    return text
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dreammapping.reproduction.prompts", description=__doc__)
-    parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings of every run")
-    parser.add_argument("--prompts", type=int, default=6, help="how many, half of them held out (default 6)")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each (default 1)")
-    parser.add_argument("--views", type=int, default=24, help="views that judge each (default 24)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, sharing the cores (default 1)")
-    parser.add_argument("--report", action="store_true", help="run nothing, only write the table")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
-    options = parser.parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-
-    def work() -> tuple[list[str], str]:
-        if min(options.seeds, options.jobs) < 1 or options.views < 4:
-            raise UserError("expected --seeds and --jobs of at least 1 and --views of at least 4; raise them")
-        cells = make_cells(options)
-        store = CellStore(RESULTS / "prompts.json")
-        failures = [] if options.report else finish_cells(cells, store, options)
-        return failures, report(cells, store)
-
-    return finish_cells_and_report(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return failures, "no finished cells yet"
+    places = {(result["prompt"], result["method"], result["seed"]) for result in results}
+    missing = sum((cell.prompt, cell.method, cell.seed) not in places for cell in cells)
+    text = markdown(results, len(results) + missing, outdated)
+    if write:
+        write_report(text, REPORT, BEGIN, END)
+        draw_grid(results)
+    return failures, text

@@ -27,7 +27,7 @@ def fetch(key: str) -> str:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:
-        raise loading_error(error, source, offline=False) from error
+        raise loading_error(error, source) from error
     record = hub.recorded(folder) or {"files": {}, "revision": folder.name}
     total = sum(file["bytes"] for file in record["files"].values())
     lines = [

@@ -25,9 +25,14 @@ SETTINGS_SUFFIXES = (".json", ".txt", ".model")
 
 
 def go_offline() -> None:
-    """Forbid every question to a hub; must come before the hub's client is first imported."""
+    """Ask no hub from here on; must come before the hub's client is first imported, which reads this once."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+
+def is_offline() -> bool:
+    """Whether no hub may be asked: by `go_offline`, or by the user's HF_HUB_OFFLINE."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cached(hub_id: str, marker: str = "model_index.json") -> Path | None:
@@ -87,13 +92,13 @@ def _names(index: Path, parts: Sequence[str]) -> bool:
         return False
 
 
-def check_reachable(hub_id: str, components: Sequence[str], offline: bool) -> list[str]:
+def check_reachable(hub_id: str, components: Sequence[str]) -> list[str]:
     """Ask the hub whether it has a model, without fetching it; what the model lacks, for messages.
 
     Raises:
         OSError, RuntimeError, ValueError: it has not, or cannot be asked.
     """
-    if offline:
+    if is_offline():
         raise FileNotFoundError(hub_id)
     from huggingface_hub import HfApi
 
@@ -149,13 +154,13 @@ def wanted_files(names: Sequence[str], components: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def download(hub_id: str, files: Sequence[str], offline: bool) -> Path:
+def download(hub_id: str, files: Sequence[str]) -> Path:
     """Fetch some small files of a repository; returns the snapshot.
 
     Raises:
         OSError, RuntimeError, ValueError: of the hub's client.
     """
-    if offline:
+    if is_offline():
         raise FileNotFoundError(hub_id)
     from huggingface_hub import snapshot_download
 
@@ -198,7 +203,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def cause_of(error: BaseException, offline: bool) -> str:
+def cause_of(error: BaseException) -> str:
     """Why loading or fetching failed and what to do, in words. Walks the chain of causes."""
     from huggingface_hub import errors
 
@@ -217,7 +222,7 @@ def cause_of(error: BaseException, offline: bool) -> str:
         return "the disk is full: free space, or set HF_HOME to another disk"
     kinds = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, FileNotFoundError, ConnectionError)
     if caused_by(*kinds):
-        if offline or os.environ.get("HF_HUB_OFFLINE"):
+        if is_offline():
             return "it is not (wholly) on this machine and no hub may be asked: run once without --offline"
         return "it is not (wholly) on this machine and the hub cannot be reached: check the network or HF_ENDPOINT"
     return str(error).strip().partition("\n")[0]

@@ -16,27 +16,27 @@ ADDITIONS = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "l
 """Names that diffusers' and PEFT's training scripts give to what they save in a folder."""
 
 
-def missing_models(config: Config, offline: bool = False) -> list[str]:
+def missing_models(config: Config) -> list[str]:
     """What is missing for a run, one line each, all of it at once; empty when everything is there.
 
     Looks at the diffusion model, what is added to it, another autoencoder, and Shap-E where the start shape needs it
     and no sphere may take its place. Loads no weights; asks the hub only for what is not on this machine.
     """
-    if offline:
+    if config.offline:
         hub.go_offline()
     guidance, start = config.GuidanceParams, config.GenerateCamParams
-    problems = check_available(guidance, offline)
+    problems = check_available(guidance)
     if guidance.vae_key:
-        problems += _problems(lambda: vae_source(guidance), (), offline)
+        problems += _problems(lambda: vae_source(guidance), ())
     problems += [str(problem) for problem in _missing_additions(guidance)]
     if config.starts_from_text and start.init_fallback == "stop":
-        problems += _problems(lambda: shape_source(start.shape_model), SHAPE_COMPONENTS, offline)
+        problems += _problems(lambda: shape_source(start.shape_model), SHAPE_COMPONENTS)
     return problems
 
 
-def check_available(params: GuidanceParams, offline: bool = False) -> list[str]:
+def check_available(params: GuidanceParams) -> list[str]:
     """What is missing to load the diffusion model, one line each; empty when all is there."""
-    return _problems(lambda: resolve(params), COMPONENTS, offline)
+    return _problems(lambda: resolve(params), COMPONENTS)
 
 
 def shape_source(key: str) -> ModelSource:
@@ -49,7 +49,7 @@ def vae_source(params: GuidanceParams) -> ModelSource:
     return locate(params.vae_key or "", TINY_VAE, HELPERS, marker="config.json")
 
 
-def local_folder(source: ModelSource, components: tuple[str, ...], offline: bool) -> Path:
+def local_folder(source: ModelSource, components: tuple[str, ...]) -> Path:
     """Where a model's parts lie on this machine; what a hub has and this machine has not is fetched once.
 
     Raises:
@@ -57,20 +57,20 @@ def local_folder(source: ModelSource, components: tuple[str, ...], offline: bool
     """
     folder = Path(source.location) if source.kind == "folder" else _cached(source, components)
     if folder is None:
-        _reach(source, components, offline)
+        _reach(source, components)
         try:
             folder = hub.fetch(source.location, components)
         except UserError:
             raise
         except (OSError, RuntimeError, ValueError) as error:
-            raise loading_error(error, source, offline) from error
+            raise loading_error(error, source) from error
     damage = _damage(source, folder, components)
     if damage:
         raise UserError("; ".join(damage))
     return folder
 
 
-def lent_settings(source: ModelSource, offline: bool) -> Path:
+def lent_settings(source: ModelSource) -> Path:
     """A folder with the settings of a single file: shipped, of the user's, or a hub's, fetched without its weights.
 
     Raises:
@@ -83,9 +83,9 @@ def lent_settings(source: ModelSource, offline: bool) -> Path:
     if folder is not None and not hub.missing_parts(folder, COMPONENTS, without_weights=COMPONENTS):
         return folder
     try:
-        return hub.download(lender.location, LENT, offline)
+        return hub.download(lender.location, LENT)
     except (OSError, RuntimeError, ValueError) as error:
-        raise loading_error(error, lender, offline) from error
+        raise loading_error(error, lender) from error
 
 
 def _cached(source: ModelSource, components: tuple[str, ...]) -> Path | None:
@@ -94,11 +94,11 @@ def _cached(source: ModelSource, components: tuple[str, ...]) -> Path | None:
     return None if folder is None or hub.missing_parts(folder, components, WITHOUT_WEIGHTS) else folder
 
 
-def _reach(source: ModelSource, components: tuple[str, ...], offline: bool) -> None:
+def _reach(source: ModelSource, components: tuple[str, ...]) -> None:
     try:
-        missing = hub.check_reachable(source.location, components, offline)
+        missing = hub.check_reachable(source.location, components)
     except (OSError, RuntimeError, ValueError) as error:
-        raise loading_error(error, source, offline) from error
+        raise loading_error(error, source) from error
     if missing:
         raise UserError(f"{source.setting}: {source.location} of the hub has {'; '.join(missing)}")
 
@@ -111,24 +111,24 @@ def _damage(source: ModelSource, folder: Path, components: tuple[str, ...]) -> l
     ]
 
 
-def loading_error(error: BaseException, source: ModelSource, offline: bool) -> UserError:
+def loading_error(error: BaseException, source: ModelSource) -> UserError:
     """The line to show when loading failed: model, cause and what to try."""
     return UserError(
         f"{source.setting}: cannot load {source.key!r}"
         + (f" ({source.location})" if source.location != source.key else "")
-        + f": {hub.cause_of(error, offline)}; or use {forms(source.setting)}"
+        + f": {hub.cause_of(error)}; or use {forms(source.setting)}"
     )
 
 
-def _problems(find: Callable[[], ModelSource], components: tuple[str, ...], offline: bool) -> list[str]:
+def _problems(find: Callable[[], ModelSource], components: tuple[str, ...]) -> list[str]:
     try:
         source = find()
         if source.kind == "file":
-            single_file.tokenizer_folder(Path(source.location), lent_settings(source, offline), offline)
+            single_file.tokenizer_folder(Path(source.location), lent_settings(source))
             return []
         folder = Path(source.location) if source.kind == "folder" else _cached(source, components)
         if folder is None:
-            _reach(source, components, offline)
+            _reach(source, components)
             return []
     except UserError as error:
         return [str(error)]

@@ -101,7 +101,7 @@ def predicts_velocity(pipeline: Any) -> bool:
     return bool(torch.cosine_similarity(prediction.flatten(), noise.flatten(), dim=0) < 0.5)
 
 
-def tokenizer_folder(path: Path, config: Path, offline: bool) -> Path:
+def tokenizer_folder(path: Path, config: Path) -> Path:
     """A folder with CLIP's tokenizer for the file: of its settings' lender, beside it, cached, or fetched.
 
     Raises:
@@ -115,11 +115,11 @@ def tokenizer_folder(path: Path, config: Path, offline: bool) -> Path:
         if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file():
             return folder
     try:
-        return hub.download(TOKENIZER_REPOSITORY, TOKENIZER_FILES, offline)
+        return hub.download(TOKENIZER_REPOSITORY, TOKENIZER_FILES)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{MODEL_KEY}: {path} needs the tokenizer of {TOKENIZER_REPOSITORY}: "
-            f"{hub.cause_of(error, offline)}; or put a folder named tokenizer, of any Stable Diffusion model, beside it"
+            f"{hub.cause_of(error)}; or put a folder named tokenizer, of any Stable Diffusion model, beside it"
         ) from error
 
 

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from guidance.noise import seeded
-from guidance.prior import DiffusionPrior
+from guidance.prior.protocol import UNetPrior
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 NAME = "estimator"
@@ -35,7 +35,7 @@ class LoRA(nn.Module):
     """
 
     def __init__(
-        self, score_model: DiffusionPrior, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator
+        self, score_model: UNetPrior, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator
     ) -> None:
         super().__init__()
         self._score_model = score_model
@@ -68,7 +68,7 @@ class LoRA(nn.Module):
         poses: Float[Tensor, "B 4 4"] | None = None,
     ) -> Float[Tensor, "B C h w"]:
         """ε_lora, float32, with gradient to this module's parameters; no poses count as zeros."""
-        with self._told(len(noisy_latents), poses):
+        with self._camera_added(len(noisy_latents), poses):
             self._switch(True)
             try:
                 return self._score_model.predict_noise_with_gradient(noisy_latents, timesteps, text)
@@ -82,16 +82,16 @@ class LoRA(nn.Module):
             parameter.requires_grad_(True)
 
     @contextmanager
-    def _told(self, count: int, poses: Tensor | None) -> Iterator[None]:
+    def _camera_added(self, count: int, poses: Tensor | None) -> Iterator[None]:
         """Within the block, the time embedding has the camera's added."""
         if self.camera is None:
             yield
             return
         weight = self.camera[0].weight
         flat = weight.new_zeros(count, POSE) if poses is None else poses.reshape(count, POSE).to(weight)
-        told = self.camera(flat)
+        added = self.camera(flat)
         handle = self._score_model.unet.time_embedding.register_forward_hook(
-            lambda _module, _inputs, output: output + told.to(output.dtype)
+            lambda _module, _inputs, output: output + added.to(output.dtype)
         )
         try:
             yield

@@ -23,22 +23,26 @@ class MemoryPlan:
     """What is done in parts to save memory. None: all at once. The gradient is the same, but for rounding.
 
     Attributes:
+        name: the word for `HardwareParams.memory`.
         views: views that the image encoder and decoder take at a time; above one part, encoding is computed twice.
         latents: latents in one call of the U-Net.
-        max_gaussians: where densification stops, unless the settings say so.
     """
 
+    name: str
     views: int | None = None
     latents: int | None = None
-    max_gaussians: int | None = None
 
 
 PLANS = {
-    "8gb": MemoryPlan(views=1, latents=4, max_gaussians=400_000),
-    "12gb": MemoryPlan(views=2, latents=8, max_gaussians=1_000_000),
-    "24gb": MemoryPlan(max_gaussians=3_000_000),
-    "max": MemoryPlan(),
+    plan.name: plan
+    for plan in (
+        MemoryPlan("8gb", views=1, latents=4),
+        MemoryPlan("12gb", views=2, latents=8),
+        MemoryPlan("24gb"),
+        MemoryPlan("max"),
+    )
 }
+"""From the smallest to the roomiest."""
 SMALLEST_CARD = {"max": 30 * GIB, "24gb": 15 * GIB, "12gb": 10 * GIB, "8gb": 0}
 """Bytes of a card from which a plan is taken by itself."""
 
@@ -72,7 +76,7 @@ def plan_of_card(card: int) -> MemoryPlan:
 
 def plan_that_fits(room: int, estimate: Callable[[MemoryPlan], int]) -> MemoryPlan:
     """The plan that does most at once among those that fit into `room` bytes by `estimate`, else the smallest."""
-    roomiest_first = list(PLANS.values())[::-1]
+    roomiest_first = reversed(PLANS.values())
     return next((plan for plan in roomiest_first if estimate(plan) <= room), PLANS["8gb"])
 
 
@@ -140,17 +144,6 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     with PeakMeter() as meter, fused_attention():
         run()
     return meter.peak
-
-
-def gaussian_bytes(count: int, coefficients: int, views: int, height: int, width: int) -> int:
-    """What Gaussians and their rendering take, roughly: parameters, gradients and Adam's moments; lists and pictures.
-
-    Args:
-        coefficients: harmonics of a colour channel, 1 at degree 0.
-    """
-    parameters = 4 * count * (11 + 3 * coefficients)
-    per_view = 120 * count + 4 * 40 * height * width
-    return 4 * parameters + views * per_view
 
 
 def _key(tensor: Tensor) -> int:

@@ -25,15 +25,13 @@ MOST_LATENTS = 1024
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def load_pipeline(
-    source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype, offline: bool
-) -> Any:
+def load_pipeline(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype) -> Any:
     """The pipeline of a source with the VAE, textual inversion and LoRA of the settings.
 
     Raises:
         UserError: it cannot be found, fetched or read, or is no model of these families.
     """
-    pipeline = _read(source, params, dtype, offline)
+    pipeline = _read(source, params, dtype)
     _check_architecture(pipeline, source)
     try:
         _try_out(pipeline)
@@ -41,12 +39,12 @@ def load_pipeline(
         raise
     # What damaged settings break, they break in the depth of a library.
     except Exception as error:
-        raise models.loading_error(error, source, offline) from error
+        raise models.loading_error(error, source) from error
     personalization.apply(pipeline, params)
     return pipeline
 
 
-def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
+def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
 
@@ -55,9 +53,9 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
         library.utils.logging.set_verbosity_error()
     try:
         if source.kind == "file":
-            pipeline = _load_file(source, params, dtype, offline)
+            pipeline = _load_file(source, params, dtype)
         else:
-            folder = models.local_folder(source, models.COMPONENTS, offline)
+            folder = models.local_folder(source, models.COMPONENTS)
             index = diffusers.StableDiffusionPipeline.load_config(folder, local_files_only=True)
             _check_components(index, source)
             _check_numbers(folder)
@@ -68,13 +66,13 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
             stated = pipeline.scheduler.config.get("prediction_type", "epsilon")
             _check_prediction(stated, f"the scheduler of {source.location}", params.prediction_type)
         if params.vae_key:
-            pipeline.vae = _load_vae(params, dtype, offline)
+            pipeline.vae = _load_vae(params, dtype)
         return pipeline
     except UserError:
         raise
     # Loaders raise whatever their backends do; each becomes one line that names model and cause.
     except Exception as error:
-        raise models.loading_error(error, source, offline) from error
+        raise models.loading_error(error, source) from error
 
 
 def load_networks(
@@ -131,15 +129,15 @@ def _load_network(kind: Any, folder: Path, chosen: WeightSet, dtype: torch.dtype
     return network
 
 
-def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
+def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype) -> Any:
     """A pipeline from one file, with the settings of its lender or of its family; asks no hub for them."""
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
-    path, config = Path(source.location), models.lent_settings(source, offline)
+    path, config = Path(source.location), models.lent_settings(source)
     stated = single_file.stated_prediction(path)
     _check_prediction(stated, str(path), params.prediction_type)
-    tokenizer = CLIPTokenizer.from_pretrained(single_file.tokenizer_folder(path, config, offline))
+    tokenizer = CLIPTokenizer.from_pretrained(single_file.tokenizer_folder(path, config))
     # whichever family lent the tokenizer: SD 2.x's text encoder, OpenCLIP, was trained with another padding
     tokenizer.pad_token = tokenizer.eos_token if single_file.family_of(path) == "sd1" else "!"
     pipeline = StableDiffusionPipeline.from_single_file(
@@ -159,12 +157,12 @@ def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.
     return pipeline
 
 
-def _load_vae(params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
+def _load_vae(params: GuidanceParams, dtype: torch.dtype) -> Any:
     import diffusers
 
     source = models.vae_source(params)
     try:
-        folder = models.local_folder(source, (), offline)
+        folder = models.local_folder(source, ())
         kind = diffusers.AutoencoderTiny.load_config(folder, local_files_only=True).get("_class_name")
         if kind not in ("AutoencoderKL", "AutoencoderTiny"):
             raise UserError(
@@ -175,7 +173,7 @@ def _load_vae(params: GuidanceParams, dtype: torch.dtype, offline: bool) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise models.loading_error(error, source, offline) from error
+        raise models.loading_error(error, source) from error
 
 
 def _check_numbers(folder: Path) -> None:

@@ -53,3 +53,9 @@ class DiffusionPrior(Protocol):
     def build_lora(self, *, rank: int, scale: float, with_camera: bool, rng: torch.Generator) -> nn.Module:
         """A trainable ε_lora(x_t, t, y, c) on the frozen model: `guidance.prior.lora.LoRA`."""
         ...
+
+
+class UNetPrior(DiffusionPrior, Protocol):
+    """A prior whose noise is predicted by a U-Net of diffusers' layout, into which adapters can be put."""
+
+    unet: nn.Module

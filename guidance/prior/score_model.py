@@ -93,7 +93,6 @@ class ScoreModel:
         cls,
         params: GuidanceParams,
         device: torch.device | str,
-        offline: bool = False,
         hardware: HardwareParams = HardwareParams(),  # noqa: B008, frozen
     ) -> "ScoreModel":
         """Load the model that `model_key` names, with its textual inversion and LoRA.
@@ -102,11 +101,9 @@ class ScoreModel:
             UserError: it cannot be found, fetched or read, or is no model of these families.
         """
         device = torch.device(device)
-        if offline:
-            models.go_offline()
         source = models.resolve(params)
         dtype = precision(params, hardware, device)
-        pipeline = load_pipeline(source, params, dtype, offline)
+        pipeline = load_pipeline(source, params, dtype)
         return cls(pipeline, source, device=device, params=params, hardware=hardware)
 
     @cached_property

@@ -20,6 +20,7 @@ from guidance.prior.learned_words import refuse_too_long
 from guidance.prior.pipeline import load_networks
 from utils.errors import UserError
 from utils.files import atomic
+from utils.srgb import linear_to_srgb
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,6 @@ def text_to_mesh(
     params: GenerateCamParams,
     device: torch.device,
     *,
-    offline: bool = False,
     cache: Path | None = None,
 ) -> ColoredMesh:
     """What Shap-E makes of a prompt; kept on disk, so that the same prompt, seed and settings are computed once.
@@ -55,7 +55,7 @@ def text_to_mesh(
     cache = cache or _user_cache()
     kept = _read(cache, _key(prompt, seed, params, source))
     if kept is None:
-        kept = _generate(prompt, seed, params, device, source, offline)
+        kept = _generate(prompt, seed, params, device, source)
         _keep(cache, kept, _key(prompt, seed, params, source))  # a hub's model has a revision from now on
     return kept
 
@@ -67,10 +67,9 @@ def _generate(
     params: GenerateCamParams,
     device: torch.device,
     source: models.ModelSource,
-    offline: bool,
 ) -> ColoredMesh:
     with torch.random.fork_rng(devices=[]):  # loading draws weights that it then replaces
-        pipeline = _load(source, device, offline)
+        pipeline = _load(source, device)
     refuse_too_long(prompt, len(pipeline.tokenizer(prompt).input_ids), pipeline.tokenizer.model_max_length)
     log.info("Shap-E makes %r (%d steps)", prompt, params.shape_steps)
     try:
@@ -91,6 +90,7 @@ def _generate(
             f"{source.setting}: Shap-E made no surface for {prompt!r}; try another init_prompt or seed, "
             "or init_shape=sphere"
         )
+    # Shap-E's colours are linear
     linear = torch.stack([mesh.vertex_channels[name] for name in "RGB"], dim=-1)
     return ColoredMesh(
         to_our_frame(mesh.verts.float().cpu()), mesh.faces.cpu(), linear_to_srgb(linear.float().cpu())
@@ -102,23 +102,13 @@ def to_our_frame(points: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3"]:
     return points * torch.tensor([-1.0, -1.0, 1.0])
 
 
-def linear_to_srgb(linear: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-    """sRGB of linear light, both in [0, 1] (IEC 61966-2-1); Shap-E's colours are linear."""
-    linear = linear.clamp(0.0, 1.0)
-    return torch.where(
-        linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-9) ** (1 / 2.4) - 0.055
-    )
-
-
-def _load(source: models.ModelSource, device: torch.device, offline: bool) -> Any:
+def _load(source: models.ModelSource, device: torch.device) -> Any:
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.set_verbosity_error()
-    if offline:
-        models.go_offline()
     try:
-        folder = models.local_folder(source, models.SHAPE_COMPONENTS, offline)
+        folder = models.local_folder(source, models.SHAPE_COMPONENTS)
         index = diffusers.ShapEPipeline.load_config(folder, local_files_only=True)
         networks = load_networks(folder, index, models.SHAPE_COMPONENTS, torch.float32)
         pipeline = diffusers.ShapEPipeline.from_pretrained(folder, **networks, local_files_only=True).to(
@@ -128,7 +118,7 @@ def _load(source: models.ModelSource, device: torch.device, offline: bool) -> An
         raise
     # Loaders raise whatever their backends do; each becomes one line that names model and cause.
     except Exception as error:
-        raise models.loading_error(error, source, offline) from error
+        raise models.loading_error(error, source) from error
     pipeline.set_progress_bar_config(disable=not log.isEnabledFor(logging.INFO))
     return pipeline
 

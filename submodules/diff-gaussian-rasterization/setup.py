@@ -1,11 +1,10 @@
 """Builds the CPU kernel: one shared library with a plain C interface, no Python or torch headers.
 
 A file `kernel_<name>.cpp` is compiled with the flags of its instruction set, where the compiler has them. Without a
-working compiler the package installs all the same and uses its PyTorch path.
+working compiler, and without one that can be fetched, the package installs all the same and uses its PyTorch path.
 """
 
 import os
-import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +12,9 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import compiler
 
 SOURCES = Path("diff_gaussian_rasterization/csrc")
 COMMON = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
@@ -27,10 +29,14 @@ class BuildKernel(build_ext):
     """Compiles every source with its own flags, under a file name that does not depend on the Python version."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return os.path.join(*fullname.split(".")) + (".dll" if sys.platform == "win32" else ".so")
+        return compiler.library_name(os.path.join(*fullname.split(".")))
 
     def get_export_symbols(self, _ext: Extension) -> list[str]:
         return []
+
+    def build_extensions(self) -> None:
+        with compiler.working(self.compiler) as self.compiler:
+            super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
         macros: list[tuple[str, str | None]] = []
@@ -41,7 +47,7 @@ class BuildKernel(build_ext):
                 objects += self._compile([SOURCES / f"kernel_{name}.cpp"], flags, [])
         objects += self._compile([SOURCES / "kernel_portable.cpp"], [], [])
         objects += self._compile([SOURCES / "thread_pool.cpp", SOURCES / "rasterizer.cpp"], [], macros)
-        threads = [] if sys.platform in ("win32", "darwin") else ["-pthread"]
+        threads = ["-pthread"] if compiler.machine()[0] == "linux" else []
         target = self.get_ext_fullpath(ext.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=threads, target_lang="c++")
 
@@ -66,9 +72,7 @@ class BuildKernel(build_ext):
         """
         if self.compiler.compiler_type == "msvc":
             return False
-        if platform.machine().lower() not in ("x86_64", "amd64") or "arm64" in os.environ.get(
-            "ARCHFLAGS", ""
-        ):
+        if compiler.machine()[1] != "x86_64" or "arm64" in os.environ.get("ARCHFLAGS", ""):
             return False
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.cpp")

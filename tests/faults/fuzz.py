@@ -1,4 +1,4 @@
-"""A fuzzer for readers: damaged copies of good files are read in a child process, each within a time and a memory limit.
+"""A fuzzer for readers: damaged copies of good files are read in a child process, within limits of time and memory.
 
     report = fuzz(read, {"cube.ply": content, "cube.obj": other}, cases=2000, seed=0, folder=tmp_path)
     assert report.failures == [], report
@@ -17,7 +17,7 @@ The short form of a test runs some hundred cases of a fixed seed; the long one i
         assert fuzz(read, SEEDS, cases, seed, tmp_path).failures == []
 
 FUZZ_CASES and FUZZ_SEED in the environment set both. Case `index` of a seed is always the same, wherever it runs:
-`mutant(seeds, seed, index)` gives its name and content again. Where fork and limits on memory are missing, `fuzz` skips.
+`mutant(seeds, seed, index)` gives its name and content again. `fuzz` skips where there is no fork.
 """
 
 import collections
@@ -101,7 +101,7 @@ def fuzz(
     Args:
         reader: takes a path in `folder`; every seed must be read without an error.
         words: what else may be put into text.
-        seconds: Limit for each case; one that exceeds it is tried once more, as another program may have had the machine.
+        seconds: Limit for each case; one that exceeds it is tried once more, as another program may have had its time.
         memory: Bytes for each case, beside twice its file.
     """
     if sys.platform != "linux":
@@ -237,7 +237,7 @@ def _outcome(reader: Reader, path: Path) -> str:
         if "\n" in str(error) or not str(error):
             return f"not one line: {str(error)[:300]!r}"
         return f"memory: {error}" if _from_memory(error) else _REFUSED
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are no answers either
+    except BaseException as error:  # noqa: BLE001 (whatever a reader raises is what is looked for)
         return _described(error)
     return _READ
 
@@ -251,7 +251,7 @@ def _from_memory(error: BaseException | None) -> bool:
 
 
 def _described(error: BaseException) -> str:
-    """The error and the deepest place of ours that it came through, without numbers: what tells one fault from another."""
+    """The error and the deepest place of ours that it came through, without numbers: one fault has one description."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "site-packages" not in frame.filename]
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
@@ -271,13 +271,15 @@ def mutant(seeds: Files, seed: int, index: int, words: Sequence[str] = ()) -> tu
 
 NUMBERS = (
     "0", "-1", "1", "2", "3", "4", "7", "127", "128", "255", "256", "65535", "65536", "2147483647", "2147483648",
-    "4294967295", "1000000000", "1000000000000000000", "1" + 30 * "0", "9" * 5000, "nan", "-nan", "inf", "-inf", "1e308",
-    "1e400", "-1e39", "1e-400", "0.5", "1.", ".", "-", "+1", "0x10", "1_000", "01", "", "null", "true", "\u0661",
+    "4294967295", "1000000000", "1000000000000000000", "1" + 30 * "0", "9" * 5000, "nan", "-nan", "inf", "-inf",
+    "1e308", "1e400", "-1e39", "1e-400", "0.5", "1.", ".", "-", "+1", "0x10", "1_000", "01", "", "null", "true",
+    "\u0661",
 )  # fmt: skip
 BYTES = (
     b"\x00", b"\xff", b"\x7f", b"\x80", b"\n", b"\r", b" ", b'"', b"\\", b"{", b"[", b"\x00" * 4, b"\xff" * 4,
     b"\xff\xff\xff\x7f", b"\x00\x00\x00\x80", b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff",
-    b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x00\x00\x00\xf8\x7f", b"\xff" * 8, b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3", b"\xe9",
+    b"\xff\xff\x7f\x7f", b"\x00\x00\x00\x00\x00\x00\xf8\x7f", b"\xff" * 8, b"\xff\xfe", b"\xef\xbb\xbf", b"\xc3",
+    b"\xe9",
 )  # fmt: skip
 
 _NUMBER = re.compile(rb"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
@@ -326,8 +328,9 @@ def _change_number(content: bytes, rng: random.Random, _seeds: Files, _words: Se
     found = _early(_NUMBER, content, rng)
     if found is None:
         return content
-    if rng.random() < 0.3 and len(found.group()) < 15:
-        new = str(int(float(found.group())) + rng.choice((-2, -1, 1, 2, 100)))
+    number = float(found.group())
+    if rng.random() < 0.3 and abs(number) < 1e15:
+        new = str(int(number) + rng.choice((-2, -1, 1, 2, 100)))
     else:
         new = rng.choice(NUMBERS)
     return content[: found.start()] + new.encode() + content[found.end() :]
@@ -385,6 +388,6 @@ def _recode(content: bytes, rng: random.Random, _seeds: Files, _words: Sequence[
 
 
 DAMAGES = (
-    _cut, _flip, _overwrite, _insert, _remove, _repeat, _change_number, _change_number, _change_word, _move_line, _splice,
-    _recode,
+    _cut, _flip, _overwrite, _insert, _remove, _repeat, _change_number, _change_number, _change_word, _move_line,
+    _splice, _recode,
 )  # fmt: skip

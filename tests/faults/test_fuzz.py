@@ -118,9 +118,9 @@ def test_cases_come_again_and_differ():
 @pytest.mark.parametrize("damage", dict.fromkeys(DAMAGES), ids=lambda damage: damage.__name__)
 def test_every_damage_bears_every_file_and_changes_most(damage):
     rng = random.Random(0)
-    seeds = {"empty": b"", "byte": b"\xff", **SEEDS}
+    seeds = {"empty": b"", "byte": b"\xff", "huge": b"1e999 -9e400 " * 9, **SEEDS}
     changed = [damage(seeds[name], rng, seeds, ["word"]) != seeds[name] for name in seeds for _ in range(50)]
-    assert sum(changed[100:]) > 30
+    assert sum(changed[150:]) > 30
 
 
 def test_the_environment_says_how_long(monkeypatch, capsys):

@@ -149,8 +149,8 @@ def damages_folders(sharded, cases, seed, folder):
         place.write_bytes(path.read_bytes())
         try:
             params = GuidanceParams(model_key=str(sharded))
-            if not models.check_available(params, offline=True):
-                ScoreModel.from_pretrained(params, "cpu", offline=True).encode_text(["a red car"])
+            if not models.check_available(params):
+                ScoreModel.from_pretrained(params, "cpu").encode_text(["a red car"])
         finally:
             place.write_bytes(seeds[path.name])
 

@@ -1,8 +1,9 @@
 """`rasterize`: many cameras in one call. Chooses the backend."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, SupportsIndex
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,9 +13,10 @@ from diff_gaussian_rasterization.reference import Outputs
 Backend = Literal["auto", "cpu", "torch", "cuda"]
 
 
+@torch.compiler.disable  # a compiled function is cut here: what the kernels do cannot be traced
 def rasterize(
     means3D: Float[Tensor, "P 3"],
-    means2D: Float[Tensor, "C P _"],
+    means2D: Float[Tensor, "C P _"] | None,
     opacities: Float[Tensor, "P 1"],
     *,
     shs: Float[Tensor, "P M 3"] | None = None,
@@ -27,8 +29,8 @@ def rasterize(
     campos: Float[Tensor, "C 3"],
     tanfovx: Float[Tensor, "C"],
     tanfovy: Float[Tensor, "C"],
-    image_height: int,
-    image_width: int,
+    image_height: SupportsIndex,
+    image_width: SupportsIndex,
     bg: Float[Tensor, "C 3"],
     sh_degree: int | Sequence[int],
     scale_modifier: float = 1.0,
@@ -42,6 +44,7 @@ def rasterize(
     Args:
         means2D: (C, P, 3) or (C, P, 2) of any values; its `.grad` after the backward pass is the gradient of the
             projected centres in units of normalised device coordinates: pixel gradient times (W/2, H/2), third 0.
+            None where nobody asks for it.
         shs, colors_precomp: exactly one; colours may differ between the views.
         scales, rotations, cov3D_precomp: the first two or the last; scales and covariances may differ between the
             views. Quaternions are (w, x, y, z) and are not normalised here.
@@ -64,6 +67,8 @@ def rasterize(
     """
     if backend not in ("auto", "cpu", "torch", "cuda"):
         raise ValueError(f'backend: expected "auto", "cpu", "torch" or "cuda", got {backend!r}')
+    if absgrad and means2D is None:
+        raise ValueError("means2D: expected a tensor that absgrad can be added to, got None")
     scene = inputs.gaussians(
         means3D,
         means2D,

@@ -1,6 +1,6 @@
 """The interface that the field's code expects: one camera, its settings apart from the Gaussians."""
 
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,8 +18,8 @@ class GaussianRasterizationSettings(NamedTuple):
     compatibility and changes nothing: Gaussians are always culled.
     """
 
-    image_height: int
-    image_width: int
+    image_height: SupportsIndex
+    image_width: SupportsIndex
     tanfovx: float
     tanfovy: float
     bg: Float[Tensor, "3"]
@@ -48,10 +48,11 @@ class GaussianRasterizer(nn.Module):
         self.backend = backend
         self.absgrad = absgrad
 
+    @torch.compiler.disable
     def forward(
         self,
         means3D: Float[Tensor, "P 3"],
-        means2D: Float[Tensor, "P _"],
+        means2D: Float[Tensor, "P _"] | None,
         opacities: Float[Tensor, "P 1"],
         shs: Float[Tensor, "P M 3"] | None = None,
         colors_precomp: Float[Tensor, "P 3"] | None = None,
@@ -61,19 +62,22 @@ class GaussianRasterizer(nn.Module):
     ) -> tuple[Float[Tensor, "3 H W"], Int[Tensor, "P"], Float[Tensor, "1 H W"], Float[Tensor, "1 H W"]]:
         """color (3, H, W), radii (P,) int32, depth (1, H, W), alpha (1, H, W); see `rasterize` for all of them.
 
-        `means2D.grad[:, :2]` is the gradient of the projected centres in normalised device coordinates.
+        `means2D.grad[:, :2]` is the gradient of the projected centres in normalised device coordinates; `means2D` may
+        be None.
 
         Raises:
             TypeError, ValueError: as `rasterize`.
         """
         settings = self.raster_settings
-        inputs.check_tensor("means2D", means2D, [(None, 3), (None, 2)])
+        count = len(inputs.check_tensor("means3D", means3D, [(None, 3)]))
+        if means2D is not None:
+            inputs.check_tensor("means2D", means2D, [(count, 3), (count, 2)])
         inputs.check_tensor("viewmatrix", settings.viewmatrix, [(4, 4)])
         inputs.check_tensor("projmatrix", settings.projmatrix, [(4, 4)])
         inputs.check_tensor("campos", settings.campos, [(3,)])
         inputs.check_tensor("bg", settings.bg, [(3,)])
         tanfovx, tanfovy = (inputs.number(name, getattr(settings, name)) for name in ("tanfovx", "tanfovy"))
-        batched = means2D[None]
+        batched = None if means2D is None else means2D[None]
         drawn = rasterize(
             means3D,
             batched,

@@ -1,7 +1,7 @@
 """The CUDA kernels (`csrc/kernels.cu`), compiled at first use by NVRTC. The host never waits for the device.
 
 How many pairs of Gaussian and tile there are, and whether an input was not finite, is known on the device first. It
-is copied to the host behind the call and read by a later one: that makes the lists of pairs grow, and raises the error.
+is copied to the host behind the call and read by a later one: that sizes the lists of pairs, and raises the error.
 A call whose pairs do not fit draws the same image by a slower path.
 """
 
@@ -28,6 +28,8 @@ THREADS = 256
 """Threads of a block, in every kernel; a tile of 16x16 pixels is one block."""
 SPLAT_FLOATS, SUM_FLOATS = 16, 16
 FIRST_CAPACITY = 1 << 16
+RECENT_CALLS = 32
+"""Calls after which room that none of them needed is given back."""
 SHORT_KEYS = 1 << 15
 """Tiles from which keys take four bytes instead of two."""
 MAX_CAPACITY = 1 << 28
@@ -89,7 +91,8 @@ class _Report:
 class _Device:
     """What one device remembers between calls."""
 
-    capacity: int = FIRST_CAPACITY
+    capacity: int = field(default_factory=lambda: FIRST_CAPACITY)
+    needed: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_CALLS))
     reports: deque[_Report] = field(default_factory=deque)
 
     def read_reports(self) -> None:
@@ -101,14 +104,24 @@ class _Device:
         while self.reports and self.reports[0].arrived():
             report = self.reports.popleft()
             pairs, broken = report.values.tolist()
-            if pairs > self.capacity:
-                self.capacity = min(pairs + pairs // 4, MAX_CAPACITY)
+            self.make_room(pairs)
             names = [name for bit, name in BROKEN.items() if broken & bit]
             if names:
                 raise ValueError(
                     f"{'; '.join(names)}: expected finite numbers and positive fields of view, got others "
                     f"(in this call or an earlier one on {report.device}; debug=True finds it at once)"
                 )
+
+    def make_room(self, pairs: int) -> None:
+        """Grows at once; shrinks when no recent call has needed half of what there is."""
+        self.needed.append(pairs)
+        most = max(self.needed)
+        roomy = min(most + most // 4, MAX_CAPACITY)
+        idle = len(self.needed) == RECENT_CALLS and 2 * roomy < self.capacity
+        if pairs > self.capacity:
+            self.capacity = roomy
+        elif idle and self.capacity > FIRST_CAPACITY:
+            self.capacity = max(roomy, FIRST_CAPACITY)
 
 
 _devices: dict[torch.device, _Device] = {}

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
 
+import numpy as np
 import torch
 from torch import Tensor
 
 MAX_SIDE = 16384
 SH_COEFFICIENTS = {0: 1, 1: 4, 2: 9, 3: 16}
-
-
+CALLED = {"colors": "colors_precomp", "covariances": "cov3D_precomp", "tanfov": "tanfovx, tanfovy"}
+"""What callers name a tensor, where we name it otherwise."""
 LARGEST_MODIFIER = 1e10
 """Of `scale_modifier`: its square, and that of a scale, are multiplied in float32."""
 
@@ -46,8 +47,8 @@ class Gaussians:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Those attributes that are set, by name."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Those attributes that are set, by the names that callers know them by."""
+        return {CALLED.get(name, name): value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,16 @@ def number(name: str, value: object) -> float:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
 
 
+def whole(name: str, value: object) -> int:
+    """`value` as an int, if it is a whole number: Python's, numpy's, or a tensor of one."""
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            return index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+
+
 def given(tensor: Tensor | None) -> Tensor | None:
     """None for what callers of the field leave out: None or an empty tensor of one dimension."""
     return None if tensor is None or (isinstance(tensor, Tensor) and tensor.shape == (0,)) else tensor
@@ -119,7 +130,7 @@ def given(tensor: Tensor | None) -> Tensor | None:
 
 def gaussians(
     means3D: Tensor,
-    means2D: Tensor,
+    means2D: Tensor | None,
     opacities: Tensor,
     shs: Tensor | None,
     colors_precomp: Tensor | None,
@@ -136,13 +147,21 @@ def gaussians(
     shs, colors_precomp, cov3D_precomp = given(shs), given(colors_precomp), given(cov3D_precomp)
     scales, rotations = given(scales), given(rotations)
     if (shs is None) == (colors_precomp is None):
-        raise ValueError("colours: expected exactly one of shs and colors_precomp")
+        found = "neither" if shs is None else "both"
+        raise ValueError(f"shs, colors_precomp: expected exactly one of them, got {found}")
     if (cov3D_precomp is None) != (scales is not None and rotations is not None) or (
         cov3D_precomp is not None and (scales is not None or rotations is not None)
     ):
-        raise ValueError("shapes: expected either both scales and rotations, or cov3D_precomp")
+        found = {"scales": scales, "rotations": rotations, "cov3D_precomp": cov3D_precomp}
+        names = " and ".join(name for name, value in found.items() if value is not None)
+        raise ValueError(
+            "scales, rotations, cov3D_precomp: expected either the first two or the last, "
+            f"got {names or 'none of them'}"
+        )
     check_tensor("means3D", means3D, [(None, 3)])
     count = means3D.shape[0]
+    if means2D is None:  # nobody asks for its gradient
+        means2D = means3D.new_zeros(views, count, 2)
     check_tensor("means2D", means2D, [(views, count, 3), (views, count, 2)], means3D)
     check_tensor("opacities", opacities, [(count, 1)], means3D)
     if shs is not None:
@@ -196,9 +215,8 @@ def views(
     check_tensor("bg", bg, [(count, 3)], like)
     check_tensor("tanfovx", tanfovx, [(count,)], like)
     check_tensor("tanfovy", tanfovy, [(count,)], like)
+    image_width, image_height = whole("image_width", image_width), whole("image_height", image_height)
     for name, side in (("image_width", image_width), ("image_height", image_height)):
-        if not isinstance(side, int) or isinstance(side, bool):
-            raise TypeError(f"{name}: expected an int, got {type(side).__name__}")
         if not 1 <= side <= MAX_SIDE:
             raise ValueError(f"{name}: expected 1 to {MAX_SIDE} pixels, got {side}")
     try:
@@ -242,9 +260,8 @@ def check_values(views: Views) -> None:
     Raises:
         ValueError: a NaN, an infinity, or a field of view that is not positive.
     """
-    require_finite(
-        {name: getattr(views, name) for name in ("viewmatrix", "projmatrix", "campos", "bg", "tanfov")}
-    )
+    names = ("viewmatrix", "projmatrix", "campos", "bg", "tanfov")
+    require_finite({CALLED.get(name, name): getattr(views, name) for name in names})
     if not bool((views.tanfov > 0).all()):
         raise ValueError("tanfovx, tanfovy: expected positive numbers")
 

@@ -101,6 +101,37 @@ def test_pairs_that_do_not_fit_are_drawn_all_the_same_and_fit_the_next_time():
     assert device.capacity == needed
 
 
+@pytest.mark.usefixtures("emulation")
+def test_room_for_pairs_follows_the_scenes_that_are_drawn(monkeypatch):
+    monkeypatch.setattr(cuda, "FIRST_CAPACITY", 64)
+    small, large, cameras = cloud(20), cloud(300, size=0.3), orbit(2, 67, 45)
+
+    def capacity_after(scene) -> int:
+        draw(scene, cameras, backend="cuda")
+        device = cuda._devices[torch.device("cpu")]
+        device.read_reports()
+        return device.capacity
+
+    little = capacity_after(small)
+    much = capacity_after(large)
+    assert much > 4 * little
+    kept = [capacity_after(small) for _ in range(cuda.RECENT_CALLS)]
+    assert set(kept[:-1]) == {much}  # a large scene may come back
+    assert kept[-1] == little
+    assert capacity_after(large) == much
+
+
+def test_room_is_kept_where_half_of_it_is_needed():
+    device = cuda._Device()
+    device.make_room(1_000_000)
+    for _ in range(3 * cuda.RECENT_CALLS):
+        device.make_room(600_000)
+    assert device.capacity == 1_250_000
+    for _ in range(cuda.RECENT_CALLS):
+        device.make_room(100)
+    assert device.capacity == cuda.FIRST_CAPACITY
+
+
 def test_nothing_depends_on_the_order_in_which_threads_begin(emulation):
     forward = draw(cloud(300), SMALL, backend="cuda")
     emulation.reverse = True

@@ -4,12 +4,16 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diff_gaussian_rasterization import (
     GaussianRasterizationSettings,
     GaussianRasterizer,
     cpu,
+    gaussian_splatting_2023,
+    gaussian_splatting_2024,
+    gaussiandreamer,
     get_num_threads,
     luciddreamer,
     rasterize,
@@ -111,6 +115,101 @@ def test_luciddreamers_second_channel_falls_as_alpha_grows(backend):
         gradients.append(torch.autograd.grad((images * cotangent).sum(), list(leaves.values())))
     for plain, stacked in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, stacked, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"), [(gaussian_splatting_2023, 2), (gaussiandreamer, 3)], ids=["2023", "gaussiandreamer"]
+)
+def test_older_code_gets_the_first_of_the_outputs(form, shown, backend):
+    scene, cameras = cloud(60), orbit(1, 40, 30)
+    ours = GaussianRasterizer(settings(cameras), backend=backend)(means2D=None, **scene)
+    theirs = form.GaussianRasterizer(
+        raster_settings=form.GaussianRasterizationSettings(*settings(cameras)), backend=backend
+    )(means2D=None, **scene)
+    assert len(theirs) == shown
+    assert all(torch.equal(a, b) for a, b in zip(ours[:shown], theirs, strict=True))
+
+
+def test_the_interface_of_2024_gets_the_inverse_depth(backend):
+    """A single opaque Gaussian in the middle: the sum of weight over depth is its alpha over its depth."""
+    cameras = orbit(1, 17, 17)
+    scene = {name: value[:1] for name, value in cloud(60).items()}
+    scene |= {"means3D": torch.zeros(1, 3), "scales": torch.full((1, 3), 0.5)}
+    leaves = {name: value.clone().requires_grad_() for name, value in scene.items()}
+    camera = settings(cameras, bg=torch.ones(3))
+    *_, depth, alpha = GaussianRasterizer(camera, backend=backend)(means2D=None, **scene)
+    color, radii, inverse = gaussian_splatting_2024.GaussianRasterizer(camera, backend=backend)(
+        means2D=None, **leaves
+    )
+    assert (color.shape, radii.shape, inverse.shape) == ((3, 17, 17), (1,), (1, 17, 17))
+    seen = alpha > 0.1
+    assert seen.any()
+    torch.testing.assert_close(inverse[seen], (alpha * alpha / depth)[seen])
+    assert (inverse[alpha == 0] == 0).all()
+    inverse.sum().backward()
+    centre = cameras["campos"][0] - scene["means3D"][0]
+    assert leaves["means3D"].grad[0] @ centre > 0  # what comes nearer has a greater inverse depth
+
+
+def test_the_inverse_depth_agrees_with_float64_on_the_reference(backend):
+    scene, cameras = cloud(60), orbit(1, 40, 30)
+    drawn = []
+    for dtype, where in ((torch.float32, backend), (torch.float64, "torch")):
+        given = {name: value.detach().to(dtype).requires_grad_() for name, value in scene.items()}
+        camera = settings({n: v.to(dtype) if isinstance(v, torch.Tensor) else v for n, v in cameras.items()})
+        camera = camera._replace(antialiasing=True)
+        screen = torch.zeros(60, 3, dtype=dtype, requires_grad=True)
+        color, _, inverse = gaussian_splatting_2024.GaussianRasterizer(camera, backend=where)(
+            means2D=screen, **given
+        )
+        (color.sum() + inverse.square().sum()).backward()
+        drawn.append((inverse.double(), given["means3D"].grad.double(), screen.grad.double()))
+    for ours, truth in zip(*drawn, strict=True):
+        assert (ours - truth).norm() <= 1e-3 * truth.norm()
+
+
+def test_nobody_need_ask_for_the_gradient_on_the_screen(backend):
+    scene, cameras = cloud(60), orbit(1, 40, 30)
+    scene["means3D"].requires_grad_()
+    gradients, colors = [], []
+    for screen in (None, torch.zeros(60, 3)):
+        color, *_ = GaussianRasterizer(settings(cameras), backend=backend)(means2D=screen, **scene)
+        gradients += torch.autograd.grad(color.square().sum(), scene["means3D"])
+        colors.append(color)
+    assert torch.equal(*colors)
+    assert torch.equal(*gradients)
+
+
+def test_numbers_may_be_numpys(backend):
+    scene, cameras = cloud(60), orbit(1, 40, 30)
+    plain = settings(cameras)
+    numpys = plain._replace(
+        image_height=np.int64(30),
+        image_width=np.int32(40),
+        tanfovx=np.float64(plain.tanfovx),
+        tanfovy=np.float64(plain.tanfovy),
+        scale_modifier=np.float32(1),
+        sh_degree=np.int64(0),
+        antialiasing=np.bool_(False),
+    )
+    one, other = (GaussianRasterizer(s, backend=backend)(means2D=None, **scene) for s in (plain, numpys))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_compiled_function_may_draw(backend):
+    scene, cameras = cloud(60), orbit(1, 40, 30)
+    rasterizer = GaussianRasterizer(settings(cameras), backend=backend, absgrad=True)
+
+    def loss(means: torch.Tensor, screen: torch.Tensor) -> torch.Tensor:
+        color, *_ = rasterizer(means2D=screen, **scene | {"means3D": 1.0 * means})
+        return (2 * color).square().sum()
+
+    results = []
+    for function in (loss, torch.compile(loss, backend="eager")):
+        means, screen = scene["means3D"].clone().requires_grad_(), torch.zeros(60, 3, requires_grad=True)
+        function(means, screen).backward()
+        results.append((means.grad, screen.grad, screen.absgrad))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_visible_is_what_lies_beyond_the_near_plane():
@@ -278,18 +377,18 @@ NAN = torch.tensor([[math.nan, 0.0, 0.0]]).expand(5, 3)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"colors_precomp": torch.zeros(5, 3)}, ValueError, "exactly one of shs and colors_precomp"),
-        ({"shs": None}, ValueError, "exactly one of shs and colors_precomp"),
+        ({"colors_precomp": torch.zeros(5, 3)}, ValueError, "shs, colors_precomp: .*, got both"),
+        ({"shs": None}, ValueError, "shs, colors_precomp: .*, got neither"),
         (
             {"cov3D_precomp": torch.zeros(5, 6)},
             ValueError,
-            "either both scales and rotations, or cov3D_precomp",
+            "cov3D_precomp: expected either .*, got scales and rotations and cov3D_precomp",
         ),
-        ({"scales": None}, ValueError, "either both scales and rotations, or cov3D_precomp"),
+        ({"scales": None}, ValueError, "cov3D_precomp: expected either .*, got rotations$"),
         (
             {"scales": None, "rotations": None},
             ValueError,
-            "either both scales and rotations, or cov3D_precomp",
+            "cov3D_precomp: expected either .*, got none of them",
         ),
         ({"means3D": torch.zeros(5, 2)}, ValueError, r"means3D: expected shape \(\*, 3\), got \(5, 2\)"),
         ({"means3D": [[0.0] * 3] * 5}, TypeError, "means3D: expected a torch.Tensor, got list"),
@@ -326,6 +425,16 @@ NAN = torch.tensor([[math.nan, 0.0, 0.0]]).expand(5, 3)
         ({"scales": NAN / 0}, ValueError, "scales: expected finite"),
         ({"shs": torch.full((5, 1, 3), math.inf)}, ValueError, "shs: expected finite"),
         ({"viewmatrix": torch.full((1, 4, 4), math.nan)}, ValueError, "viewmatrix: expected finite"),
+        ({"tanfovx": torch.full((1,), math.nan)}, ValueError, "tanfovx, tanfovy: expected finite"),
+        ({"shs": None, "colors_precomp": NAN}, ValueError, "colors_precomp: expected finite"),
+        (
+            {"scales": None, "rotations": None, "cov3D_precomp": torch.full((5, 6), math.inf)},
+            ValueError,
+            "cov3D_precomp: expected finite",
+        ),
+        ({"means2D": None, "absgrad": True}, ValueError, "means2D: expected a tensor"),
+        ({"image_width": np.bool_(True)}, TypeError, "image_width: expected an int, got bool"),
+        ({"image_width": np.float64(9)}, TypeError, "image_width: expected an int, got float64"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(changes, error, message):
@@ -342,6 +451,8 @@ def test_classic_interface_refuses_bad_settings():
         GaussianRasterizer(settings(cameras, viewmatrix=torch.eye(3)))(**scene)
     with pytest.raises(TypeError, match="tanfovx: expected a number, got NoneType"):
         GaussianRasterizer(settings(cameras, tanfovx=None))(**scene)
+    with pytest.raises(ValueError, match=r"means2D: expected shape \(5, 3\) or \(5, 2\), got \(4, 3\)"):
+        GaussianRasterizer(settings(cameras))(**scene | {"means2D": torch.zeros(4, 3)})
     with pytest.raises(TypeError, match="bg: expected a torch"):
         GaussianRasterizer(settings(cameras, bg=(0, 0, 0)))(**scene)
     with pytest.raises(TypeError, match="float32"):

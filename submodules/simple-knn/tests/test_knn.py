@@ -111,11 +111,18 @@ def test_nvrtc_compiles_the_kernels(architecture, tmp_path, monkeypatch):
     assert nvrtc.binary_for(KERNELS / "kernels.cu", architecture)[:4] == b"\x7fELF"
 
 
-def test_the_compiler_is_the_one_of_the_rasterizer():
-    other = RASTERIZER / "diff_gaussian_rasterization" / "nvrtc.py"
-    if not other.exists():
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (Path(nvrtc.__file__), RASTERIZER / "diff_gaussian_rasterization" / "nvrtc.py"),
+        (Path(__file__).resolve().parents[1] / "compiler.py", RASTERIZER / "compiler.py"),
+    ],
+    ids=["CUDA", "C++"],
+)
+def test_the_compilers_are_those_of_the_rasterizer(ours, theirs):
+    if not theirs.exists():
         pytest.skip("diff-gaussian-rasterization is not beside this package")
-    assert Path(nvrtc.__file__).read_bytes() == other.read_bytes()
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 @pytest.mark.parametrize("name", CLOUDS)

@@ -17,6 +17,9 @@
 
 #include "state.h"
 #include "thread_pool.h"
+#if defined(GS_HAS_AVX2) || defined(GS_HAS_AVX512)
+#include "processor.h"
+#endif
 
 namespace gs {
 namespace portable {
@@ -47,12 +50,10 @@ const std::vector<Build>& builds() {
     static const std::vector<Build> found = [] {
         std::vector<Build> b;
 #if defined(GS_HAS_AVX512)
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-            b.push_back({"avx512", &avx512::kernel});
+        if (Processor().avx512) b.push_back({"avx512", &avx512::kernel});
 #endif
 #if defined(GS_HAS_AVX2)
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) b.push_back({"avx2", &avx2::kernel});
+        if (Processor().avx2) b.push_back({"avx2", &avx2::kernel});
 #endif
         b.push_back({"portable", &portable::kernel});
         return b;

@@ -1,19 +1,18 @@
 """The tables over methods: every method has its row, and the page has its places."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
 from arguments import load
-from arguments.groups import METHODS
-from benchmarks import methods
-from dreammapping.reproduction import methods as quality
-from dreammapping.reproduction import operator_chain
-from dreammapping.reproduction.cells import QUICKSTART
+from arguments.groups.guidance import METHODS
+from benchmarks import methods as costs
+from dreammapping.reproduction import methods, operator_chain
 from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts
+from dreammapping.reproduction.table import Plan
 from utils.errors import UserError
+from utils.repository import QUICKSTART
 
 
 def scores(r_precision: float) -> dict[str, float]:
@@ -33,7 +32,7 @@ def result(method: str, r_precision: float, seed: int = 0) -> dict:
 
 
 def test_every_method_has_a_row_whose_settings_are_valid():
-    rows = quality.settings_of([])
+    rows = methods.settings_of([])
     ran = set()
     for words in rows.values():
         config, _ = load(["--opt", str(QUICKSTART), *words])
@@ -43,28 +42,27 @@ def test_every_method_has_a_row_whose_settings_are_valid():
 
 def test_a_row_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="got vdn"):
-        quality.settings_of(["sds", "vdn"])
+        methods.settings_of(["sds", "vdn"])
 
 
 def test_the_operator_across_prompts_sees_none_of_the_tables():
-    options = Namespace(opt=QUICKSTART, prompts=2, overrides=[])
-    cells = operator_chain.chain(options, Path("output"))
+    cells = operator_chain.chain(Plan(prompts=2), Path("output"))
     prompts = [cell.prompt for cell in cells]
     assert len(set(prompts)) == operator_chain.LENGTH and not set(prompts) & set(choose_prompts(2, TUNED_ON))
-    starts = [load(words)[0].GuidanceParams.operator_init for words in cells.values()]
+    starts = [load(words)[0].VDMParams.operator_init for words in cells.values()]
     assert starts == [None, *(f"output/{cell.workspace}" for cell in list(cells)[:-1])]
 
 
 def test_saturation_is_that_of_the_pixels_with_colour():
     images = torch.ones(1, 3, 4, 4)
-    assert quality.saturation(images) == 0
+    assert methods.saturation(images) == 0
     images[0, :, 0, 0] = torch.tensor([1.0, 0.5, 0.5])
     images[0, :, 0, 1] = torch.tensor([1.0, 0.0, 0.0])
-    assert quality.saturation(images) == pytest.approx(0.75)
+    assert methods.saturation(images) == pytest.approx(0.75)
 
 
 def test_the_table_has_means_spreads_and_its_own_size():
-    text = quality.markdown([result("vdm", 0.5), result("vdm", 0.7, seed=1), result("csd", 0.2)], expected=4)
+    text = methods.markdown([result("vdm", 0.5), result("vdm", 0.7, seed=1), result("csd", 0.2)], expected=4)
     assert (
         "| `vdm` | 0.60 ± 0.14 | 0.50 ± 0.14 | 0.50 ± 0.00 | 30.00 ± 0.00 | 0.25 ± 0.00 | 2.00 ± 0.00 |"
         in text
@@ -74,17 +72,17 @@ def test_the_table_has_means_spreads_and_its_own_size():
 
 
 def test_the_page_has_the_places_of_the_table():
-    page = quality.REPORT.read_text()
-    assert page.index(quality.BEGIN) < page.index(quality.END)
+    page = methods.REPORT.read_text()
+    assert page.index(methods.BEGIN) < page.index(methods.END)
     assert all(f"`{name}`" in page for name in METHODS)
 
 
 def test_the_caption_of_a_picture_that_stays_stays():
-    shown = quality.caption("a red cat", ["vdm", "sds"])
+    shown = methods.caption("a red cat", ["vdm", "sds"])
     assert "vdm, sds." in shown
-    assert quality.present_caption(f"a table\n\n{shown}\n{quality.END}\n") == shown
-    assert quality.present_caption("a table") == ""
-    assert quality.draw_grid([result("vdm", 0.5) | {"run": "output/gone"}]) is None
+    assert methods.present_caption(f"a table\n\n{shown}\n{methods.END}\n") == shown
+    assert methods.present_caption("a table") == ""
+    assert methods.draw_grid([result("vdm", 0.5) | {"run": "output/gone"}]) is None
 
 
 def test_costs_are_a_row_for_each_method():
@@ -96,4 +94,4 @@ def test_costs_are_a_row_for_each_method():
         "over_sds": 2.5,
         "peak_memory_bytes": 2**30,
     }
-    assert methods.table([row]).endswith("| `vsd` | 4.00 | 1.00 | 5.00 | 0.500 | 2.50 | 1.00 |")
+    assert costs.table([row]).endswith("| `vsd` | 4.00 | 1.00 | 5.00 | 0.500 | 2.50 | 1.00 |")

@@ -5,10 +5,11 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from dreammapping.evaluation.exhibit import parse_caption
 from dreammapping.reproduction import cells, prompts
-from dreammapping.reproduction.cells import Cell, CellStore, Trainer, digest, run_missing
+from dreammapping.reproduction.cells import Cell, CellStore, Trainer, code_digest, digest, run_missing
+from dreammapping.reproduction.table import Plan, make_cell, standing, write_report
 from toybox import world
+from toybox.recognition import parse_caption
 from utils.errors import UserError
 
 CELLS = [Cell(f"a red {name}", "vdm", 0, "0badcafe") for name in ("cat", "car", "bus", "bee")]
@@ -161,6 +162,102 @@ def test_after_a_stop_nothing_is_trained(program):
     assert not (program / "output" / CELLS[0].workspace).exists()
 
 
+def test_what_other_code_has_begun_is_begun_again(program, monkeypatch):
+    trainer = Trainer(program / "output")
+    trainer.train(CELLS[0], ["text=car"])
+    monkeypatch.setattr(cells, "code_digest", lambda: "another")
+    folder = trainer.train(CELLS[0], ["text=car"])
+    assert (folder / "arguments").read_text().endswith("--quiet --force")
+
+
+def test_outdated_cells_are_run_again_where_that_is_asked_for(tmp_path):
+    store, ran = CellStore(tmp_path / "cells.json"), []
+    store.put(CELLS[0], {"code": "old"})
+    store.put(CELLS[1], {"code": "new"})
+
+    def run(cell):
+        ran.append(cell)
+        return {"code": "new"}
+
+    run_missing(CELLS[:2], store, run, 1, never, lambda kept: kept["code"] == "old")
+    assert ran == CELLS[:1]
+    assert list(store.results) == [CELLS[1].key, CELLS[0].key]  # the newest stands last
+
+
+def test_the_code_of_a_cell_is_all_that_trains_and_judges_and_no_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "ROOT", tmp_path)
+    own = tmp_path / "dreammapping" / "reproduction"
+    monkeypatch.setattr(cells, "__file__", str(own / "cells.py"))
+    own.mkdir(parents=True)
+    (tmp_path / "guidance").mkdir()
+
+    def after(name: str) -> str:
+        (tmp_path / name).write_text("changed")
+        return code_digest.__wrapped__()
+
+    first = code_digest.__wrapped__()
+    assert after("dreammapping/reproduction/prompts.py") == first
+    assert after("guidance/notes.md") == first
+    assert len({first, after("guidance/vdm.py"), after("dreammapping/finished.py"), after("train.py")}) == 4
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A store with a cell of today, one of other code, one of other settings, and one of another table."""
+    plan, store = Plan(prompts=2), CellStore(tmp_path / "cells.json")
+    first, second, third = prompts.all_prompts(prompts.TUNED_ON)[:3]
+
+    def put(prompt: str, code: str, digest: str | None = None, **changes) -> None:
+        cell, _ = make_cell(plan, prompt, "vdm", prompts.METHODS["vdm"], seed=0)
+        cell = cell if digest is None else Cell(cell.prompt, cell.method, cell.seed, digest)
+        store.put(cell, result(prompt, "vdm", 0.5) | {"asked": plan.asked, "code": code} | changes)
+
+    put(third, code_digest(), digest="ancient")
+    put(second, "other")
+    put(first, code_digest())
+    put(first, code_digest(), digest="trial", asked=["configs/cat.yaml"])
+    return plan, store, [first, second, third]
+
+
+def test_a_table_keeps_all_its_rows_and_counts_the_outdated(stored):
+    plan, store, chosen = stored
+    results, outdated = standing(store, plan, prompts.METHODS, prompts.all_prompts(prompts.TUNED_ON))
+    assert [each["prompt"] for each in results] == chosen
+    assert [each["asked"] for each in results] == [plan.asked] * 3
+    assert outdated == 2
+    assert "2 of 3 runs were made by earlier code, settings or prior." in prompts.markdown(
+        results, 3, outdated
+    )
+
+
+def test_a_table_of_a_part_has_what_was_finished_before(stored, monkeypatch):
+    _, store, _ = stored
+    monkeypatch.setattr(prompts, "RESULTS", store.path.parent)
+    store.path.rename(store.path.with_name("prompts.json"))
+    _, text = prompts.reproduce(Plan(prompts=2), train=False)
+    assert "3 prompts, 1 seed, 24 views" in text and "Unfinished: 3 of 5 runs." in text
+
+
+def test_nothing_is_written_unasked_and_all_of_it_where_it_is(stored, tmp_path, monkeypatch):
+    _, store, chosen = stored
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{prompts.BEGIN}\n{prompts.END}\n")
+    monkeypatch.setattr(prompts, "RESULTS", store.path.parent)
+    monkeypatch.setattr(prompts, "REPORT", page)
+    store.path.rename(store.path.with_name("prompts.json"))
+    before = page.read_text()
+    _, text = prompts.reproduce(Plan(prompts=2), train=False)
+    assert page.read_text() == before
+    prompts.reproduce(Plan(prompts=2), train=False, write=True)
+    assert text in page.read_text() and all(prompt in page.read_text() for prompt in chosen)
+
+
+@pytest.mark.parametrize(("name", "value"), [("prompts", 0), ("seeds", 0), ("views", 3), ("jobs", 0)])
+def test_a_plan_of_nothing_is_refused(name, value):
+    with pytest.raises(UserError, match=f"--{name}: expected at least .*, got {value}"):
+        Plan(**{name: value})
+
+
 def test_the_table_has_means_spreads_and_both_kinds_of_prompt():
     held_out = world.caption(*min(world.HELD_OUT))
     results = [
@@ -181,7 +278,7 @@ def test_the_report_is_written_between_its_marks_again_and_again(tmp_path):
     path = tmp_path / "results.md"
     path.write_text(f"before\n{prompts.BEGIN}\nold\n{prompts.END}\nafter\n")
     for text in ("one", r"two \1"):
-        prompts.write_report(text, path)
+        write_report(text, path, prompts.BEGIN, prompts.END)
         assert path.read_text() == f"before\n{prompts.BEGIN}\n{text}\n{prompts.END}\nafter\n"
 
 
@@ -189,7 +286,7 @@ def test_a_report_without_marks_is_refused(tmp_path):
     path = tmp_path / "results.md"
     path.write_text("text")
     with pytest.raises(UserError, match="put them where the table goes"):
-        prompts.write_report("table", path)
+        write_report("table", path, prompts.BEGIN, prompts.END)
 
 
 def test_the_shipped_report_has_its_marks():

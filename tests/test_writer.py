@@ -5,13 +5,13 @@ import threading
 import pytest
 import torch
 
-from utils.background import Background
 from utils.readback import Readback
+from utils.writer import Writer
 
 
 def test_tasks_are_done_in_order_while_the_caller_goes_on():
     gate, done = threading.Event(), []
-    background = Background()
+    background = Writer()
     background.submit(gate.wait)
     for index in range(5):
         background.submit(done.append, index)
@@ -22,7 +22,7 @@ def test_tasks_are_done_in_order_while_the_caller_goes_on():
 
 
 def test_a_failure_is_raised_at_the_next_call():
-    background = Background()
+    background = Writer()
 
     def fail():
         raise OSError("disk full")
@@ -37,7 +37,7 @@ def test_a_failure_is_raised_at_the_next_call():
 
 
 def test_no_more_than_the_given_number_waits():
-    gate, background, entered = threading.Event(), Background(most=2), []
+    gate, background, entered = threading.Event(), Writer(most=2), []
     background.submit(gate.wait)
     background.submit(int)
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 
-class Background:
+class Writer:
     """One thread that does what it is given, in order. What fails there is raised here, at the next call.
 
     Args:

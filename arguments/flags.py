@@ -1,0 +1,35 @@
+"""What the command line takes beside the settings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FLAGS = {
+    "--opt": ("FILE", "settings as YAML (LucidDreamer's files work unchanged)"),
+    "--preset": ("NAME", "fast: fewer steps and smaller renders, NOT the paper's setting"),
+    "--seed": ("N", "the same as seed=N"),
+    "--resume": ("", "go on with the run in the folder"),
+    "--force": ("", "replace the run in the folder"),
+    "--dry-run": ("", "load all that a run needs, print the memory and time that it will take, then stop"),
+    "--print-config": ("", "print all settings as YAML, then stop"),
+    "--offline": ("", "the same as offline=true: never ask a hub for weights"),
+    "--quiet": ("", "say nothing but warnings and errors"),
+    "--debug": ("", "show tracebacks"),
+    "--help": ("", "print this"),
+}
+"""Flags: what follows each (empty: nothing) and what it means."""
+
+UPSTREAM_FLAGS = ("--port", "--test_ratio", "--save_ratio", "--save_video")
+"""LucidDreamer's, each the same as the setting of its name."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command asks for beside the settings."""
+
+    opt: Path | None = None
+    print_config: bool = False
+    dry_run: bool = False
+    resume: bool = False
+    debug: bool = False
+    quiet: bool = False
+    force: bool = False

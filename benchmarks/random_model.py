@@ -1,0 +1,75 @@
+"""A diffusion model in a family's exact architecture with random weights: what it costs does not depend on them."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guidance.models.single_file import CONFIGS
+from utils.files import atomic
+from utils.repository import ROOT
+
+SD2_BASE = CONFIGS / "sd2-base"
+SPECIAL_TOKENS = 49_406
+"""The number of CLIP's begin of text; its end has the next one."""
+
+
+def build(folder: Path, settings: Path) -> Path:
+    """A diffusers folder with random weights from a family's settings; one part is in memory at a time.
+
+    Args:
+        settings: a folder such as `guidance/models/configs/sd2-base`.
+    """
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]), atomic(folder) as temporary:
+        torch.manual_seed(0)
+        temporary.mkdir(parents=True)
+        for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL)):
+            kind.from_config(kind.load_config(settings / name)).save_pretrained(temporary / name)
+        text_config = CLIPTextConfig.from_pretrained(settings / "text_encoder")
+        CLIPTextModel(text_config).save_pretrained(temporary / "text_encoder")
+        tokenizer = word_tokenizer()
+        tokenizer.pad_token = "<|endoftext|>" if text_config.hidden_act == "quick_gelu" else "!"
+        tokenizer.save_pretrained(temporary / "tokenizer")
+        shutil.copytree(settings / "scheduler", temporary / "scheduler")
+        shutil.copy(settings / "model_index.json", temporary)
+    return folder
+
+
+def random_model(settings: Path, folder: Path) -> Path:
+    """The random model of a family that is kept in `folder`; built where it is not there yet."""
+    model = folder / f"random-{settings.name}"
+    return model if model.exists() else build(model, settings)
+
+
+def word_tokenizer() -> Any:
+    """CLIP's tokenizer with the words of `configs/` in the place of its own vocabulary, which is not ours to ship."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    texts = [
+        text
+        for path in sorted((ROOT / "configs").glob("*.yaml"))
+        for text in re.findall(r"\w+", path.read_text())
+    ]
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=40_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
+    )
+    learner.train_from_iterator([text.lower() for text in texts], trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(first + second for first, second in merges),
+    ]
+    vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}
+    vocab |= {"<|startoftext|>": SPECIAL_TOKENS, "<|endoftext|>": SPECIAL_TOKENS + 1}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)

@@ -1,0 +1,30 @@
+"""Seconds of what a device does."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Stopwatch:
+    """Seconds by name; waits for the device at both ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, list[float]] = {}
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = self.now()
+        yield
+        self.seconds.setdefault(name, []).append(self.now() - start)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])

@@ -1,0 +1,174 @@
+"""A finished run, read: everything that a run folder holds is opened here and nowhere else."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments import Config, load
+from scene.cameras import Cameras, wrap_degrees
+from scene.gaussian_model import GaussianModel
+from scene.initialization import initial_points
+from scene.ply import read_gaussians, read_points
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run folder and its settings; `open` makes it. A run that was stopped early, or still goes on, is read alike.
+
+    What can be missing (Gaussians, manifest, metrics, cameras) is looked for when it is asked for.
+    """
+
+    folder: Path
+    config: Config
+
+    @classmethod
+    def open(cls, folder: Path) -> "FinishedRun":
+        """Read a run's settings.
+
+        Raises:
+            UserError: the folder is no run, or its settings are broken.
+        """
+        settings = folder / "config.yaml"
+        if not settings.is_file():
+            raise UserError(f"{folder}: expected a run with its config.yaml, found none; name a run folder")
+        config, _ = load(["--opt", str(settings)])
+        return cls(folder, config)
+
+    @property
+    def prompt(self) -> str:
+        return self.config.GuidanceParams.text
+
+    @property
+    def iterations(self) -> list[int]:
+        """The iterations whose Gaussians were saved, in order."""
+        names = (path.parent.name.removeprefix("iteration_") for path in self.folder.glob(_ply("*")))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def iteration(self, wanted: int | None = None) -> int:
+        """`wanted`, which must have been saved; the last saved one if None.
+
+        Raises:
+            UserError: nothing was saved, or not that.
+        """
+        saved = self.iterations
+        if not saved:
+            raise UserError(f"{self.folder}: expected {_ply('*')}, found none; let the run save first")
+        if wanted is not None and wanted not in saved:
+            known = ", ".join(map(str, saved))
+            raise UserError(f"{self.folder}: expected iteration {known}, got {wanted}; choose a saved one")
+        return saved[-1] if wanted is None else wanted
+
+    def gaussians(self, iteration: int | None = None) -> GaussianModel:
+        """The asset as a saved iteration left it, the last one if None; z up, front +y, on the CPU.
+
+        Raises:
+            UserError: that iteration was not saved, or its file is broken.
+        """
+        return read_gaussians(self.folder / _ply(self.iteration(iteration)))
+
+    def start(self) -> GaussianModel:
+        """The Gaussians that the run started from: its own points, or what its settings and seed make."""
+        path = self.folder / "init_points3d.ply"
+        if path.is_file():
+            points, colors = read_points(path)
+        else:
+            rng = torch.Generator().manual_seed(self.config.seed)
+            points, colors = initial_points(self.config.GenerateCamParams, rng)
+        return GaussianModel.from_points(points, colors, self.config.ModelParams.sh_degree)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What `run.json` says: versions, prior, seconds, peak memory, evaluations.
+
+        Raises:
+            UserError: it is missing or broken.
+        """
+        path = self.folder / "run.json"
+        manifest = _json(path, _text(path))
+        if not isinstance(manifest, dict):
+            raise UserError(
+                f"{path}: expected an object of JSON, got {type(manifest).__name__}; restore the file"
+            )
+        return manifest
+
+    @cached_property
+    def metrics(self) -> list[dict[str, float]]:
+        """The lines of `metrics.jsonl`, in order of their steps. One that was cut off at the end is left out.
+
+        Raises:
+            UserError: the file is missing, or another line is broken.
+        """
+        path = self.folder / "metrics.jsonl"
+        *whole, cut_off = _text(path).split("\n")  # a whole file ends with a line's end
+        del cut_off
+        return [_json(path, line) for line in whole]
+
+    def cameras(self) -> Cameras:
+        """The cameras of the test views, as `cameras.json` has them; their angles and radii are those of their places.
+
+        Raises:
+            UserError: the file is missing or broken.
+        """
+        path = self.folder / "cameras.json"
+        found = _json(path, _text(path))
+        try:
+            return _cameras(found, self.config.GenerateCamParams.default_azimuth)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path}: expected cameras, got {error!r}; restore the file") from error
+
+
+def _cameras(listed: list[dict[str, Any]], default_azimuth: float) -> Cameras:
+    """The inverse of `scene.cameras.cameras_json`."""
+    centers, to_world = (
+        torch.tensor([camera[key] for camera in listed], dtype=torch.float64)
+        for key in ("position", "rotation")
+    )
+    matrices = torch.eye(4, dtype=torch.float64).repeat(len(listed), 1, 1)
+    matrices[:, :3, :3] = to_world.transpose(1, 2)
+    matrices[:, :3, 3] = -torch.einsum("bij,bj->bi", matrices[:, :3, :3], centers)
+    radius = centers.norm(dim=1)
+    azimuth = torch.atan2(centers[:, 0], centers[:, 1]).rad2deg()
+    width, height = listed[0]["width"], listed[0]["height"]
+    return Cameras(
+        world_to_camera=matrices.float(),
+        fov_x=_fields_of_view([width / camera["fx"] for camera in listed]),
+        fov_y=_fields_of_view([height / camera["fy"] for camera in listed]),
+        azimuth_deg=wrap_degrees(azimuth - default_azimuth).float(),
+        polar_deg=torch.acos((centers[:, 2] / radius).clamp(-1.0, 1.0)).rad2deg().float(),
+        radius=radius.float(),
+        width=width,
+        height=height,
+    )
+
+
+def _fields_of_view(widths: list[float]) -> Float[Tensor, " B"]:
+    """Radians that see widths at the distance 1."""
+    return torch.tensor([2.0 * math.atan(width / 2.0) for width in widths])
+
+
+def _ply(iteration: int | str) -> str:
+    return f"point_cloud/iteration_{iteration}/point_cloud.ply"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected a run's file, found none; let the run save first") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected readable text, got: {error}; restore the file") from error
+
+
+def _json(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected JSON, got {error}; restore the file") from error

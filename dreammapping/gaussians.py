@@ -1,0 +1,237 @@
+"""3D Gaussians as what is optimised: cameras, augmentations, regularisers and density control around `render`."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from arguments import Config
+from dreammapping.memory import gaussian_bytes, most_gaussians
+from dreammapping.outputs import SceneOutputs
+from dreammapping.subject import Shown, Subject
+from gaussian_renderer import Views, disparity, render
+from guidance.prior.score_model import ScoreModel
+from guidance.prior.shap_e import text_to_mesh
+from guidance.prompts import ViewPrompts
+from scene.augmentation import sample_augmentation, sample_flip
+from scene.camera_sampling import CameraSampler
+from scene.cameras import Cameras, orbit
+from scene.density import DensityControl
+from scene.gaussian_model import GaussianModel
+from scene.gaussian_optimizer import build_optimizer, set_learning_rates
+from scene.initialization import initial_points
+from scene.ply import read_gaussians, write_gaussians
+from scene.regularizers import total_variation
+from utils.files import atomic
+from utils.run import Run
+from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
+
+SH_DEGREE_INTERVAL = 500
+"""Iterations after which one more band of spherical harmonics is used (upstream)."""
+CHUNK = 8
+"""Views rendered in one call, where no gradient is wanted."""
+
+
+class Gaussians(Subject):
+    """A cloud of Gaussians, seen by random cameras.
+
+    Args:
+        load_prior: gives the diffusion model, whose text tower encodes the prompts.
+        rng: draws the start shape.
+
+    Raises:
+        UserError: the start shape or the prompt cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        load_prior: Callable[[], ScoreModel],
+        rng: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        # a shape from text takes minutes and comes after all that can fail within seconds
+        start = None if config.starts_from_text else initial_gaussians(config, rng, device)
+        prior = load_prior()
+        self.prompts = ViewPrompts(prior, config.GuidanceParams)
+        prior.drop_text_encoder()
+        if start is None:
+            start = initial_gaussians(config, rng, device)
+
+        self.config, self.device = config, device
+        self.views = config.GuidanceParams.C_batch_size
+        self.extent = config.GenerateCamParams.default_radius
+        self.most = most_gaussians(config, prior.plan)
+        self.cameras = CameraSampler(
+            config.GenerateCamParams, config.OptimizationParams, config.ModelParams.batch
+        )
+        self.density = DensityControl(config.OptimizationParams, self.extent, self.most)
+        self.gaussians = start.to(device)
+        self.optimizer = build_optimizer(self.gaussians, config.OptimizationParams, self.extent)
+        self.last: tuple[Views, Tensor] | None = None
+
+    def show(self, step: int, rng: torch.Generator) -> Shown:
+        params, gaussians = self.config.OptimizationParams, self.gaussians
+        gaussians.active_sh_degree = max(
+            gaussians.active_sh_degree, min(step // SH_DEGREE_INTERVAL, gaussians.sh_degree)
+        )
+        set_learning_rates(self.optimizer, params, self.extent, step)
+
+        cameras = self.cameras.sample(self.views, step, rng)
+        poses = cameras.world_to_camera.inverse().to(self.device, non_blocking=True)
+        text = self.prompts(cameras.azimuth_deg, poses)  # on the host, where angles are
+        cameras = cameras.to(self.device)
+        views, scales = self.render_augmented(cameras, rng)
+        shapes = disparity(views, cameras)
+        by_shape = step < params.geo_iter or _chance(params.as_latent_ratio, rng)
+        images = shapes.expand(-1, 3, -1, -1) if by_shape else views.images
+        if sample_flip(rng):
+            images = images.flip(-1)
+        self.last = views, shapes
+        losses = {
+            "tv": params.lambda_tv * (total_variation(views.images) + total_variation(shapes)),
+            "scale": params.lambda_scale * scales.mean(),
+        }
+        return Shown(images, text, losses=losses)
+
+    def render_augmented(self, cameras: Cameras, rng: torch.Generator) -> tuple[Views, Tensor]:
+        """Render with upstream's augmentations; returns the views and the scales they were drawn with."""
+        gaussians = self.gaussians
+        drawn = sample_augmentation(
+            self.config.ModelParams,
+            len(cameras),
+            gaussians.sh.shape,
+            gaussians.active_sh_degree,
+            rng,
+            self.device,
+        )
+        scales = gaussians.scales
+        if drawn.scale_factors is not None:
+            scales = scales * drawn.scale_factors
+        views = render(
+            gaussians,
+            cameras,
+            drawn.backgrounds.to(self.device),
+            scales=scales,
+            sh=gaussians.sh if drawn.sh_factors is None else gaussians.sh * drawn.sh_factors,
+            sh_degree=drawn.sh_degrees,
+            **_options(self.config),
+        )
+        return views, scales
+
+    def grow(self, step: int, rng: torch.Generator) -> None:
+        if self.last is None:
+            raise RuntimeError("grow before show")
+        views, _ = self.last
+        self.density.update(self.gaussians, self.optimizer, views.footprint, step, rng)
+
+    def bookmark(self) -> Callable[[], None]:
+        return partial(self.cameras.load_state_dict, self.cameras.state_dict())
+
+    def pictures(self) -> dict[str, Float[Tensor, "B _ H W"]]:
+        """Image, disparity and opacity."""
+        if self.last is None:
+            front = orbit(1, self.config.GenerateCamParams).to(self.device)
+            with torch.no_grad():
+                views = render(self.gaussians, front, plain_background(self.config), **_options(self.config))
+            self.last = views, disparity(views, front)
+        views, shapes = self.last
+        return {"image": views.images, "disparity": shapes, "opacity": views.alphas}
+
+    @torch.no_grad()
+    def look(self, cameras: Cameras) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 1 H W"]]]:
+        """Images and disparities of `cameras` before the plain background, a chunk of views at a time."""
+        for start in range(0, len(cameras), CHUNK):
+            chunk = cameras[start : start + CHUNK].to(self.device)
+            views = render(self.gaussians, chunk, plain_background(self.config), **_options(self.config))
+            yield views.images, disparity(views, chunk)
+
+    def points(self) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
+        """Centres, and colours in [0, 1] without harmonics."""
+        return self.gaussians.means.detach(), sh_dc_to_rgb(self.gaussians.sh_dc.detach()[:, 0])
+
+    def save(self, folder: Path, step: int) -> Path:
+        """`point_cloud/iteration_<step>/point_cloud.ply`, and centres and colours as text beside it."""
+        path = folder / "point_cloud" / f"iteration_{step}" / "point_cloud.ply"
+        write_gaussians(path, self.gaussians, comments=(f"prompt {self.config.GuidanceParams.text}",))
+        with atomic(path.with_name("point_cloud_rgb.txt")) as text:
+            np.savetxt(text, torch.cat(self.points(), dim=1).cpu().numpy(), fmt="%.6f")
+        return path
+
+    def outputs(self, config: Config, run: Run) -> SceneOutputs:
+        return SceneOutputs(config, run, self)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "gaussians": dict(self.gaussians.named_parameters()),
+            "optimizer": self.optimizer.state_dict(),
+            "density": self.density.state_dict(),
+            "cameras": self.cameras.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.gaussians.replace({name: tensor.to(self.device) for name, tensor in state["gaussians"].items()})
+        self.optimizer = build_optimizer(self.gaussians, self.config.OptimizationParams, self.extent)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.density.load_state_dict(state["density"])
+        self.cameras.load_state_dict(state["cameras"])
+
+    def numbers(self) -> dict[str, int]:
+        return {"gaussians": len(self.gaussians)}
+
+    def memory(self) -> dict[str, int]:
+        images = self.config.GenerateCamParams
+        # without a cap, what a run of the paper's setting grows to
+        count = self.most or max(4 * len(self.gaussians), 500_000)
+        coefficients = coefficient_count(self.config.ModelParams.sh_degree)
+        size = gaussian_bytes(count, coefficients, self.views, images.image_h, images.image_w)
+        return {"Gaussians and their renders": size}
+
+    def savings(self) -> list[str]:
+        cameras, count = self.config.GenerateCamParams, len(self.gaussians)
+        tries = (
+            [f"max_gaussians={count} (the present number)"] if self.most is None or count < self.most else []
+        )
+        tries += [f"a smaller C_batch_size (now {self.views})"]
+        return [*tries, f"smaller image_w and image_h (now {cameras.image_w} x {cameras.image_h})"]
+
+
+def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device) -> GaussianModel:
+    """The Gaussians that a run starts from: those of `pretrained_model_path`, or its start shape's points.
+
+    Raises:
+        UserError: the file or the start shape cannot be used.
+    """
+    model, cameras = config.ModelParams, config.GenerateCamParams
+    if model.pretrained_model_path:
+        return read_gaussians(Path(model.pretrained_model_path), model.sh_degree)
+    prompt = cameras.init_prompt or config.GuidanceParams.text
+
+    def made_from_text() -> Any:
+        import trimesh
+
+        mesh = text_to_mesh(prompt, config.seed, cameras, device)
+        colors = (mesh.colors * 255).round().byte().numpy()
+        return trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), vertex_colors=colors, process=False)
+
+    points, colors = initial_points(cameras, rng, made_from_text)
+    return GaussianModel.from_points(points, colors, model.sh_degree)
+
+
+def plain_background(config: Config) -> Float[Tensor, "3"]:
+    """White, or black: what test views and videos stand before."""
+    return torch.full((3,), 1.0 if config.ModelParams.white_background else 0.0)
+
+
+def _options(config: Config) -> dict[str, Any]:
+    params = config.PipelineParams
+    return {"backend": params.backend, "direct_rgb": params.convert_SHs_python, "debug": params.debug}
+
+
+def _chance(probability: float, rng: torch.Generator) -> bool:
+    return bool(torch.rand((), generator=rng) < probability)

@@ -1,0 +1,109 @@
+"""The loop: iterate, log, draw and save until the last iteration or a signal; one for everything that is optimised."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from dreammapping.manifest import manifest
+from dreammapping.metrics import Metrics
+from dreammapping.optimization import Optimization
+from dreammapping.outputs import Outputs
+from utils import checkpoint
+from utils.device import is_out_of_memory
+from utils.errors import OutOfMemory, UserError
+from utils.interruption import Interruption
+from utils.run import Run
+
+log = logging.getLogger(__name__)
+
+Callback = Callable[[int, Optimization], None]
+"""Called after every iteration with its number, from 1, and the optimisation as it then is."""
+
+
+def loop(
+    optimization: Optimization,
+    run: Run,
+    outputs: Outputs,
+    interruption: Interruption,
+    quiet: bool = False,
+    callback: Callback | None = None,
+) -> None:
+    """Go on until the last iteration, or until `interruption`; what was done is then saved.
+
+    Raises:
+        UserError: as `Optimization.iteration`; what can be saved is.
+    """
+    config, last = optimization.config, optimization.config.iterations
+    progress = tqdm(
+        range(optimization.step + 1, last + 1),
+        initial=optimization.step,
+        total=last,
+        disable=quiet,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        desc=run.folder.name,
+    )
+    metrics = Metrics(
+        run, config.log_interval, lambda line: progress.set_postfix(_shown(line, optimization.guidance.name))
+    )
+
+    def save() -> None:
+        metrics.write_all()
+        outputs.flush()
+        checkpoint.save(run.path("checkpoints"), optimization.step, optimization.state_dict())
+        run.stands()
+        run.write_manifest(**manifest(optimization, finished=False))
+
+    with outputs:
+        for step in progress:
+            with _saved_when_full(optimization, save):
+                values = optimization.iteration(step)
+                outputs.write_due(step, optimization.pictures)
+            if step % config.log_interval == 0 or step == last:
+                metrics.add(step, values, optimization.subject.numbers())
+            metrics.write_arrived()
+            if callback is not None:
+                with _saved_when_it_fails(save):
+                    callback(step, optimization)
+            if step % config.checkpoint_interval == 0 or step == last or interruption:
+                save()
+            if interruption:
+                break
+    progress.close()
+
+
+@contextmanager
+def _saved_when_full(optimization: Optimization, save: Callable[[], None]) -> Iterator[None]:
+    """Where memory runs out within the block, save the last whole iteration and say what to try."""
+    try:
+        yield
+    except (OutOfMemory, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OutOfMemory):  # while something was drawn
+            if not is_out_of_memory(error):
+                raise
+            error = OutOfMemory(f"iteration {optimization.step}: {optimization.advice()}", whole=True)
+        if error.whole and optimization.step > 0:
+            if optimization.device.type == "cuda":
+                torch.cuda.empty_cache()
+            save()
+            raise UserError(f"{error} (saved after iteration {optimization.step})") from error
+        raise error
+
+
+@contextmanager
+def _saved_when_it_fails(save: Callable[[], None]) -> Iterator[None]:
+    """Where a caller's function raises, the iteration before it is not lost."""
+    try:
+        yield
+    except Exception:
+        save()
+        raise
+
+
+def _shown(line: dict[str, float], method: str) -> dict[str, str]:
+    """The numbers of the progress bar: distillation and operator loss, timestep, Gaussians."""
+    names = {f"loss/{method}": method, "loss/degradation": "op", "timestep": "t", "gaussians": "n"}
+    return {short: f"{line[name]:.4g}" for name, short in names.items() if name in line}

@@ -1,0 +1,274 @@
+"""Algorithm 1 of the paper over any subject, iteration by iteration, and all that a restart needs."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from arguments import Config
+from dreammapping.subject import Shown, Subject
+from guidance import GuidanceOutput, build_guidance
+from guidance.models import go_offline, missing_models
+from guidance.prior.memory import PLANS
+from guidance.prior.score_model import ScoreModel
+from utils.device import choose_device, fullness, is_out_of_memory
+from utils.errors import OutOfMemory, UserError
+from utils.optimizers import not_finite, step_unless
+from utils.readback import Readback
+
+log = logging.getLogger(__name__)
+
+NON_FINITE_LIMIT = 10
+"""Skipped steps in a row after which a run stops."""
+COMPILE_FROM = 1000
+"""Iterations from which compiling pays for itself."""
+
+Build = Callable[[Config, Callable[[], ScoreModel], torch.Generator, torch.device], Subject]
+"""Makes a subject of settings, what gives the prior, a generator for the start, and a device."""
+
+
+class Optimization:
+    """The state of one optimisation.
+
+    Args:
+        config: the resolved settings.
+        device: where the subject and the prior live; default: the one that the settings name.
+        build: makes the subject; default: the one that `ModelParams.representation` names.
+
+    Attributes:
+        subject: what is optimised.
+        guidance: the loss.
+        step: iterations done. skipped: those in a row, up to now, whose numbers were not finite.
+
+    Raises:
+        UserError: a model, a start or a prompt of the settings cannot be used; or the device is too full for them.
+    """
+
+    def __init__(
+        self, config: Config, device: torch.device | None = None, build: Build | None = None
+    ) -> None:
+        if config.offline:
+            go_offline()
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.device = device or choose_device(config.device)
+        self.rng = torch.Generator().manual_seed(config.seed)
+        self.noise_rng = torch.Generator().manual_seed(config.GuidanceParams.noise_seed)
+
+        @cache
+        def load_prior() -> ScoreModel:
+            return ScoreModel.from_pretrained(config.GuidanceParams, self.device, config.HardwareParams)
+
+        self.subject = (build or representation(config))(config, load_prior, self.rng, self.device)
+        self.score_model = load_prior()
+        torch.manual_seed(config.seed)  # whatever was loaded or cached before
+        self.guidance = build_guidance(config, self.score_model)
+        if self._compiles():
+            self.score_model.compile()
+        self.step = 0
+        self.skipped = 0
+        self.warm_up_seconds = 0.0
+        self._changing = False
+        self._checks: deque[Readback] = deque()
+        self._guided: GuidanceOutput | None = None
+
+    def iteration(self, step: int) -> dict[str, Tensor | float]:
+        """One pass of Algorithm 1 over a batch of views; returns what is worth logging.
+
+        Raises:
+            OutOfMemory: the device is full; if it says `whole`, this object is as before and can be saved.
+            UserError: too many steps in a row were not finite.
+        """
+        take_back = self._bookmark()
+        try:
+            return self._iterate(step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            whole = not self._changing
+            if whole:
+                take_back()
+            raise OutOfMemory(f"iteration {step}: {self.advice()}", whole=whole) from error
+
+    def _iterate(self, step: int) -> dict[str, Tensor | float]:
+        shown = self.subject.show(step, self.rng)                         # x_0 = g(θ, c), and y
+        guided = self._guide(shown, step)                                 # L_VDM and L_op, Eq. 19 and 17
+        losses = {**guided.losses, **shown.losses}
+        total = torch.stack(list(losses.values())).sum()
+        total.backward()                                                  # θ and ψ receive disjoint gradients
+        self._changing = True
+        self._apply_gradients(total)                                      # ψ, then θ
+        self.subject.grow(step, self.rng)
+        self._changing = False
+        self.step, self._guided = step, guided
+        return {**{f"loss/{name}": loss.detach() for name, loss in losses.items()}, **guided.stats}
+
+    def _guide(self, shown: Shown, step: int) -> GuidanceOutput:
+        guide = self.guidance.distill if shown.latent else self.guidance
+        return guide(shown.seen, shown.text, step, self.noise_rng)
+
+    def _apply_gradients(self, total: Float[Tensor, ""]) -> None:
+        """Step every optimiser; a step with a number that is not finite is skipped and counted.
+
+        On CUDA the decision stays on the device, and the count follows an iteration later.
+
+        Raises:
+            UserError: `NON_FINITE_LIMIT` steps in a row were skipped.
+        """
+        optimizers = self._optimizers()
+        parameters = [p for each in optimizers for group in each.param_groups for p in group["params"]]
+        broken = not_finite(total, parameters)
+        for optimizer in optimizers:
+            step_unless(optimizer, broken)
+            optimizer.zero_grad(set_to_none=True)
+        self._checks.append(Readback({"broken": broken}))
+        self._count_skipped(keep=1 if self.device.type == "cuda" else 0)
+
+    def _count_skipped(self, keep: int = 0) -> None:
+        """Take in which steps were skipped, all but the last `keep`."""
+        while len(self._checks) > keep:
+            if not self._checks.popleft().values()["broken"]:
+                self.skipped = 0
+                continue
+            self.skipped += 1
+            log.warning("iteration %d: a loss or gradient is not finite; the step is skipped", self.step + 1)
+            if self.skipped >= NON_FINITE_LIMIT:
+                raise UserError(
+                    f"iteration {self.step + 1}: losses or gradients were not finite in {NON_FINITE_LIMIT} steps in a "
+                    "row; the last checkpoint stays; lower guidance_scale or learning rates, or set fp16=false, "
+                    "then --resume"
+                )
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [each for each in (self.guidance.optimizer, self.subject.optimizer) if each is not None]
+
+    def _bookmark(self) -> Callable[[], None]:
+        """What makes this object what it is now, as long as no optimiser has stepped."""
+        rng, noise_rng, subject = self.rng.get_state(), self.noise_rng.get_state(), self.subject.bookmark()
+
+        def take_back() -> None:
+            self.rng.set_state(rng)
+            self.noise_rng.set_state(noise_rng)
+            subject()
+            for optimizer in self._optimizers():
+                optimizer.zero_grad(set_to_none=True)
+
+        return take_back
+
+    def _compiles(self) -> bool:
+        wanted = self.config.HardwareParams.compile
+        worth = self.device.type == "cuda" and self.config.iterations >= COMPILE_FROM
+        return wanted == "always" or (wanted == "auto" and worth)
+
+    def warm_up(self) -> None:
+        """Compile what will be compiled, so that no iteration has to."""
+        if self.score_model.compiled:
+            began = time.perf_counter()
+            self.score_model.warm_up(self.subject.views, self.config.GuidanceParams.branches)
+            self.warm_up_seconds = round(time.perf_counter() - began, 2)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that an iteration will need, by part, counted without running one."""
+        branches = self.config.GuidanceParams.branches
+        model = self.score_model.estimate_bytes(self.subject.views, branches)
+        return {"diffusion model": model, **self.subject.memory()}
+
+    def advice(self) -> str:
+        """What to say and try when the device is full."""
+        names, used = list(PLANS), self.score_model.plan.name
+        smaller = names[max(names.index(used) - 1, 0)]
+        tries = [] if used == smaller else [f"HardwareParams.memory={smaller} (now {used})"]
+        return f"{fullness(self.device)}; try {', '.join([*tries, *self.subject.savings()])}, then --resume"
+
+    def pictures(self) -> dict[str, Float[Tensor, "B _ H W"]]:
+        """Rows of one picture, a column for each view: what was last shown, and what the prior made of it.
+
+        The prior's x̂_0 is that without and that with guidance; before the first iteration there is none.
+        """
+        rows = self.subject.pictures()
+        if self._guided is not None:
+            size = next(iter(rows.values())).shape[-2:]
+            predicted = self.guidance.predicted_images(self._guided)
+            names = ("prior without guidance", "prior with guidance")
+            rows |= {
+                name: F.interpolate(image, size, mode="bilinear")
+                for name, image in zip(names, predicted, strict=True)
+            }
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a restart needs to go on with the same numbers."""
+        self._count_skipped()
+        return {
+            "step": self.step,
+            "skipped": self.skipped,
+            "subject": self.subject.state_dict(),
+            "guidance": self.guidance.state_dict(),
+            "guidance_optimizer": self.guidance.optimizer.state_dict() if self.guidance.optimizer else None,
+            "rng": self.rng.get_state(),
+            "noise_rng": self.noise_rng.get_state(),
+            "evaluations": self.score_model.evaluations.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            UserError: the state belongs to other settings.
+        """
+        try:
+            self.subject.load_state_dict(state.get("subject", state))  # earlier checkpoints had it all on one level
+            self.guidance.load_state_dict(state["guidance"])
+            if self.guidance.optimizer is not None:
+                self.guidance.optimizer.load_state_dict(state["guidance_optimizer"])
+            self.rng.set_state(state["rng"])
+            self.noise_rng.set_state(state["noise_rng"])
+            self.score_model.evaluations.load_state_dict(state["evaluations"])
+            self.step, self.skipped = state["step"], state["skipped"]
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise UserError(
+                f"checkpoint: does not fit these settings ({error}); resume with the settings that it was made with"
+            ) from error
+
+
+def representation(config: Config) -> Build:
+    """The kind of subject that `ModelParams.representation` names."""
+    match config.ModelParams.representation:
+        case "image":
+            from dreammapping.picture import Picture
+
+            return Picture
+        case _:
+            from dreammapping.gaussians import Gaussians
+
+            return Gaussians
+
+
+def start(config: Config, build: Build | None = None) -> Optimization:
+    """An `Optimization` that is ready to iterate: loaded, compiled where it is compiled.
+
+    Raises:
+        UserError: as `Optimization`; a model is missing (all that is missing is named at once, before anything is
+            loaded); or the device is too full for the models.
+    """
+    problems = missing_models(config)
+    if problems:
+        raise UserError("; ".join(problems))
+    try:
+        optimization = Optimization(config, build=build)
+        optimization.warm_up()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"device {config.device}: {fullness(choose_device(config.device))} and does not hold the models; end what "
+            "else uses it, or try HardwareParams.memory=8gb, or device=cpu"
+        ) from error
+    return optimization

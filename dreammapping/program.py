@@ -1,0 +1,170 @@
+"""From settings to a finished run folder: the door that the command line and Python share."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arguments import Config, load, to_yaml
+from dreammapping.loop import Callback, loop
+from dreammapping.manifest import manifest
+from dreammapping.optimization import Build, Optimization, start
+from dreammapping.outputs import Outputs
+from dreammapping.subject import Subject
+from scene.gaussian_model import GaussianModel
+from utils import checkpoint
+from utils.errors import Stopped, UserError
+from utils.interruption import Interruption
+from utils.run import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made.
+
+    Attributes:
+        subject: what was optimised, as it ended.
+        folder: the run folder, with its asset, videos and pictures.
+        exit_code: 0 when the run is finished, 128 plus a signal's number when one ended it early.
+    """
+
+    subject: Subject
+    folder: Path
+    exit_code: int
+
+    @property
+    def gaussians(self) -> GaussianModel:
+        """The asset, where it is made of Gaussians; z up, front +y."""
+        return self.subject.gaussians  # type: ignore[attr-defined]
+
+
+def generate(
+    prompt: str,
+    settings: str | Path = "configs/quickstart.yaml",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    quiet: bool = False,
+    callback: Callback | None = None,
+) -> Result:
+    """Make an asset of a prompt.
+
+    Args:
+        settings: a settings file; what it does not name has its default.
+        overrides: settings to change, such as `{"iterations": 300, "GuidanceParams.guidance_scale": 15}`; a key that
+            only one group has needs no group.
+        resume, force: go on with, or replace, the run that the folder already holds.
+        quiet: no progress bar.
+        callback: called after every iteration.
+
+    Raises:
+        UserError: something that the user can mend, in one line.
+    """
+    changes = {"GuidanceParams.text": prompt, **(overrides or {})}
+    words = [
+        f"{name}={value if isinstance(value, str | Path) else json.dumps(value, default=_plain)}"
+        for name, value in changes.items()
+    ]
+    config, _ = load(["--opt", str(settings), *words])
+    return optimize(config, resume=resume, force=force, quiet=quiet, callback=callback)
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of NumPy or torch as JSON knows it."""
+    return value.tolist()
+
+
+def optimize(
+    config: Config,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    quiet: bool = False,
+    callback: Callback | None = None,
+    build: Build | None = None,
+) -> Result:
+    """Run to the last iteration and write what upstream's users expect to find (see `utils.run`).
+
+    Args:
+        resume, force: what to do with a run that the folder already holds.
+        callback: called as `callback(step, optimization)` after every iteration.
+        build: makes the subject; default: the one that `ModelParams.representation` names.
+
+    Raises:
+        UserError: something that the user can mend.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),  # a caller may have switched gradients off
+        Run(config.ModelParams.run_folder, resume=resume, force=force) as run,
+    ):
+        optimization = start(config, build)
+        if resume:
+            _go_on(optimization, run)
+        if config.preset:
+            log.warning("preset %s: this is not the paper's setting", config.preset)
+        outputs = optimization.subject.outputs(config, run)
+        try:
+            with Interruption() as interruption:
+                run.claim(to_yaml(config))  # here the folder is first changed
+                return _carry_out(optimization, run, outputs, interruption, quiet, callback)
+        except KeyboardInterrupt as error:
+            raise Stopped(_what_is_left(run)) from error
+
+
+def _carry_out(
+    optimization: Optimization,
+    run: Run,
+    outputs: Outputs,
+    interruption: Interruption,
+    quiet: bool,
+    callback: Callback | None,
+) -> Result:
+    """Everything between a claimed folder and a result."""
+    last = optimization.config.iterations
+    run.rewind_metrics(optimization.step)
+    if optimization.step == 0:
+        outputs.write_start()
+    run.write_manifest(**manifest(optimization, finished=False))
+    loop(optimization, run, outputs, interruption, quiet, callback)
+    if optimization.step == last:
+        outputs.write_end()
+        run.write_manifest(**manifest(optimization, finished=True))
+        return Result(optimization.subject, run.folder, 0)
+    log.warning(
+        "saved after iteration %d of %d; the same command with --resume goes on", optimization.step, last
+    )
+    return Result(optimization.subject, run.folder, interruption.exit_code)
+
+
+def _go_on(optimization: Optimization, run: Run) -> None:
+    """Load the newest checkpoint.
+
+    Raises:
+        UserError: it is damaged, of other settings, or of a later iteration than the settings ask for.
+    """
+    newest = checkpoint.checkpoints(run.path("checkpoints"))[-1]
+    done, wanted = checkpoint.step_of(newest), optimization.config.iterations
+    if done > wanted:
+        raise UserError(
+            f"{run.folder}: expected a run of at most {wanted} iterations, got one that has done {done}; "
+            f"set iterations={done} or more, or leave out --resume and choose another workspace"
+        )
+    optimization.load_state_dict(checkpoint.load(newest))
+
+
+def _what_is_left(run: Run) -> str:
+    saved = checkpoint.checkpoints(run.path("checkpoints")) if run.standing else []
+    if not saved:
+        return "stopped at once, before the first checkpoint; nothing is left of this start"
+    return (
+        f"stopped at once; the last checkpoint is that of iteration {checkpoint.step_of(saved[-1])}, "
+        "and the same command with --resume goes on from it"
+    )

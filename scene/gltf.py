@@ -1,0 +1,153 @@
+"""glTF 2.0, read by trimesh: what the file promises is checked before, and colours keep their numbers and meaning.
+
+Factors and vertex colours are linear light, textures are sRGB, and a surface shows the product of the three (glTF 2.0,
+sections 3.9.2 and 3.7.2.1).
+"""
+
+import contextlib
+import io
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.inputs import WithHeader
+
+GLB_MAGIC, JSON_CHUNK = b"glTF", b"JSON"
+COLORS = "_COLOR_0"
+"""trimesh hands out attributes of this form as they are stored; it would round COLOR_0 to 8 bits of linear light."""
+COMPRESSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
+NUMBER_SIZES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
+NUMBERS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
+SPARE_BYTES = 64 * 1024 * 1024
+"""What the parts of a file may take in memory beside its size: they may lie on one another, or be all zeros."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """The description at the head of a file; its numbers follow, or lie in other files."""
+
+    path: Path
+    tree: dict[str, Any]
+    body: int
+    """Where the numbers begin in a .glb; the end of a .gltf."""
+
+    @property
+    def faces(self) -> int:
+        """Triangles of all meshes. Raises where the tree is broken."""
+        accessors = self.tree["accessors"]
+        corners = 0
+        for mesh in self.tree["meshes"]:
+            for primitive in mesh["primitives"]:
+                index = primitive.get("indices", primitive["attributes"]["POSITION"])
+                corners += accessors[index]["count"]
+        return corners // 3
+
+    def check(self) -> None:
+        """That the file holds what its description promises, in a form that can be read.
+
+        Raises:
+            UserError: the meshes are compressed, or the parts of the file are larger than itself.
+        """
+        used = [name for name in COMPRESSIONS if name in self.tree.get("extensionsUsed", [])]
+        if used:
+            raise UserError(
+                f"{self.path}: expected plain meshes, got {used[0]}; export them without compression"
+            )
+        views = sum(view["byteLength"] for view in self.tree.get("bufferViews", []))
+        accessors = sum(
+            each["count"] * NUMBER_SIZES[each["componentType"]] * NUMBERS[each["type"]]
+            for each in self.tree.get("accessors", [])
+        )
+        most = self._bytes() + SPARE_BYTES
+        if max(views, accessors) > most:
+            raise UserError(
+                f"{self.path}: expected parts of at most {most:,} bytes together, got {max(views, accessors):,}; "
+                "check the file"
+            )
+
+    def _bytes(self) -> int:
+        """Size of the file and of those that it names."""
+        size = self.path.stat().st_size
+        for buffer in self.tree.get("buffers", []):
+            file = self.path.parent / buffer.get("uri", "").split("base64,")[0]
+            size += file.stat().st_size if file != self.path.parent and file.is_file() else 0
+        return size
+
+    @contextlib.contextmanager
+    def stream(self) -> Iterator[Any]:
+        """The file for trimesh, with vertex colours under another name, and materials named by their numbers."""
+        tree = json.loads(json.dumps(self.tree))
+        for number, material in enumerate(tree.get("materials", [])):
+            material["name"] = str(number)
+        for mesh in tree["meshes"]:
+            for primitive in mesh["primitives"]:
+                if "COLOR_0" in primitive["attributes"]:
+                    primitive["attributes"][COLORS] = primitive["attributes"].pop("COLOR_0")
+        header = json.dumps(tree).encode()
+        with self.path.open("rb") as file:
+            left = file.seek(0, io.SEEK_END) - self.body
+            file.seek(self.body)
+            if self.path.suffix.lower() == ".glb":
+                header = struct.pack("<4sIII4s", GLB_MAGIC, 2, left, len(header), JSON_CHUNK) + header
+            yield WithHeader(header, file)
+
+    def factor(self, material: Any) -> Float[Tensor, "3"]:
+        """Linear light that a material's texture and vertex colours are multiplied by."""
+        name = getattr(material, "name", None)
+        described = self.tree["materials"][int(name)] if name is not None and name.isdecimal() else {}
+        plain = described.get("pbrMetallicRoughness", {})
+        factor = plain.get("baseColorFactor", [1.0] * 4)
+        if "extensions" in described and not plain:  # made by trimesh of another description of the surface
+            stated = getattr(material, "baseColorFactor", None)
+            factor = [1.0] * 4 if stated is None else np.asarray(stated) / 255
+        return torch.as_tensor(np.asarray(factor, dtype=np.float64)[:3]).nan_to_num(0.0).float()
+
+
+def vertex_light(stored: np.ndarray) -> Float[np.ndarray, "V 3"]:
+    """Linear light in [0, 1] of vertex colours as a file stores them: floats, bytes or 16-bit numbers."""
+    full = 1.0 if stored.dtype.kind == "f" else np.iinfo(stored.dtype).max
+    return np.nan_to_num(stored[:, :3].astype(np.float64) / full).clip(0, 1)
+
+
+def read(path: Path) -> Document:
+    """The description of a .gltf or .glb; the numbers stay on the disk.
+
+    Raises:
+        ValueError, RecursionError, OSError: it has none, or a broken one.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if path.suffix.lower() == ".gltf":
+            text, body = file.read(), size
+        else:
+            magic, _version, _length, count, kind = struct.unpack("<4sIII4s", file.read(20).ljust(20, b"\0"))
+            if magic != GLB_MAGIC or kind != JSON_CHUNK:
+                raise ValueError("no glTF header")
+            body = 20 + count
+            if body > size:
+                raise ValueError(f"{count} bytes of description, of {size - 20}")
+            text = file.read(count)
+            _check_chunks(file, body, size)
+    tree = json.loads(text)
+    if not isinstance(tree, dict):
+        raise ValueError("no glTF description")
+    return Document(path, tree, body)
+
+
+def _check_chunks(file: BinaryIO, start: int, size: int) -> None:
+    """Reading a chunk that claims to be longer than the file would reserve memory for it."""
+    while size - start >= 8:
+        file.seek(start)
+        (count,) = struct.unpack("<I", file.read(4))
+        start += 8 + count
+        if start > size:
+            raise ValueError(f"a part of {count} bytes, of {size - start + count}")

@@ -1,0 +1,245 @@
+"""The laws of a subject, over Gaussians, a picture, and one that these tests make: whatever is optimised obeys them."""
+
+import dataclasses
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from arguments import load
+from dreammapping import optimize
+from dreammapping.dry_run import dry_run
+from dreammapping.optimization import Optimization
+from dreammapping.subject import Shown, Subject
+from guidance.prompts import ViewPrompts
+from tests.tiny_models import save_pipeline
+from utils import checkpoint
+from utils.errors import UserError
+from utils.images import grid, read_picture, write_picture
+
+
+class Palette(Subject):
+    """A flat colour for each of two pictures: the smallest thing that can be optimised."""
+
+    def __init__(self, config, load_prior, rng, device):
+        prior = load_prior()
+        self.prompts = ViewPrompts(prior, config.GuidanceParams, views=False)
+        self.size, self.views = prior.image_size, 2
+        self.colors = nn.Parameter(torch.rand(self.views, 3, 1, 1, generator=rng).to(device))
+        self.optimizer = torch.optim.Adam([self.colors], lr=0.01)
+
+    def show(self, step, rng):
+        shade = 0.9 + 0.1 * torch.rand((), generator=rng)
+        seen = (shade * self.colors).expand(-1, -1, *self.size)
+        return Shown(seen, self.prompts(torch.zeros(self.views)), losses={"spread": self.colors.var()})
+
+    def pictures(self):
+        return {"colors": self.colors.detach().clamp(0, 1).expand(-1, -1, *self.size)}
+
+    def save(self, folder: Path, step: int) -> Path:
+        write_picture(folder / "palette.png", grid(list(self.pictures().values())))
+        return folder / "palette.png"
+
+    def state_dict(self):
+        return {"colors": self.colors.detach(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state):
+        with torch.no_grad():
+            self.colors.copy_(state["colors"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+SUBJECTS = {"gaussians": None, "image": None, "palette": Palette}
+ASSETS = {
+    "gaussians": "point_cloud/iteration_8/point_cloud.ply",
+    "image": "picture.png",
+    "palette": "palette.png",
+}
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
+
+
+@pytest.fixture(params=SUBJECTS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def build(kind):
+    """What makes the subject, None where the settings do."""
+    return SUBJECTS[kind]
+
+
+@pytest.fixture
+def configured(kind, prior, tmp_path):
+    """Settings of 8 iterations of the kind, with everything in them; further words are added."""
+
+    def make(*words):
+        common = [
+            f"model_key={prior}", f"output_path={tmp_path}", "workspace=run", "device=cpu", "text=a red car",
+            "guidance=vdm", "perpneg=false", "fp16=false", "warmup_iter=4", "checkpoint_interval=4", "log_interval=2",
+            "iterations=8",
+            "ImageParams.steps=8", "vis_interval=4", "picture_interval=4", "ImageParams.particles=2",
+            f"representation={'image' if kind == 'image' else 'gaussians'}",
+            "init_num_pts=120", "image_w=32", "image_h=32", "C_batch_size=2", "densify_from_iter=1", "video_frames=2",
+            "densification_interval=3", "densify_grad_threshold=0.00001", "opacity_reset_interval=5",
+            "pro_frames_num=4", "sh_degree=1", "shs_aug_ratio=0.5", "progressive_view_iter=3",
+            "scale_up_cameras_iter=2",
+        ]  # fmt: skip
+        return load([*common, *words])[0]
+
+    return make
+
+
+def same(left, right):
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+@pytest.mark.parametrize("guidance", ["vdm", "vsd"])
+def test_a_killed_run_ends_with_the_same_bits(kind, build, configured, tmp_path, guidance):
+    whole = optimize(configured(f"guidance={guidance}"), quiet=True, build=build)
+
+    def kill(step, _optimization):
+        if step == 6:  # two iterations after the checkpoint, which the resumed run repeats
+            raise SystemExit("killed")
+
+    config = configured(f"guidance={guidance}", "workspace=killed")
+    with pytest.raises(SystemExit):
+        optimize(config, quiet=True, build=build, callback=kill)
+    resumed = optimize(config, resume=True, quiet=True, build=build)
+    for name in (ASSETS[kind], "checkpoints/iteration_000008/tensors.safetensors"):
+        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    lines = (resumed.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_iteration_saves_and_the_run_goes_on_from_there(build, configured, number, caplog):
+    def interrupt(step, _optimization):
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    result = optimize(configured(), quiet=True, build=build, callback=interrupt)
+    assert result.exit_code == 128 + number
+    assert "saved after iteration 3 of 8; the same command with --resume goes on" in caplog.text
+    assert checkpoint.load(result.folder / "checkpoints" / "iteration_000003")["step"] == 3
+    manifest = json.loads((result.folder / "run.json").read_text())
+    assert (manifest["iterations"], manifest["finished"]) == (3, False)
+    assert optimize(configured(), resume=True, quiet=True, build=build).exit_code == 0
+
+
+def test_steps_that_are_not_finite_are_skipped_and_ten_in_a_row_stop_the_run(build, configured):
+    optimization = Optimization(configured("opacity_reset_interval=1000"), build=build)
+    subject = optimization.subject
+    parameters = [p for group in subject.optimizer.param_groups for p in group["params"]]
+    before = [parameter.detach().clone() for parameter in parameters]
+    show = subject.show
+
+    def poisoned(step, rng):
+        shown = show(step, rng)
+        return dataclasses.replace(shown, losses={**shown.losses, "poison": shown.seen.sum() * float("nan")})
+
+    subject.show = poisoned
+    for step in range(1, 10):
+        optimization.iteration(step)
+    assert optimization.skipped == 9
+    assert all(map(torch.equal, before, parameters))
+    with pytest.raises(UserError, match=r"not finite in 10 steps in a row.*--resume"):
+        optimization.iteration(10)
+
+
+def test_a_poisoned_step_costs_that_step_alone(build, configured):
+    optimization = Optimization(configured(), build=build)
+    show = optimization.subject.show
+
+    def poisoned(step, rng):
+        shown = show(step, rng)
+        poison = {"poison": shown.seen.sum() * float("nan")} if step == 2 else {}
+        return dataclasses.replace(shown, losses={**shown.losses, **poison})
+
+    optimization.subject.show = poisoned
+    skipped = []
+    for step in range(1, 5):
+        optimization.iteration(step)
+        skipped.append(optimization.skipped)
+    assert skipped == [0, 1, 0, 0]
+
+
+def test_a_dry_run_trains_nothing_and_says_what_a_run_would_take(build, configured, tmp_path):
+    report = dry_run(configured(), build)
+    assert "memory" in report and "for 8 iterations" in report and "2 views an iteration" in report
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_manifest_says_what_was_run_on_what_and_at_what_cost(build, configured):
+    result = optimize(configured(), quiet=True, build=build)
+    manifest = json.loads((result.folder / "run.json").read_text())
+    assert manifest["finished"] and manifest["iterations"] == 8
+    assert manifest["score_model_evaluations"] == {"forward": 8 * 2 * 2, "backward": 0}
+    assert manifest.keys() >= {
+        "versions", "platform", "seconds", "peak_memory_bytes", "prompt", "representation", "method", "preset", "seed",
+        "prior", "device", "precision", "memory_plan", "warm_up_seconds",
+    }  # fmt: skip
+    assert manifest["prior"]["sha256"]
+
+
+def test_a_run_leaves_its_asset_and_pictures_of_what_the_prior_made_of_it(kind, build, configured):
+    result = optimize(configured(), quiet=True, build=build)
+    assert (result.folder / ASSETS[kind]).stat().st_size > 0
+    rows = {"gaussians": 5, "image": 3, "palette": 3}[kind]
+    side = 32 if kind == "gaussians" else 64
+    assert read_picture(result.folder / "train_process" / "iter_8.jpg").shape == (rows * side, 2 * side, 3)
+    assert not [path for path in result.folder.rglob("*") if "partial" in path.name]
+
+
+def test_pictures_before_the_first_iteration_are_those_of_the_start(build, configured):
+    pictures = Optimization(configured(), build=build).pictures()
+    assert pictures and all(row.isfinite().all() and row.ndim == 4 for row in pictures.values())
+
+
+def test_memory_that_runs_out_is_saved_and_goes_on_with_the_same_bits(kind, build, configured, monkeypatch):
+    whole = optimize(configured("workspace=whole"), quiet=True, build=build)
+    guide = Optimization._guide
+
+    def full(self, shown, step):
+        guided = guide(self, shown, step)
+        if step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return guided
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Optimization, "_guide", full)
+        said = r"iteration 3: this machine's memory is full; try .*saved after iteration 2"
+        with pytest.raises(UserError, match=said):
+            optimize(configured(), quiet=True, build=build)
+    resumed = optimize(configured(), resume=True, quiet=True, build=build)
+    assert (resumed.folder / ASSETS[kind]).read_bytes() == (whole.folder / ASSETS[kind]).read_bytes()
+
+
+def test_a_checkpoint_of_another_subject_is_refused(kind, build, configured):
+    optimize(configured(), quiet=True, build=build)
+    other = Palette if build is None else None
+    with pytest.raises(UserError, match="does not fit these settings"):
+        optimize(configured(), resume=True, quiet=True, build=other)
+
+
+def test_a_checkpoint_that_had_it_all_on_one_level_is_read(build, configured):
+    optimization = Optimization(configured(), build=build)
+    optimization.iteration(1)
+    state = optimization.state_dict()
+    again = Optimization(configured(), build=build)
+    again.load_state_dict({**{k: v for k, v in state.items() if k != "subject"}, **state["subject"]})
+    assert same(again.state_dict(), state)

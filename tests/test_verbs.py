@@ -1,0 +1,44 @@
+"""`python -m dreammapping`: every verb answers for help at once, and a wrong word is one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreammapping.__main__ import VERBS, main
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "numpy", "scipy", "cv2", "PIL", "diffusers", "transformers", "omegaconf"}
+
+
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_loads_nothing_heavy(words):
+    code = (
+        "import sys; from dreammapping.__main__ import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as end: code = end.code\n"
+        f"print(sorted({HEAVY} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr.strip()) == (0, "[]")
+    assert result.stdout.startswith("usage: python -m dreammapping")
+
+
+def test_help_lists_every_verb(capsys):
+    assert main([]) == main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.split()[:1] == [verb] for line in lines) for verb in VERBS)
+
+
+def test_a_wrong_verb_is_one_line_with_the_nearest(capsys):
+    assert main(["jugde", "output/quickstart"]) == 2
+    error = capsys.readouterr().err
+    assert "got 'jugde'; did you mean judge?" in error and error.count("\n") == 1
+
+
+def test_methods_are_an_option_of_their_table_alone(capsys):
+    assert main(["reproduce", "prompts", "--methods", "sds"]) == 2
+    assert "--methods: expected the table `methods`, got 'prompts'" in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"""One process at a time in a folder: a lock of the operating system's, which ends with its process, come what may."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Lock:
+    """The lock on a file, held from `acquire` to `release`; the file stays, and says who holds it.
+
+    Where the file system knows no locks, it is not held, with a warning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path, timeout=0, thread_local=False)
+
+    def acquire(self) -> None:
+        """Take the lock.
+
+        Raises:
+            UserError: another process, or another run of this one, holds it; the message says which.
+        """
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"{self.path.parent}: is in use by {self._holder()}; wait until that ends, or choose another workspace"
+            ) from error
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, PermissionError):
+                raise UserError(
+                    f"{self.path}: cannot be written ({error.strerror}); choose another folder"
+                ) from error
+            log.warning("%s: is not locked (%s); let no second process work there", self.path.parent, error)
+            return
+        holder = {
+            "process": os.getpid(),
+            "host": platform.node(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        with contextlib.suppress(OSError):  # Windows lets nobody write into a locked file
+            self.path.write_text(json.dumps(holder) + "\n", encoding="utf-8")
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads(self.path.read_text(encoding="utf-8"))
+            return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"

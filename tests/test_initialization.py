@@ -13,9 +13,9 @@ import torch
 import trimesh
 from PIL import Image
 from plyfile import PlyData, PlyElement
-from training import initial_gaussians
 
 from arguments import Config, GenerateCamParams, ModelParams
+from dreammapping.gaussians import initial_gaussians
 from scene.initialization import SHAPES, initial_points
 from scene.mesh_size import declared_faces
 from scene.ply import write_gaussians, write_points

@@ -93,10 +93,13 @@ class Gaussians(Subject):
         if sample_flip(rng):
             images = images.flip(-1)
         self.last = views, shapes
-        losses = {
-            "tv": params.lambda_tv * (total_variation(views.images) + total_variation(shapes)),
-            "scale": params.lambda_scale * scales.mean(),
-        }
+
+        def losses() -> dict[str, Tensor]:
+            return {
+                "tv": params.lambda_tv * (total_variation(views.images) + total_variation(shapes)),
+                "scale": params.lambda_scale * scales.mean(),
+            }
+
         return Shown(images, text, losses=losses)
 
     def render_augmented(self, cameras: Cameras, rng: torch.Generator) -> tuple[Views, Tensor]:

@@ -100,7 +100,7 @@ class Optimization:
     def _iterate(self, step: int) -> dict[str, Tensor | float]:
         shown = self.subject.show(step, self.rng)                         # x_0 = g(θ, c), and y
         guided = self._guide(shown, step)                                 # L_VDM and L_op, Eq. 19 and 17
-        losses = {**guided.losses, **shown.losses}
+        losses = {**guided.losses, **shown.losses()}
         total = torch.stack(list(losses.values())).sum()
         total.backward()                                                  # θ and ψ receive disjoint gradients
         self._changing = True

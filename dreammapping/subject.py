@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,14 @@ class Shown:
         seen: images (B, 3, H, W) in [0, 1], or latents (B, C, h, w) of the prior; they carry the gradient to θ.
         text: the encoded text of each of them.
         latent: `seen` are latents.
-        losses: of the subject's own, each with gradient to θ: regularisers.
+        losses: makes the subject's own, each with gradient to θ: regularisers. Called after the guidance, because
+            gradients are summed in the order in which losses were made, and sums of floats round by their order.
     """
 
     seen: Float[Tensor, "B _ _ _"]
     text: ViewText
     latent: bool = False
-    losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    losses: Callable[[], dict[str, Float[Tensor, ""]]] = dict
 
 
 class Subject(ABC):

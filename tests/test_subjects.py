@@ -35,7 +35,7 @@ class Palette(Subject):
     def show(self, step, rng):
         shade = 0.9 + 0.1 * torch.rand((), generator=rng)
         seen = (shade * self.colors).expand(-1, -1, *self.size)
-        return Shown(seen, self.prompts(torch.zeros(self.views)), losses={"spread": self.colors.var()})
+        return Shown(seen, self.prompts(torch.zeros(self.views)), losses=lambda: {"spread": self.colors.var()})
 
     def pictures(self):
         return {"colors": self.colors.detach().clamp(0, 1).expand(-1, -1, *self.size)}
@@ -150,7 +150,8 @@ def test_steps_that_are_not_finite_are_skipped_and_ten_in_a_row_stop_the_run(bui
 
     def poisoned(step, rng):
         shown = show(step, rng)
-        return dataclasses.replace(shown, losses={**shown.losses, "poison": shown.seen.sum() * float("nan")})
+        poison = {"poison": shown.seen.sum() * float("nan")}
+        return dataclasses.replace(shown, losses=lambda: {**shown.losses(), **poison})
 
     subject.show = poisoned
     for step in range(1, 10):
@@ -168,7 +169,7 @@ def test_a_poisoned_step_costs_that_step_alone(build, configured):
     def poisoned(step, rng):
         shown = show(step, rng)
         poison = {"poison": shown.seen.sum() * float("nan")} if step == 2 else {}
-        return dataclasses.replace(shown, losses={**shown.losses, **poison})
+        return dataclasses.replace(shown, losses=lambda: {**shown.losses(), **poison})
 
     optimization.subject.show = poisoned
     skipped = []

@@ -8,51 +8,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from arguments import load
 from dreammapping import optimize
 from dreammapping.dry_run import dry_run
 from dreammapping.optimization import Optimization
-from dreammapping.subject import Shown, Subject
-from guidance.prompts import ViewPrompts
+from dreammapping.subject import Subject
 from tests.tiny_models import save_pipeline
 from utils import checkpoint
+from utils.contact_sheet import GAP, LINE
 from utils.errors import UserError
-from utils.images import grid, read_picture, write_picture
+from utils.images import read_picture
 
 
-class Palette(Subject):
-    """A flat colour for each of two pictures: the smallest thing that can be optimised."""
-
-    def __init__(self, config, load_prior, rng, device):
-        prior = load_prior()
-        self.prompts = ViewPrompts(prior, config.GuidanceParams, views=False)
-        self.size, self.views = prior.image_size, 2
-        self.colors = nn.Parameter(torch.rand(self.views, 3, 1, 1, generator=rng).to(device))
-        self.optimizer = torch.optim.Adam([self.colors], lr=0.01)
-
-    def show(self, step, rng):
-        shade = 0.9 + 0.1 * torch.rand((), generator=rng)
-        seen = (shade * self.colors).expand(-1, -1, *self.size)
-        return Shown(seen, self.prompts(torch.zeros(self.views)), losses=lambda: {"spread": self.colors.var()})
-
-    def pictures(self):
-        return {"colors": self.colors.detach().clamp(0, 1).expand(-1, -1, *self.size)}
-
-    def save(self, folder: Path, step: int) -> Path:
-        write_picture(folder / "palette.png", grid(list(self.pictures().values())))
-        return folder / "palette.png"
-
-    def state_dict(self):
-        return {"colors": self.colors.detach(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state):
-        with torch.no_grad():
-            self.colors.copy_(state["colors"])
-        self.optimizer.load_state_dict(state["optimizer"])
+def palette() -> type[Subject]:
+    """The example of CONTRIBUTING.md, as it stands there."""
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("## How to add a representation")
+    code = section.partition("```python\n")[2].partition("```")[0]
+    assert code.count("\n") <= 60
+    names: dict[str, type[Subject]] = {}
+    exec(code, names)
+    return names["Palette"]
 
 
+Palette = palette()
 SUBJECTS = {"gaussians": None, "image": None, "palette": Palette}
 ASSETS = {
     "gaussians": "point_cloud/iteration_8/point_cloud.ply",
@@ -202,7 +182,8 @@ def test_a_run_leaves_its_asset_and_pictures_of_what_the_prior_made_of_it(kind, 
     assert (result.folder / ASSETS[kind]).stat().st_size > 0
     rows = {"gaussians": 5, "image": 3, "palette": 3}[kind]
     side = 32 if kind == "gaussians" else 64
-    assert read_picture(result.folder / "train_process" / "iter_8.jpg").shape == (rows * side, 2 * side, 3)
+    height, width, _ = read_picture(result.folder / "train_process" / "iter_8.jpg").shape
+    assert width == 2 * side + GAP and height == rows * (side + LINE) + (2 * rows - 1) * GAP
     assert not [path for path in result.folder.rglob("*") if "partial" in path.name]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import load
-from arguments.groups import METHODS
+from arguments.groups.guidance import METHODS
 from benchmarks.command import RESULTS, finish_measurement
 from benchmarks.random_model import SD2_BASE, random_model
 from benchmarks.stopwatch import Stopwatch

@@ -6,6 +6,7 @@ import re
 import tracemalloc
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -172,11 +173,13 @@ class Ring:
 def outputs(tmp_path):
     """Outputs of a `Ring` with the settings that are named, in a folder of their own."""
 
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+
     def make(*words):
         common = ["model_key=toybox", "text=a red car", f"output_path={tmp_path}", "workspace=run"]
         config, _ = load([*common, "image_w=32", "image_h=32", *words])
-        (tmp_path / "run").mkdir(exist_ok=True)
-        return SceneOutputs(config, Run(tmp_path / "run", resume=False, force=True), Ring())
+        return SceneOutputs(config, run, Ring())
 
     return make
 
@@ -235,15 +238,15 @@ def test_the_encoder_is_tried_before_the_first_iteration_and_only_where_videos_a
         assert "Unknown encoder libx264" in caplog.text
     caplog.clear()
     with outputs("save_video=false", "save_process=false"):
-        assert caplog.text == ""
+        assert "video" not in caplog.text
 
 
 def shown(path):
     """The mean of each frame of a video."""
-    import imageio.v2 as imageio
-
-    with imageio.get_reader(path) as reader:
-        return [float(frame.mean()) for frame in reader]
+    reader = cv2.VideoCapture(str(path))
+    found = [float(reader.read()[1].mean()) for _ in range(frame_count(path))]
+    reader.release()
+    return found
 
 
 def test_a_run_that_goes_on_adds_to_the_video_of_the_process_and_one_that_is_finished_keeps_it(outputs):

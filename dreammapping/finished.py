@@ -13,6 +13,7 @@ from torch import Tensor
 
 from arguments import Config, load
 from scene.cameras import Cameras, wrap_degrees
+from scene.frame import FRAME, to_file
 from scene.gaussian_model import GaussianModel
 from scene.initialization import initial_points
 from scene.ply import read_gaussians, read_points
@@ -121,16 +122,18 @@ class FinishedRun:
         found = _json(path, _text(path))
         try:
             return _cameras(found, self.config.GenerateCamParams.default_azimuth)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: expected cameras, got {error!r}; restore the file") from error
 
 
 def _cameras(listed: list[dict[str, Any]], default_azimuth: float) -> Cameras:
-    """The inverse of `scene.cameras.cameras_json`."""
+    """The inverse of `scene.cameras.cameras_json`; files of earlier versions are in our frame and name none."""
     centers, to_world = (
         torch.tensor([camera[key] for camera in listed], dtype=torch.float64)
         for key in ("position", "rotation")
     )
+    if listed[0].get("frame") == FRAME:
+        centers, to_world = to_file(centers), to_file(to_world.transpose(1, 2)).transpose(1, 2)
     matrices = torch.eye(4, dtype=torch.float64).repeat(len(listed), 1, 1)
     matrices[:, :3, :3] = to_world.transpose(1, 2)
     matrices[:, :3, 3] = -torch.einsum("bij,bj->bi", matrices[:, :3, :3], centers)

@@ -1,5 +1,6 @@
 """3D Gaussians as what is optimised: cameras, augmentations, regularisers and density control around `render`."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from arguments import Config
 from dreammapping.memory import gaussian_bytes, most_gaussians
-from dreammapping.outputs import SceneOutputs
+from dreammapping.outputs import SceneOutputs, fractions
 from dreammapping.subject import Shown, Subject
 from gaussian_renderer import Views, disparity, render
 from guidance.prior.score_model import ScoreModel
@@ -21,12 +22,14 @@ from guidance.prompts import ViewPrompts
 from scene.augmentation import sample_augmentation, sample_flip
 from scene.camera_sampling import CameraSampler
 from scene.cameras import Cameras, orbit
-from scene.density import DensityControl
+from scene.density import RESET_OPACITY, DensityControl
+from scene.frame import to_file
 from scene.gaussian_model import GaussianModel
 from scene.gaussian_optimizer import build_optimizer, set_learning_rates
 from scene.initialization import initial_points
 from scene.ply import read_gaussians, write_gaussians
 from scene.regularizers import total_variation
+from utils.errors import UserError
 from utils.files import atomic
 from utils.run import Run
 from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
@@ -35,6 +38,10 @@ SH_DEGREE_INTERVAL = 500
 """Iterations after which one more band of spherical harmonics is used (upstream)."""
 CHUNK = 8
 """Views rendered in one call, where no gradient is wanted."""
+SIDES = 4
+"""Test cameras, all around, one of which must see an asset."""
+FAINTEST = 2 * RESET_OPACITY
+"""An asset is seen if one of its Gaussians is more opaque than this."""
 
 
 class Gaussians(Subject):
@@ -67,10 +74,11 @@ class Gaussians(Subject):
         self.views = config.GuidanceParams.C_batch_size
         self.extent = config.GenerateCamParams.default_radius
         self.most = most_gaussians(config, prior.plan)
-        self.cameras = CameraSampler(
-            config.GenerateCamParams, config.OptimizationParams, config.ModelParams.batch
-        )
-        self.density = DensityControl(config.OptimizationParams, self.extent, self.most)
+        # the prior sees squares: whatever is as wide as the renders, which their field of view spans
+        square = dataclasses.replace(config.GenerateCamParams, image_h=config.GenerateCamParams.image_w)
+        self.cameras = CameraSampler(square, config.OptimizationParams, config.ModelParams.batch)
+        saves = fractions(config.iterations, config.save_ratio)
+        self.density = DensityControl(config.OptimizationParams, self.extent, self.most, saves)
         self.gaussians = start.to(device)
         self.optimizer = build_optimizer(self.gaussians, config.OptimizationParams, self.extent)
         self.last: tuple[Views, Tensor] | None = None
@@ -154,17 +162,40 @@ class Gaussians(Subject):
             views = render(self.gaussians, chunk, plain_background(self.config), **_options(self.config))
             yield views.images, disparity(views, chunk)
 
+    @property
+    def sh_degree(self) -> int:
+        """Harmonics of the files that are saved."""
+        return self.gaussians.sh_degree
+
     def points(self) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"]]:
         """Centres, and colours in [0, 1] without harmonics."""
         return self.gaussians.means.detach(), sh_dc_to_rgb(self.gaussians.sh_dc.detach()[:, 0])
 
     def save(self, folder: Path, step: int) -> Path:
         """`point_cloud/iteration_<step>/point_cloud.ply`, and centres and colours as text beside it."""
-        path = folder / "point_cloud" / f"iteration_{step}" / "point_cloud.ply"
+        path = _asset(folder, step)
         write_gaussians(path, self.gaussians, comments=(f"prompt {self.config.GuidanceParams.text}",))
+        points, colors = (values.cpu() for values in self.points())
         with atomic(path.with_name("point_cloud_rgb.txt")) as text:
-            np.savetxt(text, torch.cat(self.points(), dim=1).cpu().numpy(), fmt="%.6f")
+            np.savetxt(text, torch.cat([to_file(points), colors], dim=1).numpy(), fmt="%.6f")
         return path
+
+    @torch.no_grad()
+    def check(self, folder: Path, step: int) -> None:
+        path = _asset(folder, step)
+        if not path.is_file():
+            self.save(folder, step)
+        saved = read_gaussians(path).to(self.device)
+        around = orbit(SIDES, self.config.GenerateCamParams).to(self.device)
+        in_sight = (
+            render(saved, around, plain_background(self.config), **_options(self.config)).footprint.radii > 0
+        )
+        opacity = float(saved.opacities[in_sight.any(dim=0)].amax()) if in_sight.any() else 0.0
+        if not opacity > FAINTEST:
+            raise UserError(
+                f"{path}: expected Gaussians that can be seen, got none in sight with an opacity over {FAINTEST} (the "
+                f"most is {opacity:.4f}); start anew with another start shape, a lower guidance_scale or a longer run"
+            )
 
     def outputs(self, config: Config, run: Run) -> SceneOutputs:
         return SceneOutputs(config, run, self)
@@ -192,7 +223,7 @@ class Gaussians(Subject):
         # without a cap, what a run of the paper's setting grows to
         count = self.most or max(4 * len(self.gaussians), 500_000)
         coefficients = coefficient_count(self.config.ModelParams.sh_degree)
-        size = gaussian_bytes(count, coefficients, self.views, images.image_h, images.image_w)
+        size = gaussian_bytes(count, coefficients, self.views, images.image_w, images.image_w)
         return {"Gaussians and their renders": size}
 
     def savings(self) -> list[str]:
@@ -224,6 +255,10 @@ def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device
 
     points, colors = initial_points(cameras, rng, made_from_text)
     return GaussianModel.from_points(points, colors, model.sh_degree)
+
+
+def _asset(folder: Path, step: int) -> Path:
+    return folder / "point_cloud" / f"iteration_{step}" / "point_cloud.ply"
 
 
 def plain_background(config: Config) -> Float[Tensor, "3"]:

@@ -47,7 +47,7 @@ def loop(
         desc=run.folder.name,
     )
     metrics = Metrics(
-        run, config.log_interval, lambda line: progress.set_postfix(_shown(line, optimization.guidance.name))
+        run, optimization.step, lambda line: progress.set_postfix(_shown(line, optimization.guidance.name))
     )
 
     def save() -> None:
@@ -61,9 +61,9 @@ def loop(
         for step in progress:
             with _saved_when_full(optimization, save):
                 values = optimization.iteration(step)
+                if step % config.log_interval == 0 or step == last:
+                    metrics.add(step, values, optimization.subject.numbers())
                 outputs.write_due(step, optimization.pictures)
-            if step % config.log_interval == 0 or step == last:
-                metrics.add(step, values, optimization.subject.numbers())
             metrics.write_arrived()
             if callback is not None:
                 with _saved_when_it_fails(save):

@@ -14,20 +14,20 @@ class Metrics:
     """The numbers of logged iterations, on their way into the file.
 
     Args:
-        interval: iterations between two lines.
+        step: the iteration after which the first line's time begins.
         written: called with every line once it is in the file.
     """
 
-    def __init__(self, run: Run, interval: int, written: Callable[[dict[str, float]], None]) -> None:
-        self._run, self._interval, self._written = run, interval, written
+    def __init__(self, run: Run, step: int, written: Callable[[dict[str, float]], None]) -> None:
+        self._run, self._step, self._written = run, step, written
         self._pending: deque[tuple[int, Readback, dict[str, float]]] = deque()
         self._since = time.perf_counter()
 
     def add(self, step: int, values: Mapping[str, Tensor | float], known: Mapping[str, float]) -> None:
         """The numbers of an iteration, wherever they still are, and those that are known on the host."""
         now = time.perf_counter()
-        seconds = round((now - self._since) / self._interval, 4)
-        self._since = now
+        seconds = round((now - self._since) / (step - self._step), 4)
+        self._step, self._since = step, now
         self._pending.append((step, Readback(values), {**known, "seconds_per_iteration": seconds}))
 
     def write_arrived(self) -> None:

@@ -258,10 +258,10 @@ def start(config: Config, build: Build | None = None) -> Optimization:
         UserError: as `Optimization`; a model is missing (all that is missing is named at once, before anything is
             loaded); or the device is too full for the models.
     """
-    problems = missing_models(config)
-    if problems:
-        raise UserError("; ".join(problems))
     try:
+        problems = missing_models(config)
+        if problems:
+            raise UserError("; ".join(problems))
         optimization = Optimization(config, build=build)
         optimization.warm_up()
     except (RuntimeError, MemoryError) as error:

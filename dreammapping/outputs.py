@@ -1,14 +1,15 @@
 """What a run leaves while it goes on, in upstream's layout: the asset, test views, videos, pictures of the process."""
 
 import json
-import shutil
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
-import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from arguments import Config
@@ -17,9 +18,13 @@ from scene.cameras import Cameras, cameras_json, orbit
 from scene.ply import write_points
 from utils.colormap import colored_depth
 from utils.contact_sheet import contact_sheet
-from utils.images import read_picture, to_uint8, write_picture, write_video
+from utils.errors import UserError
+from utils.images import read_picture, to_uint8, write_picture
 from utils.run import Run
+from utils.video import try_encoder, video
 from utils.writer import Writer
+
+log = logging.getLogger(__name__)
 
 TEST_VIEWS = 8
 """Cameras on each ring of the test set (upstream's `test_six_views` has 8, or 16 with the elevated ring)."""
@@ -68,6 +73,11 @@ class Outputs:
 class Scene(Protocol):
     """A subject that cameras look at."""
 
+    @property
+    def sh_degree(self) -> int:
+        """Spherical harmonics of its .ply."""
+        ...
+
     def look(self, cameras: Cameras) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 1 H W"]]]:
         """Images and disparities of `cameras` before the plain background, some views at a time."""
         ...
@@ -89,15 +99,23 @@ class SceneOutputs(Outputs):
         self.process_cameras = orbit(params.pro_frames_num, cameras, elevated_ring=params.pro_render_45)
         self.test_iterations = fractions(config.iterations, config.test_ratio) | {1}
         self.process_interval = max(config.iterations // params.pro_frames_num, 1)
+        self._encodes = True
+
+    def __enter__(self) -> "SceneOutputs":
+        if self.config.save_video or self.config.OptimizationParams.save_process:
+            with self._or_none():
+                try_encoder(self.run.folder)
+        return self
 
     def write_start(self) -> None:
-        """The points that the run starts from, the test cameras, and the file by which SIBR viewers know a run."""
+        """The points that the run starts from, the test cameras, and the files by which SIBR viewers know a run."""
         points, colors = self.scene.points()
-        write_points(self.run.path("init_points3d.ply"), points, colors.clamp(0.0, 1.0))
+        for name in ("init_points3d.ply", "input.ply"):
+            write_points(self.run.path(name), points, colors.clamp(0.0, 1.0))
         self.run.write_text("cameras.json", json.dumps(cameras_json(self.test_cameras)))
         model = self.config.ModelParams
         values = {
-            "sh_degree": model.sh_degree,
+            "sh_degree": self.scene.sh_degree,
             "model_path": str(self.run.folder),
             "white_background": model.white_background,
         }
@@ -107,44 +125,75 @@ class SceneOutputs(Outputs):
         )
 
     def write_due(self, step: int, rows: Callable[[], dict[str, Float[Tensor, "B _ H W"]]]) -> None:
+        super().write_due(step, rows)  # the asset first: what cannot be drawn shall not cost it
         if step % self.process_interval == 0 and self.config.OptimizationParams.save_process:
             self._write_process_frame(step)
         if step in self.test_iterations:
             self._write_test_views(step)
             if self.config.save_video:
                 self._write_videos(step)
-        super().write_due(step, rows)
 
     def write_end(self) -> None:
-        """Turn the frames of the process into a video."""
-        frames = sorted(self.run.path("process_videos", "frames").glob("*.jpg"))
-        if frames:
-            write_video(self.run.path("process_videos", "video_rgb.mp4"), map(read_picture, frames))
-            shutil.rmtree(self.run.path("process_videos", "frames"))
+        """Make a video of the frames of the process. They stay: a run that goes on from here adds to them."""
+        paths = self.run.path("process_videos", "frames").glob("*.jpg")
+        steps = {int(path.stem): path for path in paths if path.stem.isdecimal()}
+        frames = [steps[step] for step in sorted(steps) if step <= self.config.iterations]
+        if frames and self._encodes:
+            with self._or_none(), video(self.run.path("process_videos", "video_rgb.mp4")) as write:
+                for frame in _of_one_size(frames):
+                    write(frame)
+
+    @contextmanager
+    def _or_none(self) -> Iterator[None]:
+        """Within the block, a video that cannot be written is the last one that is tried, and the asset goes on."""
+        try:
+            yield
+        except UserError as error:
+            self._encodes = False
+            log.warning("%s; the run goes on without videos", error)
+
+    def _views(self, cameras: Cameras) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Colour and depth of each camera as bytes, of which no more than a few are kept."""
+        for images, shapes in self.scene.look(cameras):
+            yield from zip(to_uint8(images), colored_depth(shapes), strict=True)
 
     def _write_test_views(self, step: int) -> None:
         folder = self.run.path("test_six_views", f"{step}_iteration")
-        chunks = list(self.scene.look(self.test_cameras))
-        images, shapes = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-        for index, (image, shape) in enumerate(zip(images, shapes, strict=True)):
-            write_picture(folder / f"render_view_{index}.png", image[None])
-            write_picture(folder / f"render_depth_{index}.png", colored_depth(shape[None])[0])
+        for index, (image, depth) in enumerate(self._views(self.test_cameras)):
+            write_picture(folder / f"render_view_{index}.png", image)
+            write_picture(folder / f"render_depth_{index}.png", depth)
 
     def _write_videos(self, step: int) -> None:
-        chunks = [
-            (to_uint8(image), colored_depth(shape)) for image, shape in self.scene.look(self.video_cameras)
+        if not self._encodes:
+            return
+        paths = [
+            self.run.path("videos", f"{step}_iteration", f"video_{name}_{step}.mp4")
+            for name in ("rgb", "depth")
         ]
-        for name, parts in zip(("rgb", "depth"), zip(*chunks, strict=True), strict=True):
-            write_video(
-                self.run.path("videos", f"{step}_iteration", f"video_{name}_{step}.mp4"),
-                np.concatenate(parts),
-            )
+        with self._or_none(), video(paths[0]) as write_image, video(paths[1]) as write_depth:
+            for image, depth in self._views(self.video_cameras):
+                write_image(image)
+                write_depth(depth)
 
     def _write_process_frame(self, step: int) -> None:
         index = (step // self.process_interval - 1) % len(self.process_cameras)
         image, _ = next(self.scene.look(self.process_cameras[index : index + 1]))
         path = self.run.path("process_videos", "frames", f"{step:07d}.jpg")
         self._writer.submit(write_picture, path, image)
+
+
+def _of_one_size(paths: list[Path]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Pictures, scaled to the size of the last one."""
+    size = next((frame.shape[1::-1] for frame in _readable(paths[::-1])), None)
+    for frame in _readable(paths):
+        yield frame if frame.shape[1::-1] == size else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+
+
+def _readable(paths: list[Path]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Pictures, but for those that a power cut has left empty."""
+    for path in paths:
+        with suppress(OSError):
+            yield read_picture(path)
 
 
 def _write_process_picture(path: Path, rows: dict[str, Float[Tensor, "B _ H W"]]) -> None:

@@ -13,6 +13,7 @@ from dreammapping.subject import Shown, Subject
 from guidance.noise import standard_normal_like
 from guidance.prior.score_model import ScoreModel
 from guidance.prompts import ViewPrompts
+from utils.errors import UserError
 from utils.images import grid, write_picture
 
 
@@ -62,6 +63,15 @@ class Picture(Subject):
         """`picture.png`: all particles side by side."""
         write_picture(folder / "picture.png", grid([self.images()]))
         return folder / "picture.png"
+
+    def check(self, folder: Path, step: int) -> None:
+        if not self.images().isfinite().all():
+            raise UserError(
+                f"{folder / 'picture.png'}: expected finite colours, got NaN or infinity; start anew with a lower "
+                "guidance_scale or ImageParams.lr, or precision=fp32"
+            )
+        if not (folder / "picture.png").is_file():
+            self.save(folder, step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"particles": self.particles.detach(), "optimizer": self.optimizer.state_dict()}

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dreammapping.outputs import Outputs
 from dreammapping.subject import Subject
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
+from utils.device import choose_device, fullness, is_out_of_memory
 from utils.errors import Stopped, UserError
 from utils.interruption import Interruption
 from utils.run import Run
@@ -101,6 +103,7 @@ def optimize(
         UserError: something that the user can mend.
     """
     with (
+        _told_when_full(config),
         torch.inference_mode(False),
         torch.enable_grad(),  # a caller may have switched gradients off
         Run(config.ModelParams.run_folder, resume=resume, force=force) as run,
@@ -135,6 +138,7 @@ def _carry_out(
     run.write_manifest(**manifest(optimization, finished=False))
     loop(optimization, run, outputs, interruption, quiet, callback)
     if optimization.step == last:
+        optimization.subject.check(run.folder, last)
         outputs.write_end()
         run.write_manifest(**manifest(optimization, finished=True))
         return Result(optimization.subject, run.folder, 0)
@@ -158,6 +162,28 @@ def _go_on(optimization: Optimization, run: Run) -> None:
             f"set iterations={done} or more, or leave out --resume and choose another workspace"
         )
     optimization.load_state_dict(checkpoint.load(newest))
+
+
+@contextmanager
+def _told_when_full(config: Config) -> Iterator[None]:
+    """Where memory runs out beside an iteration: while something is read, saved or drawn."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        folder = config.ModelParams.run_folder
+        saved = checkpoint.checkpoints(folder / "checkpoints")
+        left = (
+            f"what was done up to iteration {checkpoint.step_of(saved[-1])} is saved, and the same command with "
+            "--resume goes on from it"
+            if saved
+            else "no checkpoint was made"
+        )
+        raise UserError(
+            f"{folder}: {fullness(choose_device(config.device))}; end what else uses it, or try a smaller "
+            f"HardwareParams.memory or max_gaussians; {left}"
+        ) from error
 
 
 def _what_is_left(run: Run) -> str:

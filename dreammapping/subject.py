@@ -69,6 +69,13 @@ class Subject(ABC):
     def save(self, folder: Path, step: int) -> Path:
         """Write the asset of an iteration into the run's folder; returns the file that it is known by."""
 
+    def check(self, folder: Path, step: int) -> None:  # noqa: B027 - what cannot be judged is good
+        """Look at the asset that a run has left, as who opens it will; one that is missing is written again.
+
+        Raises:
+            UserError: nobody can use it: it is not finite, or nothing of it is to be seen.
+        """
+
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """All that a restart needs: parameters, the optimiser's state, and whatever `show` and `grow` keep."""

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arguments import GenerateCamParams
+from scene.frame import FRAME, to_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,19 +147,24 @@ def build_cameras(
 
 
 def cameras_json(cameras: Cameras) -> list[dict[str, Any]]:
-    """What SIBR viewers read from `cameras.json`: camera-to-world poses, and focal lengths in pixels."""
-    rotations = cameras.world_to_camera[:, :3, :3].transpose(1, 2).tolist()
-    positions = cameras.centers.tolist()
+    """What SIBR viewers and SuperSplat read from `cameras.json`: poses in the frame of the .ply beside it.
+
+    `rotation` leads from the camera's axes (x right, y down, z forward) to the file's, `position` is the camera's place
+    there, focal lengths are pixels, and `frame` says which frame that is.
+    """
+    rotations = to_file(cameras.world_to_camera[:, :3, :3]).transpose(1, 2).tolist()
+    positions = to_file(cameras.centers).tolist()
     return [
         {
             "id": index,
-            "img_name": index,
+            "img_name": str(index),
             "width": cameras.width,
             "height": cameras.height,
             "position": positions[index],
             "rotation": rotations[index],
             "fy": cameras.height / (2 * math.tan(float(cameras.fov_y[index]) / 2)),
             "fx": cameras.width / (2 * math.tan(float(cameras.fov_x[index]) / 2)),
+            "frame": FRAME,
         }
         for index in range(len(cameras))
     ]

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,10 @@ SHRINK = 1.6
 MAX_RELATIVE_SCALE = 0.1
 """Gaussians wider than this fraction of the extent are pruned, once opacity has been reset."""
 RESET_OPACITY = 0.01
+RECOVERED_OPACITY = 0.5
+"""What a Gaussian that the images need can have again before an asset is saved."""
+NAMED = 8
+"""Steps that a warning names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +46,33 @@ class DensityControl:
     """LucidDreamer's schedule and thresholds; `extent` in world units.
 
     Statistics come from every view of the batch, or with `densify_stats: last_view` from the last one only.
-    The pruning by screen size of 3D Gaussian Splatting is left out: upstream, it never fires.
+    The pruning by screen size of 3D Gaussian Splatting is left out: upstream, it never fires. So are the opacity resets
+    from which an asset would not recover until it is saved, which is said once.
+
+    Args:
+        saves: Iterations after which the asset is saved.
     """
 
-    def __init__(self, params: OptimizationParams, extent: float, max_gaussians: int | None = None) -> None:
+    def __init__(
+        self,
+        params: OptimizationParams,
+        extent: float,
+        max_gaussians: int | None = None,
+        saves: Collection[int] = (),
+    ) -> None:
         self.params = params
         self.extent = extent
         self.max_gaussians = max_gaussians
+        self.left_out = spoiling_resets(params, saves)
+        if self.left_out:
+            steps = sorted(self.left_out)
+            log.warning(
+                "opacity resets are left out, because an asset is saved before it could recover from them at "
+                "opacity_lr=%g: after iteration %s%s",
+                params.opacity_lr,
+                ", ".join(map(str, steps[:NAMED])),
+                f" and {len(steps) - NAMED} more" if len(steps) > NAMED else "",
+            )
         self.gradient_sums = torch.zeros(0)
         self.view_counts = torch.zeros(0)
 
@@ -72,7 +97,7 @@ class DensityControl:
             self._prune(model, optimizer, prune_large=step > params.opacity_reset_interval)
             self._clear(model)
             log.debug("step %d: %d Gaussians became %d", step, before, len(model))
-        if step % params.opacity_reset_interval == 0:
+        if step % params.opacity_reset_interval == 0 and step not in self.left_out:
             reset_opacity(model, optimizer)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -147,6 +172,28 @@ def sample_positions(
     return model.means[index] + torch.einsum(
         "sij,sj->si", quaternions_to_matrices(model.quats[index]), offsets
     )
+
+
+def recovery_steps(opacity_lr: float) -> int | float:
+    """Steps in which Adam can bring a reset Gaussian back to `RECOVERED_OPACITY`, at its full rate; never at rate 0.
+
+    There is no margin on top of that: upstream's own schedule saves 100 steps after a reset, where 92 are needed.
+    """
+    way = math.log(RECOVERED_OPACITY / (1 - RECOVERED_OPACITY)) - math.log(
+        RESET_OPACITY / (1 - RESET_OPACITY)
+    )
+    return math.ceil(way / opacity_lr) if opacity_lr > 0 else math.inf
+
+
+def spoiling_resets(params: OptimizationParams, saves: Collection[int]) -> set[int]:
+    """Steps of the schedule whose opacity reset is not recovered from at one of `saves`."""
+    interval, recovery = params.opacity_reset_interval, recovery_steps(params.opacity_lr)
+    found: set[int] = set()
+    for save in saves:
+        first = max(save - min(recovery, save) + 1, 1)
+        last = min(save, params.densify_until_iter - 1)
+        found.update(range(-(-int(first) // interval) * interval, last + 1, interval))
+    return found
 
 
 @torch.no_grad()

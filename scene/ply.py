@@ -1,13 +1,12 @@
 """PLY files: Gaussians as every splat viewer reads them, and point clouds; the only user of plyfile.
 
-Gaussians are written x right, y down, z forward, as viewers expect them: the front camera's own axes, so an
-object stands upright and faces the default viewer. A comment marks such files, and reading turns them back. A
-file without it is taken to be in our own frame (z up, front +y), which is LucidDreamer's.
+What is written has x right, y down, z forward, as viewers expect it: the front camera's own axes, so an object stands
+upright. A comment marks such files, and reading turns them back. A file without it is taken to be in our own frame
+(z up, front +y), which is LucidDreamer's.
 """
 
 import contextlib
 import logging
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,18 +20,15 @@ from jaxtyping import Float
 from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
+from scene.frame import FRAME_COMMENT, WORLD_TO_FILE, rotation_matrix, to_file
 from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
 from utils.files import atomic
 from utils.inputs import WithHeader, regular_file
-from utils.rotations import conjugate_quaternions, multiply_quaternions, quaternions_to_matrices
+from utils.rotations import conjugate_quaternions, multiply_quaternions
 from utils.spherical_harmonics import MAX_DEGREE, coefficient_count, rotate_sh, sh_dc_to_rgb
 
 log = logging.getLogger(__name__)
-
-FRAME_COMMENT = "dreammapping frame=rdf"
-WORLD_TO_FILE = (0.0, 0.0, math.sqrt(0.5), -math.sqrt(0.5))
-"""Quaternion of (x, y, z) -> (-x, -z, -y): z up and front +y become y down and front -z."""
 
 MAX_HEADER_BYTES = 128 * 1024
 MOST_LIST_ROWS = 200_000
@@ -138,14 +134,14 @@ def read_gaussians(path: Path | str, sh_degree: int = 0) -> GaussianModel:
 
 
 def write_points(path: Path | str, points: Float[Tensor, "N 3"], colors: Float[Tensor, "N 3"]) -> None:
-    """Write a point cloud as LucidDreamer does: our frame, zero normals, colours in [0, 1] as 8 bits."""
+    """Write a point cloud as LucidDreamer does, in the frame of our Gaussians: normals of zero, colours as bytes."""
     floats = ("x", "y", "z", "nx", "ny", "nz")
     table = np.zeros(len(points), dtype=[(name, "<f4") for name in floats] + [(name, "u1") for name in _RGB])
-    for axis, name in enumerate("xyz"):
-        table[name] = points[:, axis].cpu().numpy()
+    for name, values in zip("xyz", to_file(points.cpu()).unbind(dim=1), strict=True):
+        table[name] = values.numpy()
     for channel, name in enumerate(_RGB):
         table[name] = (colors[:, channel].clamp(0, 1) * 255).round().cpu().numpy()
-    _write_vertices(path, table, [])
+    _write_vertices(path, table, [FRAME_COMMENT])
 
 
 def read_points(path: Path | str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "N 3"] | None]:
@@ -166,18 +162,17 @@ def read_points(path: Path | str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "
     vertices = _read_vertices(path, header)
     kinds = {name: vertices[name].dtype for name in vertices.dtype.names or ()}
     points = _table(vertices, COLUMNS["means"], np.result_type(np.float32, *(kinds[axis] for axis in "xyz")))
+    ours = to_file if FRAME_COMMENT in header.comments else torch.clone
     if set(COLUMNS["sh_dc"]) <= names:
         found = _finite(path, {"means": points, "sh_dc": _table(vertices, COLUMNS["sh_dc"])})
-        if FRAME_COMMENT in header.comments:
-            found["means"] = found["means"] @ _matrix(torch.tensor(WORLD_TO_FILE)).to(points.dtype)
-        return found["means"], sh_dc_to_rgb(found["sh_dc"]).clamp(0, 1)
+        return ours(found["means"]), sh_dc_to_rgb(found["sh_dc"]).clamp(0, 1)
     _refuse_broken(path, points, COLUMNS["means"])
     channels: tuple[str, ...] = next((each for each in COLORS if set(each) <= names), ())
     if not channels:
-        return points, None
+        return ours(points), None
     colors = _table(vertices, channels)
     _refuse_broken(path, colors, channels)
-    return points, (colors / color_range(colors, kinds[channels[0]])).clamp(0, 1)
+    return ours(points), (colors / color_range(colors, kinds[channels[0]])).clamp(0, 1)
 
 
 def color_range(colors: np.ndarray | Tensor, kind: np.dtype) -> float:
@@ -210,17 +205,13 @@ def _rest_columns(count: int) -> tuple[str, ...]:
 
 def _turn(tensors: dict[str, Tensor], quat: Float[Tensor, "4"]) -> dict[str, Tensor]:
     """Rotate Gaussians about the origin: positions, orientations and the bands above 0."""
-    matrix = _matrix(quat)
+    matrix = rotation_matrix(quat)
     sh = torch.cat([tensors["sh_dc"], tensors["sh_rest"]], dim=1)
     return tensors | {
         "means": tensors["means"] @ matrix.float().T,
         "quats": multiply_quaternions(quat, tensors["quats"]),
         "sh_rest": rotate_sh(sh, matrix)[:, 1:],
     }
-
-
-def _matrix(quat: Float[Tensor, "4"]) -> Float[Tensor, "3 3"]:
-    return quaternions_to_matrices(quat.double()).round()  # its entries are 0 and -1: positions stay exact
 
 
 def _finite(path: Path | str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

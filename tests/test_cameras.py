@@ -234,8 +234,9 @@ def test_supersampling_enlarges_training_images_alone():
 
 def test_json_for_sibr_viewers():
     entry = cameras_json(orbit(2, STILL))[0]
-    assert list(entry) == ["id", "img_name", "width", "height", "position", "rotation", "fy", "fx"]
-    assert entry["position"] == pytest.approx([0, 3.5, 0], abs=1e-6)
-    columns = torch.tensor(entry["rotation"]).T  # camera axes in the world
-    torch.testing.assert_close(columns[2], torch.tensor([0.0, -1, 0]), atol=1e-6, rtol=0)
+    assert list(entry)[:8] == ["id", "img_name", "width", "height", "position", "rotation", "fy", "fx"]
+    assert (entry["id"], entry["img_name"], entry["frame"]) == (0, "0", "rdf")
+    assert entry["position"] == pytest.approx([0, 0, -3.5], abs=1e-6)
+    columns = torch.tensor(entry["rotation"]).T  # camera axes in the frame of the .ply
+    torch.testing.assert_close(columns[2], torch.tensor([0.0, 0, 1]), atol=1e-6, rtol=0)
     assert entry["fx"] == pytest.approx(512 / (2 * math.tan(0.275)), rel=1e-5)

@@ -2,16 +2,19 @@
 
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from arguments import OptimizationParams
-from scene.density import DensityControl, Footprint, reset_opacity
+from arguments import OptimizationParams, load
+from dreammapping.outputs import fractions
+from scene.density import DensityControl, Footprint, recovery_steps, reset_opacity, spoiling_resets
 from scene.gaussian_model import GaussianModel
 from scene.gaussian_optimizer import build_optimizer
 from tests.gaussians import random_gaussians, seeded
 
+ROOT = Path(__file__).parent.parent
 EXTENT = 3.5
 LIMIT = 0.003 * EXTENT
 STRONG, WEAK = 0.0008, 0.0007
@@ -159,6 +162,70 @@ def test_opacity_resets_happen_on_upstreams_steps(step, acts):
     update(model, optimizer, [[0.0, 0.0]], step=step)
     expected = [0.01, 0.008] if acts else [0.5, 0.008]
     torch.testing.assert_close(model.opacities[:, 0], torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("save", "acts"), [(300, False), (391, False), (392, True), (299, True)])
+def test_a_reset_has_time_to_recover_before_a_save_or_is_left_out(save, acts):
+    """From 0.01 to 1/2 a logit goes 4.6: 92 steps of Adam at the rate of 0.05."""
+    model, optimizer = gaussians([0.005])
+    control = DensityControl(OptimizationParams(), EXTENT, saves={save})
+    control.update(model, optimizer, footprint([[0.0]]), 300, seeded())
+    assert (float(model.opacities.detach()) == pytest.approx(0.01)) == acts
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_so_many_steps_bring_an_opacity_back_and_one_less_does_not(rate):
+    model, optimizer = gaussians([0.005])
+    reset_opacity(model, optimizer)
+    optimizer = torch.optim.Adam([model.opacity_logits], lr=rate, eps=1e-15)
+    steps = recovery_steps(rate)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        (-model.opacity_logits).sum().backward()
+        optimizer.step()
+        assert (float(model.opacities.detach()) >= 0.5) == (step == steps)
+
+
+def schedule(iterations, parts=2, **settings):
+    params = OptimizationParams(iterations=iterations, **settings)
+    return spoiling_resets(params, fractions(iterations, parts))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
+def test_no_reset_of_a_schedule_that_is_shipped_is_left_out(path):
+    config, _ = load(["--opt", str(path), "model_key=toybox", "text=a red car"])
+    saves = fractions(config.iterations, config.save_ratio)
+    assert spoiling_resets(config.OptimizationParams, saves) == set()
+
+
+@pytest.mark.parametrize(
+    ("iterations", "settings", "left_out"),
+    [
+        (1500, {}, {1500}),
+        (1200, {"densify_until_iter": 900}, {600}),
+        (3000, {}, {1500}),
+        (1500, {"densify_until_iter": 1500}, set()),
+        (2500, {}, {1200}),
+        (2500, {"opacity_lr": 0.1}, set()),
+        (900, {"opacity_lr": 0.0}, {300, 600, 900}),
+        (100, {"opacity_reset_interval": 30}, {30, 60, 90}),
+    ],
+)
+def test_which_resets_are_left_out(iterations, settings, left_out):
+    assert schedule(iterations, **settings) == left_out
+
+
+def test_the_schedule_says_once_which_resets_it_leaves_out(caplog):
+    with caplog.at_level(logging.WARNING):
+        control = DensityControl(OptimizationParams(), EXTENT, saves=fractions(1500, 2))
+        model, optimizer = gaussians([0.005])
+        control.update(model, optimizer, footprint([[0.0]]), 1500, seeded())
+        DensityControl(OptimizationParams(), EXTENT, saves=fractions(5000, 2))
+    (message,) = caplog.messages
+    assert message.endswith("after iteration 1500")
+    caplog.clear()
+    DensityControl(OptimizationParams(opacity_reset_interval=10), EXTENT, saves={200})
+    assert "after iteration 110, 120, 130, 140, 150, 160, 170, 180 and 2 more" in caplog.text
 
 
 def test_opacity_reset_forgets_the_moments_of_opacity_alone():

@@ -24,13 +24,15 @@ READERS = ("dreammapping/evaluation", "dreammapping/reproduction", "benchmarks")
 def folder(tmp_path):
     """A run folder as the program writes it, with two saved iterations."""
     config, _ = load(["text=a red car", "image_w=40", "image_h=24", "model_key=toybox"])
-    run = Run(tmp_path / "run", to_yaml(config))
-    for step in (20, 100):
-        model = GaussianModel.from_points(torch.rand(step, 3) - 0.5, torch.rand(step, 3), 0)
-        write_gaussians(run.path("point_cloud", f"iteration_{step}", "point_cloud.ply"), model)
-        run.log({"step": step, "loss": 0.5})
-    run.write_text("cameras.json", json.dumps(cameras_json(orbit(5, config.GenerateCamParams))))
-    run.write_manifest(device="cpu", finished=True)
+    with Run(tmp_path / "run") as run:
+        run.claim(to_yaml(config))
+        for step in (20, 100):
+            model = GaussianModel.from_points(torch.rand(step, 3) - 0.5, torch.rand(step, 3), 0)
+            write_gaussians(run.path("point_cloud", f"iteration_{step}", "point_cloud.ply"), model)
+            run.log({"step": step, "loss": 0.5})
+        run.write_text("cameras.json", json.dumps(cameras_json(orbit(5, config.GenerateCamParams))))
+        run.write_manifest(device="cpu", finished=True)
+        run.stands()
     return run.folder
 
 

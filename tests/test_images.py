@@ -7,7 +7,8 @@ import torch
 from scene.regularizers import total_variation
 from utils.colormap import colored_depth
 from utils.contact_sheet import GAP, LINE, contact_sheet
-from utils.images import grid, read_picture, to_uint8, write_picture, write_video
+from utils.images import grid, read_picture, to_uint8, write_picture
+from utils.video import frame_count, video
 
 
 def test_total_variation_is_upstreams_formula():
@@ -116,10 +117,17 @@ def test_pictures_take_the_width_that_is_asked_for(tile):
 def test_a_video_is_h264_with_every_frame(tmp_path):
     import imageio.v2 as imageio
 
-    frames = [np.full((33, 48, 3), value, dtype=np.uint8) for value in (0, 100, 200)]
-    write_video(tmp_path / "a.mp4", frames, fps=10)
+    with video(tmp_path / "a.mp4", fps=10) as write:
+        for value in (0, 100, 200):
+            write(np.full((33, 49, 3), value, dtype=np.uint8))
     with imageio.get_reader(tmp_path / "a.mp4") as reader:
         meta = reader.get_meta_data()
         read = [frame.mean() for frame in reader]
-    assert meta["codec"] == "h264" and meta["size"] == (48, 32)
+    assert meta["codec"] == "h264" and meta["size"] == (48, 32) and meta["fps"] == 10
     np.testing.assert_allclose(read, [0, 100, 200], atol=3)
+    assert frame_count(tmp_path / "a.mp4") == 3
+
+
+def test_what_is_no_video_has_no_frames(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    assert frame_count(tmp_path / "a.mp4") == frame_count(tmp_path / "none.mp4") == 0

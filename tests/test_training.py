@@ -80,7 +80,7 @@ def test_a_run_leaves_what_upstreams_users_expect(words, tmp_path):
     run = tmp_path / "run"
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names >= {
-        "config.yaml", "cfg_args", "cameras.json", "init_points3d.ply", "metrics.jsonl", "run.json",
+        "config.yaml", "cfg_args", "cameras.json", "init_points3d.ply", "input.ply", "metrics.jsonl", "run.json",
         "train_process/iter_4.jpg", "train_process/iter_8.jpg", "process_videos/video_rgb.mp4",
         "test_six_views/1_iteration/render_view_0.png", "test_six_views/8_iteration/render_depth_15.png",
         "videos/8_iteration/video_rgb_8.mp4", "videos/8_iteration/video_depth_8.mp4",
@@ -88,7 +88,7 @@ def test_a_run_leaves_what_upstreams_users_expect(words, tmp_path):
         "point_cloud/iteration_8/point_cloud_rgb.txt",
         "checkpoints/iteration_000008/tensors.safetensors", "checkpoints/iteration_000008/state.json",
     }  # fmt: skip
-    assert not [name for name in names if "partial" in name or "frames/" in name]
+    assert not [name for name in names if "partial" in name]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     manifest = json.loads((run / "run.json").read_text())

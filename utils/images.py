@@ -1,6 +1,5 @@
-"""Pictures and videos on disk. Tensors are `(B, C, H, W)` with values in [0, 1]."""
+"""Pictures on disk. Tensors are `(B, C, H, W)` with values in [0, 1]."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,20 +44,3 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int = 30) -> None:
-    """Write an H.264 MP4 that browsers play; odd sizes lose their last row or column, as the format demands."""
-    import imageio.v2 as imageio
-
-    with atomic(path) as temporary:
-        options = {
-            "fps": fps,
-            "codec": "libx264",
-            "quality": 8,
-            "pixelformat": "yuv420p",
-            "macro_block_size": 2,
-        }
-        with imageio.get_writer(temporary, **options) as writer:
-            for frame in frames:
-                writer.append_data(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])

@@ -41,8 +41,10 @@ class GenerateCamParams:
     init_num_pts: int = option(100_000, "points to start from", low=4, high=50_000_000)
     init_scale: float = option(1.0, "factor on the size of the starting shape", above=0, high=100)
     use_pointe_rgb: bool = option(False, "keep the starting shape's colours, else mid-grey")
-    image_w: int = option(512, "width of the renders", unit="px", low=16, high=8192)
-    image_h: int = option(512, "height of the renders", unit="px", low=16, high=8192)
+    image_w: int = option(
+        512, "width of the renders; the prior sees squares of it", unit="px", low=16, high=8192
+    )
+    image_h: int = option(512, "height of test views and videos", unit="px", low=16, high=8192)
     SSAA: int = option(1, "supersampling factor of the training renders", low=1, high=4)
     radius_range: tuple[float, float] = option(
         (5.2, 5.5), "camera distance at the start", unit="world units", above=0.2, ordered=True

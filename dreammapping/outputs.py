@@ -1,7 +1,6 @@
 """What a run leaves while it goes on, in upstream's layout: the asset, test views, videos, pictures of the process."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -116,11 +115,11 @@ class SceneOutputs(Outputs):
         super().write_due(step, rows)
 
     def write_end(self) -> None:
-        """Turn the frames of the process into a video."""
-        frames = sorted(self.run.path("process_videos", "frames").glob("*.jpg"))
+        """Make a video of the frames of the process, which stay: they may have been joined by a user's files."""
+        found = self.run.path("process_videos", "frames").glob("*.jpg")
+        frames = sorted(path for path in found if path.stem.isdecimal())
         if frames:
             write_video(self.run.path("process_videos", "video_rgb.mp4"), map(read_picture, frames))
-            shutil.rmtree(self.run.path("process_videos", "frames"))
 
     def _write_test_views(self, step: int) -> None:
         folder = self.run.path("test_six_views", f"{step}_iteration")

@@ -189,7 +189,7 @@ def _told_when_full(config: Config) -> Iterator[None]:
 def _what_is_left(run: Run) -> str:
     saved = checkpoint.checkpoints(run.path("checkpoints")) if run.standing else []
     if not saved:
-        return "stopped at once, before the first checkpoint; nothing is left of this start"
+        return "stopped at once, before the first checkpoint; the same command starts again"
     return (
         f"stopped at once; the last checkpoint is that of iteration {checkpoint.step_of(saved[-1])}, "
         "and the same command with --resume goes on from it"

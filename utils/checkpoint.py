@@ -42,19 +42,30 @@ def save(folder: Path, step: int, tree: dict[str, Any]) -> Path:
         for other in path.iterdir() if path.is_dir() else ():  # what somebody put beside an earlier one stays
             if other.name not in (TENSORS, STATE):
                 other.rename(temporary / other.name)
-    for old in checkpoints(folder)[:-KEPT]:
-        _drop(old)
+    drop_old(folder)
     return path
 
 
+def drop_old(folder: Path) -> None:
+    """Remove all but the `KEPT` newest checkpoints, and what is left of one whose removal was cut short."""
+    kept = checkpoints(folder)[-KEPT:]
+    for path in folder.glob("iteration_*"):
+        if _NAME.fullmatch(path.name) and path not in kept:
+            _drop(path)
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; folders of another name (a user's copy) are none.
+    """The checkpoints of a run, oldest first; other folders (a user's copy, what `_drop` left) are none.
 
     Raises:
         UserError: the folder cannot be read.
     """
     try:
-        found = [path for path in folder.glob("iteration_*") if _NAME.fullmatch(path.name) and path.is_dir()]
+        found = [
+            path
+            for path in folder.glob("iteration_*")
+            if _NAME.fullmatch(path.name) and (path / STATE).is_file()
+        ]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
     return sorted(found, key=step_of)

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from utils import aside
-from utils.checkpoint import checkpoints
+from utils.checkpoint import checkpoints, drop_old
 from utils.errors import UserError
 from utils.files import remove_unfinished, write_text
 from utils.lock import Lock
@@ -59,13 +59,19 @@ class Run:
         self._resume, self._force = resume, force
         self._claimed = self.standing = False
         self._made: list[Path] = []
+        self._lock = Lock(self.path(MARKER))
         with _named(folder):
+            if self.path(MARKER).is_file():  # a run's, which may go on, or have been killed
+                self._lock.acquire()
+                try:
+                    self._settle()
+                finally:
+                    self._lock.release()
             self._look()
 
     def __enter__(self) -> "Run":
         with _named(self.folder):
             self._make_folder()
-        self._lock = Lock(self.path(MARKER))
         try:
             self._lock.acquire()
         except UserError:
@@ -98,7 +104,7 @@ class Run:
             raise UserError(f"{folder}: there is no checkpoint to resume from; start without --resume")
         if self._resume:
             return
-        if ours and aside.has_results(folder) and not self._force:
+        if ours and _would_be_missed(folder) and not self._force:
             raise UserError(
                 f"{folder}: holds another run; --resume goes on with it, --force replaces it, "
                 "workspace=NAME starts beside it"
@@ -116,6 +122,8 @@ class Run:
     def _settle(self) -> None:
         """Finish what a killed process left half done."""
         remove_unfinished(self.folder)
+        aside.move_on(self.folder)
+        drop_old(self.path("checkpoints"))
         if checkpoints(self.path("checkpoints")):
             aside.drop(self.folder)
         else:
@@ -214,6 +222,17 @@ def is_run(folder: Path) -> bool:
         known = json.loads(manifest.read_text(encoding="utf-8"))
         return isinstance(known, dict) and known.keys() >= {"versions", "iterations", "finished"}
     return False
+
+
+def _would_be_missed(folder: Path) -> bool:
+    """Whether a run's folder holds a checkpoint, or an asset of a run that was not ended before its first one."""
+    if checkpoints(folder / "checkpoints"):
+        return True
+    with suppress(OSError, ValueError, RecursionError):
+        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and manifest.get("iterations") == 0:
+            return False
+    return aside.has_results(folder)
 
 
 @contextmanager

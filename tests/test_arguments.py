@@ -229,7 +229,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     written(tmp_path, "seed: 1")
     with pytest.raises(UserError, match=r"found none; did you mean .*run\.yaml"):
         load(["--opt", str(tmp_path / "rum.yaml")])
-    with pytest.raises(UserError, match="directory"):
+    with pytest.raises(UserError, match="expected a file, got a folder"):
         load(["--opt", str(tmp_path)])
 
 

@@ -24,7 +24,12 @@ FOLDERS = ("train_process", "test_six_views", "videos", "process_videos", "point
 """The folders in which they lie."""
 RESULTS = re.compile(r"(point_cloud|checkpoints)/.*|picture\.png|field\.safetensors")
 """Those of them that somebody would miss."""
+_PARTS = re.compile(r"frames|iteration_\d+|\d+_iteration")
+"""The folders in those."""
 _ASIDE = re.compile(r"\.replaced-[0-9a-f]{8}")
+"""A whole run that was moved aside."""
+_MOVING = re.compile(r"\.moving-[0-9a-f]{8}")
+"""A part of one, on its way there or back: nothing is lost if it ends in the middle."""
 
 
 def written(folder: Path) -> list[Path]:
@@ -47,42 +52,67 @@ def has_results(folder: Path) -> bool:
     return any(RESULTS.fullmatch(path.as_posix()) for path in written(folder))
 
 
-def move_aside(folder: Path) -> Path:
-    """Move a run's files into a folder of their own inside it; returns that.
+def move_aside(folder: Path) -> None:
+    """Move a run's files into a folder of their own inside it.
 
     Raises:
-        UserError: a part of the run is a link, whose target is not ours to empty; or the files cannot be moved.
+        UserError: a part of the run is a link, whose target is not ours to empty; or the files cannot be moved. Then
+            `settle` moves back what was moved.
     """
     for name in FOLDERS:
-        if (folder / name).is_symlink():
-            raise UserError(
-                f"{folder / name}: expected a folder of the run that is replaced, found a link, and what it leads "
-                "to is left alone; remove the link, or choose another workspace"
-            )
-    aside = folder / f".replaced-{secrets.token_hex(4)}"
-    _move(folder, aside)
-    return aside
+        for path in (folder / name, *(folder / name).glob("*")):
+            if path.is_symlink() and (path.name == name or _PARTS.fullmatch(path.name)):
+                raise UserError(
+                    f"{path}: expected a folder of the run that is replaced, found a link, and what it leads to is "
+                    "left alone; remove the link, or choose another workspace"
+                )
+    word = secrets.token_hex(4)
+    moving = folder / f".moving-{word}"
+    _move(folder, moving)
+    if moving.is_dir():
+        moving.rename(folder / f".replaced-{word}")
 
 
-def put_back(folder: Path) -> None:
-    """Undo `move_aside`: remove what the new run has written so far, and move the old one back in its place."""
-    for aside in _asides(folder):
-        _remove(folder)
-        _move(aside, folder)
-        _remove_empty(aside)
+def settle(folder: Path, *, stands: bool) -> None:
+    """Bring to an end what a process left half done.
+
+    Args:
+        stands: a new run has a checkpoint, so what it replaced is removed; else that comes back, in the place of what
+            the new run has written so far.
+    """
+    for moving in _inside(folder, _MOVING):
+        _move_back(moving, folder)
+    if stands:
+        drop(folder)
+        return
+    for aside in _inside(folder, _ASIDE):
+        remove_written(folder)
+        moving = folder / aside.name.replace("replaced", "moving")
+        aside.rename(moving)
+        _move_back(moving, folder)
 
 
 def drop(folder: Path) -> None:
     """Remove what `move_aside` moved: the new run stands."""
-    for aside in _asides(folder):
-        _remove(aside)
+    for aside in _inside(folder, _ASIDE):
+        remove_written(aside)
         _remove_empty(aside)
 
 
-def _asides(folder: Path) -> list[Path]:
+def half_done(folder: Path) -> bool:
+    """Whether `settle` has anything to do."""
+    return bool(_inside(folder, _MOVING) or _inside(folder, _ASIDE))
+
+
+def _inside(folder: Path, name: re.Pattern[str]) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [path for path in folder.iterdir() if _ASIDE.fullmatch(path.name) and path.is_dir()]
+    return [path for path in folder.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+
+
+def _move_back(moving: Path, folder: Path) -> None:
+    _move(moving, folder)
+    _remove_empty(moving)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -98,7 +128,8 @@ def _move(source: Path, target: Path) -> None:
     _remove_empty(*{source / parent for path in files for parent in path.parents if parent.parts})
 
 
-def _remove(folder: Path) -> None:
+def remove_written(folder: Path) -> None:
+    """Remove the files that a run wrote, and the folders that are empty then."""
     files = written(folder)
     for path in files:
         with contextlib.suppress(OSError):

@@ -125,7 +125,7 @@ def _refuse_twice(entries: list[Entry]) -> None:
     given: dict[str, Entry] = {}
     for entry in entries:
         before = given.setdefault(entry.name, entry)
-        if before is not entry:
+        if before is not entry and entry.name not in WITHOUT_EFFECT:
             names = " and as ".join(dict.fromkeys((before.given, entry.given)))
             raise UserError(
                 f"{entry.where}: {entry.name}: expected it once, got it as {names}; keep one of the two"

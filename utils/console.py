@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from utils.errors import UserError
 
@@ -28,8 +28,8 @@ class _Nowhere(io.TextIOBase):
 class Forgiving:
     """A text stream whose reader may leave: what cannot be written is lost, and the work goes on."""
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream: Any = stream or _Nowhere()  # None: a program without a console
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream or _Nowhere()  # None: a program without a console
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
@@ -94,7 +94,7 @@ def complain(text: str) -> None:
     Forgiving(sys.stderr).write(f"{line}\n")
 
 
-def _lead_nowhere(stream: TextIO) -> None:
+def _lead_nowhere(stream: Any) -> None:
     """Let what a stream still holds, and all that follows, be lost."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

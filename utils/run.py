@@ -143,17 +143,17 @@ class Run:
     def stands(self) -> None:
         """The run has a checkpoint of its own: what it replaced is removed."""
         if not self.standing:
-            self.standing, self._moved = True, False
+            self.standing = True
             aside.drop(self.folder)
 
     def _leave(self) -> None:
         """Give the folder back; a run that does not stand leaves it as it was."""
         try:
-            if self._moved:
-                aside.remove_written(self.folder)
-            if self.claimed and not self.standing:
-                aside.settle(self.folder, stands=False)
             if not self.standing:
+                if self._moved:
+                    aside.remove_written(self.folder)
+                if self.claimed:
+                    aside.settle(self.folder, stands=False)
                 self._remove_made()
         finally:
             self._lock.release()

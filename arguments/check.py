@@ -102,7 +102,12 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-_SHORT = reprlib.Repr()
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else "a number of hundreds of digits"
+
+
+_SHORT = _Short()
 _SHORT.maxlevel = 2  # each level more is six times the work
 _SHORT.maxstring = LONGEST
 

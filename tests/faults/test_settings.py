@@ -40,8 +40,8 @@ def files():
 def lines():
     words = (
         "model_key=toybox 'text=a red car' iterations=30 t_range='[0.1, 0.4]' --seed 3 --resume",
-        "GuidanceParams.guidance_scale=7.5 'text=a fox' model_key=toybox max_gaussians=null device=cuda:0 --quiet --preset fast",
-        "output_path=~/runs workspace=fox 'text=a' model_key=toybox GuidanceParams.lora_rank=4 fp16=no --save_video false",
+        "GuidanceParams.guidance_scale=7.5 'text=a fox' model_key=toybox device=cuda:0 --quiet --preset fast",
+        "output_path=~/runs 'text=a' model_key=toybox GuidanceParams.lora_rank=4 fp16=no --save_video false",
     )
     return {f"{index}.words": "\n".join(shlex.split(line)).encode() for index, line in enumerate(words)}
 

@@ -20,6 +20,10 @@ WORDS = (
 )  # fmt: skip
 
 
+SLOW = 30.0
+"""Seconds of a case: every file is flushed to the disk, which others may keep busy."""
+
+
 @pytest.fixture(scope="module")
 def optimization(tmp_path_factory):
     """Two steps of a run that has moments, statistics and a stack of cameras."""
@@ -114,7 +118,7 @@ def reader_of(which, optimization, folder):
 @READERS
 def test_a_damaged_run_is_gone_on_with_or_refused_in_one_line(tmp_path, optimization, which):
     reader, files = reader_of(which, optimization, tmp_path)
-    report = fuzz(reader, files, 120, seed=0, folder=tmp_path, words=WORDS)
+    report = fuzz(reader, files, 120, seed=0, folder=tmp_path, words=WORDS, seconds=SLOW)
     assert report.failures == [], str(report)
     assert report.read > 0 and report.refused > 0
 
@@ -124,5 +128,5 @@ def test_a_damaged_run_is_gone_on_with_or_refused_in_one_line(tmp_path, optimiza
 def test_a_damaged_run_at_length(tmp_path, optimization, which):
     reader, files = reader_of(which, optimization, tmp_path)
     cases, seed = long_form()
-    report = fuzz(reader, files, cases, seed, tmp_path, words=WORDS)
+    report = fuzz(reader, files, cases, seed, tmp_path, words=WORDS, seconds=SLOW)
     assert report.failures == [], str(report)

@@ -74,13 +74,13 @@ def ended(words, to, **environment):
         ("iterations=x", "2>&-", 2),
         ("iterations=x", "2>/dev/full", 2),
         ("iterations=x", ">&- 2>&-", 2),
-        ("--print-config", ">&-", 2),
-        ("--print-config", ">/dev/full", 2),
-        ("--print-config", ">/dev/full 2>/dev/full", 2),
-        ("--print-config", ">/dev/null 2>&-", 0),
+        ("--print-config guidance=vdm", ">&-", 2),
+        ("--print-config guidance=vdm", ">/dev/full", 2),
+        ("--print-config guidance=vdm", ">/dev/full 2>/dev/full", 2),
+        ("--print-config guidance=vdm", ">/dev/null 2>&-", 0),
         ("--help", ">/dev/full", 2),
         ("--help", "| head -n 1 >/dev/null; exit ${PIPESTATUS[0]}", 0),
-        ("--print-config", "| true; exit ${PIPESTATUS[0]}", 0),
+        ("--print-config guidance=vdm", "| true; exit ${PIPESTATUS[0]}", 0),
     ],
 )
 def test_streams_that_are_closed_or_full_change_no_exit_code_and_leave_no_traceback(words, to, code):
@@ -92,7 +92,9 @@ def test_streams_that_are_closed_or_full_change_no_exit_code_and_leave_no_traceb
 
 
 def test_a_console_of_few_letters_gets_the_settings_all_the_same():
-    returned, errors = ended("--print-config text=caf\u00e9", "", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    returned, errors = ended(
+        "--print-config guidance=vdm text=caf\u00e9", "", PYTHONIOENCODING="ascii", PYTHONUTF8="0"
+    )
     assert (returned, errors) == (0, "")
 
 
@@ -102,7 +104,8 @@ class Gone(io.StringIO):
     def write(self, text):
         raise BrokenPipeError(32, "Broken pipe")
 
-    flush = write
+    def flush(self):
+        self.write("")
 
 
 @pytest.mark.parametrize("stream", [Gone(), None])

@@ -1,50 +1,46 @@
 """Text to 3D: `python train.py --opt configs/cat.yaml [Group.key=value ...]`; see `--help`."""
 
 import logging
-import os
 import sys
 
 from arguments import load, to_yaml
-from utils.errors import UserError
+from dreammapping.command import exit_code
+from utils.console import write_out
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code.
 
-    0 when the run is finished, 2 for what the user can mend (one line on standard error), 130 or 143 when
-    Ctrl-C or SIGTERM ended it early with everything saved.
+    0 when the run is finished, 2 for what the user can mend (one line on standard error), 129, 130 or 143 when a
+    closed terminal, Ctrl-C or SIGTERM ended it early with everything saved.
     """
+    words = sys.argv[1:] if argv is None else argv
+    return exit_code(
+        lambda: _work(words),
+        stopped="stopped before the run began; nothing was changed",
+        debug="--debug" in words,
+    )
+
+
+def _work(words: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    debug = "--debug" in (sys.argv if argv is None else argv)
-    try:
-        config, command = load(argv)
-        if command.print_config:
-            sys.stdout.write(to_yaml(config))
-            return 0
-        if command.quiet:
-            logging.getLogger().setLevel(logging.WARNING)
-        if command.dry_run:
-            from dreammapping.dry_run import dry_run
-
-            sys.stdout.write(dry_run(config))
-            return 0
-        from dreammapping import optimize
-
-        result = optimize(config, resume=command.resume, force=command.force, quiet=command.quiet)
-        if result.exit_code == 0:
-            logging.info("finished: %s", result.folder)
-        return result.exit_code
-    except BrokenPipeError:  # `--help | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    config, command = load(words)
+    if command.print_config:
+        write_out(to_yaml(config))
         return 0
-    except UserError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt as error:
-        sys.stderr.write(f"{str(error) or 'stopped before the run began; nothing was changed'}\n")
-        return 130
+    if command.quiet:
+        logging.getLogger().setLevel(logging.WARNING)
+    if command.dry_run:
+        from dreammapping.dry_run import dry_run
+
+        write_out(dry_run(config))
+        return 0
+    from dreammapping import optimize
+
+    result = optimize(config, resume=command.resume, force=command.force, quiet=command.quiet)
+    if result.exit_code == 0:
+        logging.info("finished: %s", result.folder)
+    return result.exit_code
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from arguments.groups import (
     SSDParams,
     VDMParams,
 )
-from arguments.load import load
+from arguments.load import differences, load
 
 __all__ = [
     "ASDParams", "CSDParams", "Command", "Config", "Consistent3DParams", "DreamFlowParams", "GenerateCamParams",
     "GuidanceParams", "HardwareParams", "ImageParams", "LMCParams", "LODSParams", "LoRAParams", "ModelParams",
-    "NFSDParams", "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams", "load", "to_yaml",
+    "NFSDParams", "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams", "differences", "load",
+    "to_yaml",
 ]  # fmt: skip

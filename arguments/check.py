@@ -13,6 +13,10 @@ from arguments.option import Option
 from utils.errors import UserError
 
 PAIR = tuple[float, float]
+LONGEST = 100
+"""Letters of a value in a message."""
+LARGEST_INTEGER = 2**63 - 1
+"""What a whole number of the libraries' holds."""
 
 
 def expected(field: dataclasses.Field) -> str:
@@ -69,6 +73,10 @@ def check_value(name: str, value: Any, where: str) -> None:
     if value is None or isinstance(value, bool | str):
         return
     numbers = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise UserError(
+            f"{where}: {name}: expected a whole number of at most {LARGEST_INTEGER}, got {shown(value)}; lower it"
+        )
     if not all(math.isfinite(number) and option.allows(number) for number in numbers):
         raise complaint(name, value, where)
     if option.ordered and list(numbers) != sorted(numbers):
@@ -79,7 +87,7 @@ def complaint(name: str, value: object, where: str) -> UserError:
     """The error for one bad value."""
     field = settings()[name]
     choices = field.metadata["option"].choices
-    near = difflib.get_close_matches(str(value).lower(), choices, n=1)
+    near = difflib.get_close_matches(shown(value).strip("'").lower(), choices, n=1)
     advice = f"did you mean {near[0]}?" if near else f"leave it out for {shown(field.default)}"
     if isinstance(value, str) and "${" in value:
         advice = "'${' is not allowed"
@@ -90,7 +98,18 @@ def shown(value: object) -> str:
     """A value as a user would write it in YAML, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return reprlib.repr(list(value) if isinstance(value, tuple) else value)
+    text = _SHORT.repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else "a number of hundreds of digits"
+
+
+_SHORT = _Short()
+_SHORT.maxlevel = 2  # each level more is six times the work
+_SHORT.maxstring = LONGEST
 
 
 def check_together(config: Config, origins: dict[str, str], complete: bool = True) -> None:
@@ -103,7 +122,7 @@ def check_together(config: Config, origins: dict[str, str], complete: bool = Tru
     guidance, cameras = config.GuidanceParams, config.GenerateCamParams
     rules = [
         (
-            re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.device) is None,
+            re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,2})?", config.device) is None,
             "device",
             "expected auto, cpu, mps, cuda or cuda:N; leave it out for auto",
         ),

@@ -4,9 +4,10 @@ import argparse
 import copy
 import difflib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 import yaml
@@ -17,11 +18,15 @@ from arguments.describe import describe
 from arguments.flags import FLAGS, UPSTREAM_FLAGS, Command
 from arguments.names import MOVED, WITHOUT_EFFECT, name_in_group, name_of
 from arguments.presets import PRESETS
+from arguments.yaml_text import LARGEST, read_yaml
+from utils.console import write_out
 from utils.errors import UserError
+from utils.inputs import regular_file
+from utils.paths import user_path
 
 log = logging.getLogger(__name__)
 
-COMMAND_LINE = "command line"
+COMMAND_LINE, PYTHON = "command line", "overrides"
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,15 @@ class Entry:
         return MOVED.get(self.given, self.given)
 
 
-def load(argv: list[str] | None = None) -> tuple[Config, Command]:
+def load(
+    argv: list[str] | None = None, changes: Mapping[str, object] | None = None
+) -> tuple[Config, Command]:
     """Read `--opt FILE.yaml`, apply `Group.key=value` and `key=value` on top, and check everything.
 
     Args:
         argv: the words after `train.py`; those of the process if None.
+        changes: settings by name, with or without their group, on top of all. Text is read as on the command line
+            where the setting is none.
 
     Raises:
         UserError: anything that a user can have got wrong, in one line.
@@ -61,7 +70,8 @@ def load(argv: list[str] | None = None) -> tuple[Config, Command]:
             overrides.append(_override(f"{flag.removeprefix('--')}={value}"))
     if flags.offline:
         overrides.append(Entry("offline", True, COMMAND_LINE))
-    path = Path(flags.opt) if flags.opt is not None else None
+    overrides += [_change(key, value) for key, value in (changes or {}).items()]
+    path = _settings_file(flags.opt) if flags.opt is not None else None
     entries = (read_file(path) if path else []) + _preset(flags.preset) + overrides
     config = build(entries)
     check_together(config, {entry.name: entry.where for entry in entries}, complete=not flags.print_config)
@@ -106,7 +116,30 @@ def read_file(path: Path) -> list[Entry]:
             raise UserError(
                 f"{where}: {group}: expected 'key: value' lines, got {shown(content)}; indent its keys"
             )
+    _refuse_twice(entries)
     return entries
+
+
+def _refuse_twice(entries: list[Entry]) -> None:
+    """Refuse a file that gives one setting under two names, of which one would be dropped without a word."""
+    given: dict[str, Entry] = {}
+    for entry in entries:
+        before = given.setdefault(entry.name, entry)
+        if before is not entry and entry.name not in WITHOUT_EFFECT:
+            names = " and as ".join(dict.fromkeys((before.given, entry.given)))
+            raise UserError(
+                f"{entry.where}: {entry.name}: expected it once, got it as {names}; keep one of the two"
+            )
+
+
+def differences(path: Path, config: Config) -> list[str]:
+    """The names of the settings that a run's settings file, also one of an earlier version, has otherwise.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    before = build(read_file(path))
+    return sorted(name for name in settings() if value_of(before, name) != value_of(config, name))
 
 
 def build(entries: list[Entry]) -> Config:
@@ -153,7 +186,7 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         parser.add_argument(flag)
     flags, words = parser.parse_known_args(argv)
     if flags.help:
-        print(describe(), flush=True)  # noqa: T201
+        write_out(describe() + "\n")
         raise SystemExit(0)
     return flags, words
 
@@ -178,6 +211,27 @@ def _override(word: str) -> Entry:
     return Entry(name, _override_value(name, text), COMMAND_LINE)
 
 
+def _change(key: object, value: object) -> Entry:
+    """A setting as Python gives it: numbers and arrays of NumPy and torch are plain ones, a path is its text."""
+    name = name_of(str(key), PYTHON)
+    if isinstance(value, PurePath):
+        value = str(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, tuple):
+        value = list(value)
+    if isinstance(value, list):
+        value = [item.tolist() if hasattr(item, "tolist") else item for item in value]
+    if isinstance(value, str) and not _takes_text(name):
+        value = _override_value(name, value)
+    return Entry(name, value, PYTHON)
+
+
+def _takes_text(name: str) -> bool:
+    name = MOVED.get(name, name)
+    return name in settings() and kind_of(settings()[name])[0] is str
+
+
 def _override_value(name: str, text: str) -> object:
     """Text stays as it is; everything else is read as YAML, so that it means what it means in a file."""
     name = MOVED.get(name, name)
@@ -187,20 +241,16 @@ def _override_value(name: str, text: str) -> object:
     if kind is str and not (optional and text == "null"):
         return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        return read_yaml(text)
+    except yaml.YAMLError:
         return text
 
 
 def _parse_yaml(path: Path) -> object:
     try:
-        return yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError as error:
-        folders = {path.parent, Path("configs")}
-        beside = sorted(str(file) for folder in folders for file in folder.glob("*.yaml"))
-        near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]}?" if near else "see the folder configs/"
-        raise UserError(f"{path}: expected a settings file, found none; {advice}") from error
+        if regular_file(path).stat().st_size > LARGEST:
+            raise UserError(f"{path}: expected settings of at most {LARGEST} bytes, got more; check the path")
+        return read_yaml(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: expected a readable file, got: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -208,9 +258,17 @@ def _parse_yaml(path: Path) -> object:
         raise UserError(f"{path}: expected UTF-8 text, got byte {byte:#x}; save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: expected YAML, got {_yaml_problem(error)}; mend that line") from error
-    except (ValueError, RecursionError) as error:
-        problem = str(error).splitlines()[0]
-        raise UserError(f"{path}: expected YAML, got {problem}; mend that value") from error
+
+
+def _settings_file(name: str) -> Path:
+    """The path of `--opt`; where there is no such file, the nearest name is told."""
+    path = user_path(name, "--opt")
+    if path.exists():
+        return path
+    beside = sorted(str(file) for folder in {path.parent, Path("configs")} for file in folder.glob("*.yaml"))
+    near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.5)
+    advice = f"did you mean {near[0]}?" if near else "see the folder configs/"
+    raise UserError(f"{path}: expected a settings file, found none; {advice}")
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

@@ -55,7 +55,7 @@ def word_tokenizer() -> Any:
     texts = [
         text
         for path in sorted((ROOT / "configs").glob("*.yaml"))
-        for text in re.findall(r"\w+", path.read_text())
+        for text in re.findall(r"\w+", path.read_text(encoding="utf-8"))
     ]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Whitespace()

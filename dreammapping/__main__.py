@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from dreammapping.command import exit_code
+from utils.console import write_out
 from utils.errors import UserError
 
 VERBS = {
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> int:
         if verb in ("-h", "--help"):
-            sys.stdout.write(usage())
+            write_out(usage())
             return 0
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1)

@@ -163,7 +163,7 @@ def _ply(iteration: int | str) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a run's file, found none; let the run save first") from error
     except (OSError, UnicodeDecodeError) as error:

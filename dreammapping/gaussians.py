@@ -31,6 +31,8 @@ from scene.ply import read_gaussians, write_gaussians
 from scene.regularizers import total_variation
 from utils.errors import UserError
 from utils.files import atomic
+from utils.optimizers import load_moments
+from utils.paths import user_path
 from utils.run import Run
 from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
 
@@ -211,7 +213,7 @@ class Gaussians(Subject):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.gaussians.replace({name: tensor.to(self.device) for name, tensor in state["gaussians"].items()})
         self.optimizer = build_optimizer(self.gaussians, self.config.OptimizationParams, self.extent)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_moments(self.optimizer, state["optimizer"])
         self.density.load_state_dict(state["density"])
         self.cameras.load_state_dict(state["cameras"])
 
@@ -243,7 +245,8 @@ def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device
     """
     model, cameras = config.ModelParams, config.GenerateCamParams
     if model.pretrained_model_path:
-        return read_gaussians(Path(model.pretrained_model_path), model.sh_degree)
+        path = user_path(model.pretrained_model_path, "ModelParams.pretrained_model_path")
+        return read_gaussians(path, model.sh_degree)
     prompt = cameras.init_prompt or config.GuidanceParams.text
 
     def made_from_text() -> Any:

@@ -1,6 +1,7 @@
 """The loop: iterate, log, draw and save until the last iteration or a signal; one for everything that is optimised."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from dreammapping.metrics import Metrics
 from dreammapping.optimization import Optimization
 from dreammapping.outputs import Outputs
 from utils import checkpoint
+from utils.console import Forgiving
 from utils.device import is_out_of_memory
 from utils.errors import OutOfMemory, UserError
 from utils.interruption import Interruption
@@ -41,6 +43,7 @@ def loop(
         range(optimization.step + 1, last + 1),
         initial=optimization.step,
         total=last,
+        file=Forgiving(sys.stderr),
         disable=quiet,
         dynamic_ncols=True,
         mininterval=0.5,

@@ -18,9 +18,10 @@ from guidance import GuidanceOutput, build_guidance
 from guidance.models import go_offline, missing_models
 from guidance.prior.memory import PLANS
 from guidance.prior.score_model import ScoreModel
+from utils.checkpoint import check_form, first_line
 from utils.device import choose_device, fullness, is_out_of_memory
 from utils.errors import OutOfMemory, UserError
-from utils.optimizers import not_finite, step_unless
+from utils.optimizers import load_moments, not_finite, step_unless
 from utils.readback import Readback
 
 log = logging.getLogger(__name__)
@@ -224,18 +225,27 @@ class Optimization:
             UserError: the state belongs to other settings.
         """
         try:
-            self.subject.load_state_dict(state.get("subject", state))  # earlier checkpoints had it all on one level
+            state = {"subject": state, **state}  # earlier checkpoints had it all on one level
+            check_form(state, self._form())
+            self.subject.load_state_dict(state["subject"])
             self.guidance.load_state_dict(state["guidance"])
             if self.guidance.optimizer is not None:
-                self.guidance.optimizer.load_state_dict(state["guidance_optimizer"])
+                load_moments(self.guidance.optimizer, state["guidance_optimizer"])
             self.rng.set_state(state["rng"])
             self.noise_rng.set_state(state["noise_rng"])
             self.score_model.evaluations.load_state_dict(state["evaluations"])
             self.step, self.skipped = state["step"], state["skipped"]
-        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+        except (LookupError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"checkpoint: does not fit these settings ({error}); resume with the settings that it was made with"
+                f"checkpoint: does not fit these settings ({first_line(error)}); resume with the settings that it was "
+                "made with, or delete its folder to go on from the one before it"
             ) from error
+
+    def _form(self) -> dict[str, Any]:
+        """What a checkpoint holds, but for the optimisers, which look after that themselves."""
+        form = self.state_dict()
+        del form["guidance"], form["guidance_optimizer"]
+        return form
 
 
 def representation(config: Config) -> Build:

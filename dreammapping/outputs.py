@@ -204,4 +204,5 @@ def _write_process_picture(path: Path, rows: dict[str, Float[Tensor, "B _ H W"]]
 
 def fractions(iterations: int, parts: int) -> set[int]:
     """The last iteration, and the `parts - 1` that divide the run evenly before it."""
+    parts = min(parts, iterations)
     return {part * iterations // parts for part in range(1, parts)} - {0} | {iterations}

@@ -15,6 +15,7 @@ from guidance.prior.score_model import ScoreModel
 from guidance.prompts import ViewPrompts
 from utils.errors import UserError
 from utils.images import grid, write_picture
+from utils.optimizers import load_moments
 
 
 class Picture(Subject):
@@ -79,7 +80,7 @@ class Picture(Subject):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             self.particles.copy_(state["particles"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_moments(self.optimizer, state["optimizer"])
 
     def numbers(self) -> dict[str, int]:
         return {"particles": self.views}

@@ -1,6 +1,5 @@
 """From settings to a finished run folder: the door that the command line and Python share."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,8 @@ from typing import Any
 
 import torch
 
-from arguments import Config, load, to_yaml
+from arguments import Config, differences, load, to_yaml
+from dreammapping.known_prompts import warn_of_unknown_prompt
 from dreammapping.loop import Callback, loop
 from dreammapping.manifest import manifest
 from dreammapping.optimization import Build, Optimization, start
@@ -70,17 +70,8 @@ def generate(
         UserError: something that the user can mend, in one line.
     """
     changes = {"GuidanceParams.text": prompt, **(overrides or {})}
-    words = [
-        f"{name}={value if isinstance(value, str | Path) else json.dumps(value, default=_plain)}"
-        for name, value in changes.items()
-    ]
-    config, _ = load(["--opt", str(settings), *words])
+    config, _ = load(["--opt", str(settings)], changes)
     return optimize(config, resume=resume, force=force, quiet=quiet, callback=callback)
-
-
-def _plain(value: Any) -> Any:
-    """A number or an array of NumPy or torch as JSON knows it."""
-    return value.tolist()
 
 
 def optimize(
@@ -102,24 +93,22 @@ def optimize(
     Raises:
         UserError: something that the user can mend.
     """
-    with (
-        _told_when_full(config),
-        torch.inference_mode(False),
-        torch.enable_grad(),  # a caller may have switched gradients off
-        Run(config.ModelParams.run_folder, resume=resume, force=force) as run,
-    ):
-        optimization = start(config, build)
-        if resume:
-            _go_on(optimization, run)
-        if config.preset:
-            log.warning("preset %s: this is not the paper's setting", config.preset)
-        outputs = optimization.subject.outputs(config, run)
-        try:
+    run = Run(config.ModelParams.run_folder, resume=resume, force=force)
+    try:
+        # a caller may have switched gradients off
+        with _told_when_full(config), torch.inference_mode(False), torch.enable_grad(), run:
+            optimization = start(config, build)
+            warn_of_unknown_prompt(config.GuidanceParams)
+            if resume:
+                _go_on(optimization, run)
+            if config.preset:
+                log.warning("preset %s: this is not the paper's setting", config.preset)
+            outputs = optimization.subject.outputs(config, run)
             with Interruption() as interruption:
                 run.claim(to_yaml(config))  # here the folder is first changed
                 return _carry_out(optimization, run, outputs, interruption, quiet, callback)
-        except KeyboardInterrupt as error:
-            raise Stopped(_what_is_left(run)) from error
+    except KeyboardInterrupt as error:
+        raise Stopped(_what_is_left(run)) from error
 
 
 def _carry_out(
@@ -162,6 +151,25 @@ def _go_on(optimization: Optimization, run: Run) -> None:
             f"set iterations={done} or more, or leave out --resume and choose another workspace"
         )
     optimization.load_state_dict(checkpoint.load(newest))
+    if optimization.step != done:
+        raise UserError(
+            f"{newest}: expected the checkpoint of iteration {done}, got that of {optimization.step}; give the folder "
+            "its name back, or delete it to go on from the one before it"
+        )
+    if done == wanted:
+        log.info("all %d iterations were done before; what is missing after the last is written", done)
+    _name_changes(optimization.config, run)
+
+
+def _name_changes(config: Config, run: Run) -> None:
+    """Warn of the settings that a resumed run had otherwise."""
+    try:
+        changed = differences(run.path("config.yaml"), config)
+    except UserError as error:
+        log.warning("%s; it is written anew", error)
+        return
+    if changed:
+        log.warning("resuming with other settings than before: %s", ", ".join(changed))
 
 
 @contextmanager
@@ -187,9 +195,13 @@ def _told_when_full(config: Config) -> Iterator[None]:
 
 
 def _what_is_left(run: Run) -> str:
+    if not run.claimed:
+        return "stopped before the run began; nothing was changed"
     saved = checkpoint.checkpoints(run.path("checkpoints")) if run.standing else []
     if not saved:
         return "stopped at once, before the first checkpoint; the same command starts again"
+    if run.manifest.get("finished"):
+        return f"stopped at once, but the run was finished: {run.folder}"
     return (
         f"stopped at once; the last checkpoint is that of iteration {checkpoint.step_of(saved[-1])}, "
         "and the same command with --resume goes on from it"

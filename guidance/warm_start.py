@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from utils import checkpoint
 from utils.errors import UserError
+from utils.paths import user_path
 
 
 @torch.no_grad()
@@ -24,7 +25,7 @@ def load_part(module: nn.Module, source: str, part: str, setting: str) -> None:
     Raises:
         UserError: there is nothing at `source`, or it holds no such part, or the part has other shapes.
     """
-    weights = _read(Path(source).expanduser(), setting)
+    weights = _read(user_path(source, setting), setting)
     named = {
         name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")
     }

@@ -19,6 +19,7 @@ from arguments.groups.cameras import SHAP_E
 from scene import ply
 from scene.mesh import GREY, refuse_too_many_faces, sample_file, sample_surface, surface_of
 from utils.errors import UserError
+from utils.paths import user_path
 
 if TYPE_CHECKING:
     import trimesh
@@ -106,7 +107,7 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
         raise UserError(
             "GenerateCamParams.init_path: expected a mesh or point cloud for init_shape: file, got nothing"
         )
-    path = Path(params.init_path)
+    path = user_path(params.init_path, "GenerateCamParams.init_path")
     suffix = path.suffix.lower()
     if suffix not in MESH_SUFFIXES:
         raise UserError(

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from arguments import Config, GuidanceParams, VDMParams, load, names, to_yaml
+from arguments import Config, GuidanceParams, VDMParams, differences, load, names, to_yaml
 from arguments.check import has_form
 from arguments.config import settings, value_of
 from arguments.names import MOVED, WITHOUT_EFFECT
@@ -147,6 +147,44 @@ BAD_FILES = {
         "OptimizationParams:\n  feature_lr: .nan\n",
         "feature_lr: expected a number > 0, got nan",
     ),
+    "group twice": (
+        "GuidanceParams:\n  text: a\nseed: 1\nGuidanceParams:\n  model_key: toybox\n",
+        "'GuidanceParams' of line 1 a second time at line 4",
+    ),
+    "key twice": ("ModelParams:\n  batch: 1\n  batch: 2\n", "'batch' of line 2 a second time at line 3"),
+    "key twice in braces": ("ModelParams: {batch: 1, 'batch': 2}\n", "'batch' of line 1 a second time"),
+    "key under two names": (
+        "ModelParams: {white_background: true, _white_background: false}\n",
+        "ModelParams.white_background: expected it once",
+    ),
+    "key at its former place too": (
+        "GuidanceParams: {lora_rank: 2}\nLoRAParams: {lora_rank: 4}\n",
+        "got it as GuidanceParams.lora_rank and as LoRAParams.lora_rank; keep one",
+    ),
+    "alias bomb": (
+        "GuidanceParams: {guidance_scale: [&x0 [l,l,l,l,l,l,l,l,l,l]"
+        + "".join(f",&x{i} [{','.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 10))
+        + "]}\n",
+        "more than 10000 values",
+    ),
+    "merge bomb": (
+        "m0: &m0 {a: 1}\n"
+        + "".join(f"m{i}: &m{i} {{<<: [{','.join([f'*m{i - 1}'] * 10)}]}}\n" for i in range(1, 9)),
+        "more than 10000 values",
+    ),
+    "alias of itself": ("seed: &a [*a]\n", "an alias of what it stands in at line 1"),
+    "unknown alias": ("seed: *a\n", "undefined alias"),
+    "deep in blocks": ("- " * 5000 + "a\n", "more than 20 levels"),
+    "empty integer": ("seed: !!int ''\n", "no valid int at line 1"),
+    "no timestamp": ("seed: !!timestamp x\n", "no valid timestamp"),
+    "no float": ("seed: !!float ''\n", "no valid float"),
+    "no pairs": ("seed: !!omap [1]\n", "expected YAML"),
+    "no binary": ("seed: !!binary '\u00e9'\n", "expected YAML"),
+    "a number as a key": ("seed: {[1]: 2}\n", "expected YAML"),
+    "400 digits": (f"seed: 1{'0' * 400}\n", "got int of 401 letters at line 1"),
+    "60 to the many": (f"seed: {'1:' * 100_000}1\n", "letters at line 1"),
+    "beyond 64 bits": ("GuidanceParams: {noise_seed: 18446744073709551616}\n", "at most 9223372036854775807"),
+    "too long": ("#" * 300_000, "expected settings of at most 262144 bytes"),
     "infinite in a pair": ("GuidanceParams:\n  t_range: [0.1, .nan]\n", "got [0.1, nan]"),
 }
 
@@ -159,9 +197,12 @@ def test_bad_file_is_one_clear_line(tmp_path: Path, case: str) -> None:
         load(["--opt", str(path)])
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
+BOMB = "[&x0 [l,l,l,l,l,l,l,l,l,l]" + "".join(
+    f",&x{i} [{','.join([f'*x{i - 1}'] * 10)}]" for i in range(1, 10)
+)
 BAD_WORDS = {
     "GuidanceParams.guidance_scael=3": "did you mean GuidanceParams.guidance_scale?",
     "GuidenceParams.text=a": "did you mean GuidanceParams?",
@@ -207,6 +248,13 @@ BAD_WORDS = {
     "workspace=": "ModelParams.workspace: expected a name",
     "text= ": "GuidanceParams.text: expected a prompt, got ' '",
     "model_key=null": "GuidanceParams.model_key: expected a diffusion model, got null",
+    f"guidance_scale={BOMB}]": "expected a number, got '[&x0 ",
+    "seed=1" + "0" * 400: "expected a whole number",
+    "seed=!!int ''": "expected a whole number",
+    "noise_seed=18446744073709551616": "at most 9223372036854775807",
+    "device=cuda:99999999999999999999": "expected auto, cpu, mps, cuda or cuda:N",
+    "device=cuda:\u0661": "expected auto, cpu, mps, cuda or cuda:N",
+    "t_range=[[[[[[1,2,3,4,5,6,7],2,3,4,5,6],2,3,4,5,6],2,3,4,5,6]]]": "<= 1, got [[[...]]]",
     "max_gaussians=0": "expected a whole number >= 1 or null, got 0",
 }
 
@@ -229,7 +277,7 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
     written(tmp_path, "seed: 1")
     with pytest.raises(UserError, match=r"found none; did you mean .*run\.yaml"):
         load(["--opt", str(tmp_path / "rum.yaml")])
-    with pytest.raises(UserError, match="directory"):
+    with pytest.raises(UserError, match="expected a file, got a folder"):
         load(["--opt", str(tmp_path)])
 
 
@@ -238,6 +286,110 @@ def test_ambiguous_key_names_the_groups(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(names, "settings", lambda: two)
     with pytest.raises(UserError, match=r"write ModelParams\.batch or GuidanceParams\.batch"):
         names.name_of("batch", "command line")
+
+
+def test_one_key_in_two_files_or_words_is_no_mistake(tmp_path: Path) -> None:
+    path = written(tmp_path, "seed: 1\nModelParams: {batch: 2}\nOptimizationParams: {}\n")
+    assert load(["--opt", str(path), *ENOUGH, "seed=2", "seed=3"])[0].seed == 3
+
+
+def test_a_few_aliases_and_merges_are_taken(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "GuidanceParams: {text: a, model_key: toybox, t_range: &r [0.1, 0.2]}\n"
+        "GenerateCamParams: &c {radius_range: [2, 3]}\nOptimizationParams: {<<: {iterations: 7}}\n"
+        "DreamFlowParams: {dreamflow_t_range: *r}\n",
+    )
+    config = load(["--opt", str(path)])[0]
+    assert config.DreamFlowParams.dreamflow_t_range == config.GuidanceParams.t_range == (0.1, 0.2)
+    assert config.iterations == 7
+
+
+@pytest.mark.parametrize(
+    "shipped", [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("tests/luciddreamer_configs/*.yaml")]
+)
+def test_every_shipped_file_loads(shipped: Path) -> None:
+    assert load(["--opt", str(shipped), *ENOUGH])[0].GuidanceParams.text == "a red car"
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "~no such user/a.yaml", "a" * 300, "a\0b"])
+def test_a_settings_file_that_is_none_is_one_line_at_once(name: str) -> None:
+    with pytest.raises(UserError, match=r"expected a (file|path)") as caught:
+        load(["--opt", name])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_tilde_is_the_home_folder_in_settings_and_flags(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    written(tmp_path, "seed: 9\n")
+    config, _ = load(["--opt", "~/run.yaml", *ENOUGH, "output_path=~/runs"])
+    assert config.seed == 9 and config.ModelParams.run_folder == tmp_path / "runs" / "debug"
+    assert configured("model_path=~/here").ModelParams.run_folder == tmp_path / "here"
+    assert configured("workspace=~/fox").ModelParams.run_folder == tmp_path / "fox"
+    assert "~/runs" in to_yaml(config)
+
+
+@pytest.mark.parametrize("key", ["output_path", "model_path", "workspace"])
+def test_a_home_of_nobody_is_one_line(key: str) -> None:
+    with pytest.raises(UserError, match=rf"ModelParams\.{key}: expected a path, got '~no such user/a'"):
+        _ = configured(f"{key}=~no such user/a").ModelParams.run_folder
+
+
+class Scalar:
+    """As NumPy's and torch's numbers and arrays."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def tolist(self) -> object:
+        return self.value
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("iterations", Scalar(3), 3),
+        ("fp16", Scalar(False), False),
+        ("t_range", Scalar([0.1, 0.2]), (0.1, 0.2)),
+        ("t_range", (Scalar(0.1), 0.2), (0.1, 0.2)),
+        ("t_range", "[0.1, 0.2]", (0.1, 0.2)),
+        ("GuidanceParams.lora_rank", 8, 8),
+        ("max_gaussians", None, None),
+        ("text", "'a' and 'b'", "'a' and 'b'"),
+        ("text", "null", "null"),
+        ("output_path", Path("runs"), "runs"),
+    ],
+)
+def test_python_gives_settings_as_they_are(key: str, given: object, value: object) -> None:
+    config, _ = load(ENOUGH, {key: given})
+    name = names.name_of(key, "test")
+    assert value_of(config, MOVED.get(name, name)) == value
+
+
+@pytest.mark.parametrize("kind", ["object", "nan", "huge", "mapping", "long list", "long text", "bytes"])
+def test_what_python_cannot_give_is_one_line(kind: str) -> None:
+    value = {
+        "object": object(), "nan": math.nan, "huge": 10**5000, "mapping": {"a": 1}, "long list": [[]] * 10**6,
+        "long text": "x" * 10**6, "bytes": b"1",
+    }[kind]  # fmt: skip
+    with pytest.raises(UserError, match=r"overrides: OptimizationParams\.iterations: expected") as caught:
+        load(ENOUGH, {"iterations": value})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("place", ["former", "present"])
+def test_differences_from_a_runs_settings_are_found_by_their_present_names(
+    tmp_path: Path, place: str
+) -> None:
+    """Those of a run of before are at their former places, and it lacks what has come since."""
+    config = configured("guidance_scale=9", "lora_rank=8")
+    if place == "present":
+        path = written(tmp_path, to_yaml(configured("guidance_scale=7", "lora_rank=8")))
+    else:
+        tree = {"text": "a red car", "model_key": "toybox", "guidance_scale": 7, "lora_rank": 8}
+        path = written(tmp_path, yaml.safe_dump({"GuidanceParams": tree}))
+    assert differences(path, config) == ["GuidanceParams.guidance_scale"]
 
 
 @pytest.mark.parametrize(

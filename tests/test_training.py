@@ -1,5 +1,6 @@
 """The whole program on a tiny random prior: what a run leaves, and that a restart changes no bit."""
 
+import asyncio
 import copy
 import dataclasses
 import json
@@ -8,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
+from arguments.names import MOVED
 from dreammapping import generate, optimize
 from dreammapping.optimization import Optimization
 from scene.ply import read_gaussians
@@ -182,7 +187,9 @@ def test_kill_9_loses_nothing_that_a_checkpoint_holds(words, tmp_path, start):
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(words, tmp_path, start, number, code):
     process = start(
         [
@@ -200,6 +207,168 @@ def test_a_signal_saves_and_says_how_to_go_on(words, tmp_path, start, number, co
     assert process.returncode == code
     assert "--resume" in errors and "Traceback" not in errors
     assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] >= 2
+
+
+@pytest.fixture
+def short(words):
+    """A run of two small iterations, with a checkpoint after each."""
+    return [
+        *words, "iterations=2", "checkpoint_interval=1", "C_batch_size=1", "test_ratio=1", "save_video=false",
+        "save_process=false", "image_w=16", "image_h=16", "init_num_pts=20", "vis_interval=100",
+    ]  # fmt: skip
+
+
+def test_a_reader_who_leaves_ends_no_run(short, tmp_path):
+    """As `2>&1 | head`: progress and log are lost, the run is not, and its exit code is true."""
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *short],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    process.stdout.close()
+    assert process.wait(240) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"] is True
+
+
+def test_nohup_stays(short, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = optimize(
+            configured(short), quiet=True, callback=lambda *_: os.kill(os.getpid(), signal.SIGHUP)
+        )
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert result.exit_code == 0
+
+
+def stop(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("at", ["twice", "end", "first", "load"])
+def test_ctrl_c_says_what_is_true(short, tmp_path, monkeypatch, capsys, at):
+    """Twice in the loop, twice at the end, twice before the first checkpoint, and while --resume loads."""
+    from dreammapping import program
+    from dreammapping.outputs import SceneOutputs
+
+    if at == "load":
+        assert main(["--quiet", *short]) == 0
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")}
+        monkeypatch.setattr(Optimization, "load_state_dict", stop)
+        assert main(["--quiet", "--resume", *short]) == 130
+        assert capsys.readouterr().err == "stopped before the run began; nothing was changed\n"
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")} == before
+        return
+    ends = SceneOutputs.write_end
+    if at == "end":
+        monkeypatch.setattr(SceneOutputs, "write_end", lambda self: (stop(), stop()))
+    if at == "first":
+        monkeypatch.setattr(SceneOutputs, "write_start", lambda self: (stop(), stop()))
+    run_loop = program.loop
+    calls = {"twice": lambda step, _: step == 2 and (stop(), stop())}
+    monkeypatch.setattr(program, "loop", lambda *args: run_loop(*args[:5], calls.get(at)))
+    assert main(["--quiet", *short]) == 130
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    if at == "first":
+        assert "nothing is left of this start" in said and not (tmp_path / "run").exists()
+        return
+    done = {"twice": 1, "end": 2}[at]
+    assert f"the last checkpoint is that of iteration {done}, and the same command with --resume" in said
+    monkeypatch.setattr(SceneOutputs, "write_end", ends)
+    monkeypatch.setattr(program, "loop", run_loop)
+    assert main(["--quiet", "--resume", *short]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"] is True
+
+
+def test_one_signal_at_the_end_lets_the_run_finish(short, monkeypatch):
+    from dreammapping.outputs import SceneOutputs
+
+    monkeypatch.setattr(SceneOutputs, "write_end", stop)
+    assert main(["--quiet", *short]) == 0
+
+
+def test_another_length_is_refused_or_finishes(short, tmp_path, capsys, caplog):
+    assert main([*short, "--quiet"]) == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    assert main([*short, "--quiet", "--resume", "iterations=1"]) == 2
+    assert (
+        "at most 1 iterations, got one that has done 2; set iterations=2 or more" in capsys.readouterr().err
+    )
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    with caplog.at_level("INFO"):
+        assert optimize(configured(short), resume=True, quiet=True).exit_code == 0
+    assert "all 2 iterations were done before" in caplog.text
+    assert main([*short, "--quiet", "--resume", "iterations=3"]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] == 3
+
+
+def test_resuming_names_what_changed_and_not_what_moved(short, tmp_path, caplog):
+    """The settings of a run of before are at their former places; a damaged file does not keep a run from going on."""
+    assert main([*short, "--quiet"]) == 0
+    path = tmp_path / "run" / "config.yaml"
+    tree = yaml.safe_load(path.read_text("utf-8"))
+    for former, present in MOVED.items():
+        group, key = present.split(".")
+        if key in tree.get(group, {}):
+            tree["GuidanceParams"][former.partition(".")[2]] = tree[group].pop(key)
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True), "utf-8")
+    optimize(configured([*short, "log_interval=3"]), resume=True, quiet=True)
+    assert [line for line in caplog.messages if "other settings" in line] == [
+        "resuming with other settings than before: log_interval"
+    ]
+    path.write_text("[", "utf-8")
+    optimize(configured(short), resume=True, quiet=True)
+    assert any("it is written anew" in line and "\n" not in line for line in caplog.messages)
+    assert yaml.safe_load(path.read_text("utf-8"))["seed"] == 0
+
+
+@pytest.mark.parametrize("door", ["thread", "to_thread", "no_grad", "inference_mode"])
+def test_python_may_call_from_anywhere(short, tmp_path, door):
+    """As a server's worker does, or a notebook; numbers may be NumPy's."""
+    changes = dict(word.split("=", 1) for word in short) | {
+        "output_path": tmp_path,
+        "iterations": np.int64(1),
+    }
+    changes |= {"fp16": np.bool_(False), "guidance_scale": np.float32(7.5), "t_range": np.array([0.1, 0.4])}
+    changes.pop("text")
+
+    def work():
+        return generate("a red car", overrides=changes, quiet=True)
+
+    if door == "thread":
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(work).result()
+    elif door == "to_thread":
+        result = asyncio.run(asyncio.to_thread(work))
+    else:
+        with getattr(torch, door)():
+            result = work()
+    assert result.exit_code == 0 and len(result.gaussians) > 0
+
+
+def test_a_callback_that_raises_loses_nothing(short, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        optimize(configured([*short, "checkpoint_interval=9"]), quiet=True, callback=lambda *_: 1 // 0)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] == 1
+    assert optimize(configured(short), resume=True, quiet=True).exit_code == 0
+
+
+def test_an_unknown_prompt_is_looked_for_once_at_the_start(short, monkeypatch):
+    from dreammapping import program
+
+    asked = []
+    monkeypatch.setattr(program, "warn_of_unknown_prompt", lambda params: asked.append(params.text))
+    assert main(["--quiet", *short]) == 0
+    assert asked == ["a red car"]
+
+
+def test_a_checkpoint_of_another_name_is_told(short, tmp_path):
+    assert main(["--quiet", *short, "iterations=1"]) == 0
+    saved = tmp_path / "run" / "checkpoints"
+    (saved / "iteration_000001").rename(saved / "iteration_000002")
+    with pytest.raises(UserError, match="expected the checkpoint of iteration 2, got that of 1"):
+        optimize(configured(short), resume=True, quiet=True)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(words):

@@ -278,12 +278,12 @@ class Training:
     def _notes(self) -> dict[str, dict]:
         """What is known of each stage's training; that of the autoencoder may be the shipped one's."""
         shipped = PRIOR / "report.json"
-        notes = json.loads(shipped.read_text())["stages"] if shipped.is_file() else {}
+        notes = json.loads(shipped.read_text(encoding="utf-8"))["stages"] if shipped.is_file() else {}
         notes = {"vae": notes["vae"]} if "vae" in notes else {}
         for stage in _TRAINED:
             file = self._checkpoint(stage).with_suffix(".json")
             if file.exists():
-                notes[stage] = json.loads(file.read_text())
+                notes[stage] = json.loads(file.read_text(encoding="utf-8"))
         return notes
 
     def _note(self, loop: Loop, batch: int, stage: str) -> None:
@@ -301,7 +301,7 @@ class Training:
             "start": "random weights" if self.start is None or stage == "vae" else "an earlier prior",
         }
         with atomic(self._checkpoint(stage).with_suffix(".json")) as path:
-            path.write_text(json.dumps(settings, indent=2) + "\n")
+            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _synchronize(device: torch.device) -> None:

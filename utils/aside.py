@@ -1,8 +1,4 @@
-"""What a run wrote, told from all else; and a run that is being replaced, moved aside until the new one stands.
-
-It lies in `.replaced-*` once all of it is there, and in `.moving-*` on its way there or back, so that after a kill at
-any moment it is known which files are whose.
-"""
+"""What a run wrote, told from all else; and a run that is being replaced, moved aside until the new one stands."""
 
 import contextlib
 import os
@@ -26,16 +22,14 @@ WRITTEN = re.compile(
 """The files of a run, by their path in its folder; nothing else in it is ever moved or removed."""
 FOLDERS = ("train_process", "test_six_views", "videos", "process_videos", "point_cloud", "checkpoints")
 """The folders in which they lie."""
-_BELOW = re.compile(
-    r"""train_process | process_videos(/frames)? | (test_six_views|videos)(/\d+_iteration)?
-    | (point_cloud|checkpoints)(/iteration_\d+)?""",
-    re.VERBOSE,
-)
-"""Those folders, and the ones below them."""
 RESULTS = re.compile(r"(point_cloud|checkpoints)/.*|picture\.png|field\.safetensors")
 """Those of them that somebody would miss."""
+_PARTS = re.compile(r"frames|iteration_\d+|\d+_iteration")
+"""The folders in those."""
 _ASIDE = re.compile(r"\.replaced-[0-9a-f]{8}")
+"""A whole run that was moved aside."""
 _MOVING = re.compile(r"\.moving-[0-9a-f]{8}")
+"""A part of one, on its way there or back: nothing is lost if it ends in the middle."""
 
 
 def written(folder: Path) -> list[Path]:
@@ -58,85 +52,93 @@ def has_results(folder: Path) -> bool:
     return any(RESULTS.fullmatch(path.as_posix()) for path in written(folder))
 
 
-def move_aside(folder: Path) -> Path:
-    """Move a run's files into a folder of their own inside it; returns that.
+def move_aside(folder: Path) -> None:
+    """Move a run's files into a folder of their own inside it.
 
     Raises:
-        UserError: a part of the run is a link, whose target is not ours to empty; or the files cannot be moved.
+        UserError: a part of the run is a link, whose target is not ours to empty; or the files cannot be moved. Then
+            `settle` moves back what was moved.
     """
     for name in FOLDERS:
-        if (folder / name).is_symlink():
-            raise UserError(
-                f"{folder / name}: expected a folder of the run that is replaced, found a link, and what it leads "
-                "to is left alone; remove the link, or choose another workspace"
-            )
-    token = secrets.token_hex(4)
-    moving, aside = folder / f".moving-{token}", folder / f".replaced-{token}"
+        for path in (folder / name, *(folder / name).glob("*")):
+            if path.is_symlink() and (path.name == name or _PARTS.fullmatch(path.name)):
+                raise UserError(
+                    f"{path}: expected a folder of the run that is replaced, found a link, and what it leads to is "
+                    "left alone; remove the link, or choose another workspace"
+                )
+    word = secrets.token_hex(4)
+    moving = folder / f".moving-{word}"
     _move(folder, moving)
     if moving.is_dir():
-        os.replace(moving, aside)
-    return aside
+        moving.rename(folder / f".replaced-{word}")
 
 
-def put_back(folder: Path) -> None:
-    """Undo `move_aside`: remove what the new run has written so far, and move the old one back in its place."""
-    move_on(folder)
-    for aside in _named(folder, _ASIDE):
-        _remove(folder)
-        os.replace(aside, aside.with_name(aside.name.replace("replaced", "moving")))
-    move_on(folder)
+def settle(folder: Path, *, stands: bool) -> None:
+    """Bring to an end what a process left half done.
 
-
-def move_on(folder: Path) -> None:
-    """Bring back an old run on its way; no file of a new one is there before it is wholly aside."""
-    for moving in _named(folder, _MOVING):
-        _move(moving, folder)
-        _remove_folder(moving)
+    Args:
+        stands: a new run has a checkpoint, so what it replaced is removed; else that comes back, in the place of what
+            the new run has written so far.
+    """
+    for moving in _inside(folder, _MOVING):
+        _move_back(moving, folder)
+    if stands:
+        drop(folder)
+        return
+    for aside in _inside(folder, _ASIDE):
+        remove_written(folder)
+        moving = folder / aside.name.replace("replaced", "moving")
+        aside.rename(moving)
+        _move_back(moving, folder)
 
 
 def drop(folder: Path) -> None:
     """Remove what `move_aside` moved: the new run stands."""
-    for aside in _named(folder, _ASIDE):
-        _remove(aside)
-        _remove_folder(aside)
+    for aside in _inside(folder, _ASIDE):
+        remove_written(aside)
+        _remove_empty(aside)
 
 
-def _named(folder: Path, names: re.Pattern[str]) -> list[Path]:
+def half_done(folder: Path) -> bool:
+    """Whether `settle` has anything to do."""
+    return bool(_inside(folder, _MOVING) or _inside(folder, _ASIDE))
+
+
+def _inside(folder: Path, name: re.Pattern[str]) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_dir()]
+    return [path for path in folder.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+
+
+def _move_back(moving: Path, folder: Path) -> None:
+    _move(moving, folder)
+    _remove_empty(moving)
 
 
 def _move(source: Path, target: Path) -> None:
+    files = written(source)
     try:
-        for path in written(source):
+        for path in files:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             os.replace(source / path, target / path)
     except OSError as error:
         raise UserError(
             f"{source / path}: expected a file that can be moved, got: {error.strerror}; choose another workspace"
         ) from error
-    _remove_empty_folders(source)
+    _remove_empty(*{source / parent for path in files for parent in path.parents if parent.parts})
 
 
-def _remove(folder: Path) -> None:
-    for path in written(folder):
+def remove_written(folder: Path) -> None:
+    """Remove the files that a run wrote, and the folders that are empty then."""
+    files = written(folder)
+    for path in files:
         with contextlib.suppress(OSError):
             (folder / path).unlink()
-    _remove_empty_folders(folder)
+    _remove_empty(*{folder / parent for path in files for parent in path.parents if parent.parts})
 
 
-def _remove_folder(folder: Path) -> None:
-    """Remove a folder of ours in which no more than empty folders is left."""
-    _remove_empty_folders(folder)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _remove_empty_folders(folder: Path) -> None:
-    """Remove a run's folders in which nothing is left, the deepest first; a mounted volume stays by itself."""
-    for name in FOLDERS:
-        for place, _, _ in os.walk(folder / name, topdown=False):
-            if _BELOW.fullmatch(Path(place).relative_to(folder).as_posix()):
-                with contextlib.suppress(OSError):
-                    os.rmdir(place)
+def _remove_empty(*folders: Path) -> None:
+    """Remove folders in which nothing is left, the deepest first; a mounted volume stays by itself."""
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        with contextlib.suppress(OSError):
+            folder.rmdir()

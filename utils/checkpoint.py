@@ -7,6 +7,7 @@ A tree is built of dicts (with text or integer keys), lists, tensors and JSON va
 import contextlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from utils.errors import UserError
 from utils.files import atomic
+from utils.inputs import regular_file
 
 KEPT = 2
 """How many checkpoints stay on disk: the newest, and one to fall back on."""
 TENSORS, STATE = "tensors.safetensors", "state.json"
-_NAME = re.compile(r"iteration_(\d+)")
+_NAME = re.compile(r"iteration_[0-9]+")
 
 
 def save(folder: Path, step: int, tree: dict[str, Any]) -> Path:
@@ -39,9 +41,14 @@ def save(folder: Path, step: int, tree: dict[str, Any]) -> Path:
         except SafetensorError as error:
             raise OSError(str(error)) from error
         (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
-        for other in path.iterdir() if path.is_dir() else ():  # what somebody put beside an earlier one stays
-            if other.name not in (TENSORS, STATE):
-                other.rename(temporary / other.name)
+        if path.is_dir():  # what somebody put beside an earlier one stays
+            shutil.copytree(
+                path,
+                temporary,
+                symlinks=True,
+                dirs_exist_ok=True,
+                ignore=lambda place, _: (TENSORS, STATE) if Path(place) == path else (),
+            )
     drop_old(folder)
     return path
 
@@ -55,7 +62,7 @@ def drop_old(folder: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; other folders (a user's copy, what `_drop` left) are none.
+    """The checkpoints of a run, oldest first; folders of another name (a user's copy), or without its files, are none.
 
     Raises:
         UserError: the folder cannot be read.
@@ -64,7 +71,7 @@ def checkpoints(folder: Path) -> list[Path]:
         found = [
             path
             for path in folder.glob("iteration_*")
-            if _NAME.fullmatch(path.name) and (path / STATE).is_file()
+            if _NAME.fullmatch(path.name) and any((path / name).is_file() for name in (TENSORS, STATE))
         ]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from error
@@ -83,25 +90,61 @@ def load(path: Path) -> dict[str, Any]:
         UserError: a file is missing, truncated, or not of this form.
     """
     try:
-        tensors = load_file(path / TENSORS)
-        return _unpack(json.loads((path / STATE).read_text(encoding="utf-8")), tensors)
+        tensors = load_file(regular_file(path / TENSORS))
+        tree = _unpack(json.loads(regular_file(path / STATE).read_text(encoding="utf-8")), tensors)
+        if not isinstance(tree, dict):
+            raise ValueError(f"expected an object, got {type(tree).__name__}")
+        return tree
     except (
         OSError,
         SafetensorError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
         RecursionError,
+        RuntimeError,
+        OverflowError,
     ) as error:
         raise UserError(
-            f"{path}: the checkpoint cannot be read ({_first_line(error)}); delete that folder to go on from the one "
+            f"{path}: the checkpoint cannot be read ({first_line(error)}); delete that folder to go on from the one "
             "before it"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def check_form(state: Any, example: Any, where: str = "") -> None:
+    """Check that a tree has all that an example of it has, of the same kinds.
+
+    The first dimension of tensors is free, but those of one dict that share it in the example share it here.
+
+    Raises:
+        ValueError: it has not; names the place.
+    """
+    if type(state) is not type(example) and not (isinstance(state, Tensor) and isinstance(example, Tensor)):
+        raise ValueError(f"{where}: expected {type(example).__name__}, got {type(state).__name__}")
+    if isinstance(example, Tensor) and (
+        state.dtype != example.dtype or state.ndim != example.ndim or state.shape[1:] != example.shape[1:]
+    ):
+        raise ValueError(
+            f"{where}: expected {example.dtype} {list(example.shape)}, got {state.dtype} {list(state.shape)}"
+        )
+    if isinstance(example, dict):
+        rows: dict[int, int] = {}
+        for key, value in example.items():
+            if key not in state:
+                raise ValueError(f"{where}: expected {key}, found none")
+            check_form(state[key], value, f"{where}.{key}".strip("."))
+            if isinstance(value, Tensor) and value.ndim:
+                count = len(state[key])
+                if rows.setdefault(len(value), count) != count:
+                    raise ValueError(f"{where}.{key}: expected {rows[len(value)]} rows, got {count}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line of at most 200 letters."""
+    return next(
+        (line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 def _drop(path: Path) -> None:

@@ -1,9 +1,36 @@
 """A step of an optimiser that does nothing where a gradient is not finite, without waiting for the device."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from the moments of a saved state; rates and all else of the optimiser's own stay as they are.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the state is of other parameters.
+    """
+    own = [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        for key in group.keys() - values.keys() - {"params"}:
+            del group[key]
+        group.update(values)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    if len(optimizer.state) != sum(map(bool, kept)) or len({frozenset(each) for each in kept}) > 1:
+        raise ValueError("optimizer: expected moments of each parameter, got others")
+    for parameter, moments in zip(parameters, kept, strict=True):
+        for name, moment in moments.items():
+            wanted = () if name == "step" else parameter.shape
+            if not isinstance(moment, Tensor) or moment.shape != wanted:
+                found = list(moment.shape) if isinstance(moment, Tensor) else type(moment).__name__
+                raise ValueError(f"optimizer: expected {name} of shape {list(wanted)}, got {found}")
 
 
 def not_finite(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:

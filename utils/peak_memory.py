@@ -42,7 +42,7 @@ def forget_peak(device: torch.device) -> bool:
     if not _CLEAR.exists():
         return False
     try:
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5", encoding="ascii")
     except OSError:  # a container may forbid it
         return False
     return True
@@ -50,5 +50,5 @@ def forget_peak(device: torch.device) -> bool:
 
 def _high_water_mark() -> int | None:
     """Bytes by Linux's own count, the only one that can be forgotten; some containers do not show it."""
-    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    lines = _STATUS.read_text(encoding="utf-8").splitlines() if _STATUS.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-
 from utils import aside
 from utils.checkpoint import checkpoints, drop_old
 from utils.errors import UserError
@@ -46,7 +44,8 @@ class Run:
             and removed when the new run `stands`; if that never happens, they come back.
 
     Attributes:
-        standing: it has a checkpoint of its own.
+        claimed: the folder was changed. standing: the run has a checkpoint of its own.
+        manifest: what `run.json` says.
 
     Raises:
         UserError: the folder holds another run, holds none to resume, is in use, or cannot be written.
@@ -57,21 +56,17 @@ class Run:
         self.started = time.monotonic()
         self.manifest: dict[str, Any] = {}
         self._resume, self._force = resume, force
-        self._claimed = self.standing = False
+        self.claimed = self.standing = False
+        self._moved = False  # all that is in the folder now is the new run's
         self._made: list[Path] = []
-        self._lock = Lock(self.path(MARKER))
         with _named(folder):
-            if self.path(MARKER).is_file():  # a run's, which may go on, or have been killed
-                self._lock.acquire()
-                try:
-                    self._settle()
-                finally:
-                    self._lock.release()
-            self._look()
+            if not aside.half_done(folder):
+                self._look()
 
     def __enter__(self) -> "Run":
         with _named(self.folder):
             self._make_folder()
+        self._lock = Lock(self.path(MARKER))
         try:
             self._lock.acquire()
         except UserError:
@@ -100,14 +95,17 @@ class Run:
                 f"{folder}: expected a folder for the run, found a file; choose another workspace"
             )
         ours = is_run(folder)
-        if self._resume and not (ours and checkpoints(folder / "checkpoints")):
-            raise UserError(f"{folder}: there is no checkpoint to resume from; start without --resume")
+        saved = ours and bool(checkpoints(folder / "checkpoints"))
+        results = ours and _would_be_missed(folder)
+        if self._resume and not saved:
+            advice = "start with --force, which replaces the results there" if results else "start"
+            raise UserError(f"{folder}: there is no checkpoint to resume from; {advice} without --resume")
         if self._resume:
             return
-        if ours and _would_be_missed(folder) and not self._force:
+        if results and not self._force:
+            goes_on = "--resume goes on with it, " if saved else ""
             raise UserError(
-                f"{folder}: holds another run; --resume goes on with it, --force replaces it, "
-                "workspace=NAME starts beside it"
+                f"{folder}: holds another run; {goes_on}--force replaces it, workspace=NAME starts beside it"
             )
         if not ours and folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: is not empty and holds no run of ours; choose another workspace")
@@ -122,12 +120,8 @@ class Run:
     def _settle(self) -> None:
         """Finish what a killed process left half done."""
         remove_unfinished(self.folder)
-        aside.move_on(self.folder)
         drop_old(self.path("checkpoints"))
-        if checkpoints(self.path("checkpoints")):
-            aside.drop(self.folder)
-        else:
-            aside.put_back(self.folder)
+        aside.settle(self.folder, stands=bool(checkpoints(self.path("checkpoints"))))
 
     def claim(self, settings: str) -> None:
         """Take the folder: what it held is moved aside, unless it is resumed, and the settings are written.
@@ -138,15 +132,13 @@ class Run:
         Raises:
             UserError: the old run cannot be moved, or the folder cannot be written.
         """
-        self._claimed = True
+        self.claimed = True
         if self._resume:
             self.manifest = _read_manifest(self.path("run.json"))
-            changed = _differences(self.path("config.yaml"), settings)
-            if changed:
-                log.warning("resuming with other settings than before: %s", ", ".join(changed))
             self.standing = True
         else:
             aside.move_aside(self.folder)
+            self._moved = True
         self.write_text("config.yaml", settings)
 
     def stands(self) -> None:
@@ -157,13 +149,24 @@ class Run:
 
     def _leave(self) -> None:
         """Give the folder back; a run that does not stand leaves it as it was."""
-        if self._claimed and not self.standing:
-            aside.put_back(self.folder)
-        if not self._claimed:
-            for path in self._made:
-                with suppress(OSError):  # not empty, or gone
-                    path.rmdir() if path.is_dir() else path.unlink()
-        self._lock.release()
+        try:
+            if not self.standing:
+                if self._moved:
+                    aside.remove_written(self.folder)
+                if self.claimed:
+                    aside.settle(self.folder, stands=False)
+                self._remove_made()
+        finally:
+            self._lock.release()
+
+    def _remove_made(self) -> None:
+        """Remove the folders that were made for this start, and the marker, but for one with somebody's file in it."""
+        with suppress(OSError):  # gone
+            if [path.name for path in self.folder.iterdir()] != [MARKER]:
+                return
+        for path in self._made:
+            with suppress(OSError):  # not empty, or gone
+                path.rmdir() if path.is_dir() else path.unlink()
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder."""
@@ -263,27 +266,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         problem = str(error).splitlines()[0]
     log.warning("%s: cannot be read (%s); times and memory of before are lost", path, problem)
     return {}
-
-
-def _differences(path: Path, settings: str) -> list[str]:
-    """The names of the settings in a file that are not those of `settings`."""
-    try:
-        before, after = (
-            _leaves(yaml.safe_load(text)) for text in (path.read_text(encoding="utf-8"), settings)
-        )
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
-        log.warning("%s: cannot be read (%s); written anew", path, str(error).splitlines()[0])
-        return []
-    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for key, value in tree.items():
-        leaves |= _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return leaves
 
 
 def _step_of(line: str) -> float:

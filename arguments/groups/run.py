@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arguments.option import option
+from utils.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -41,5 +42,12 @@ class ModelParams:
 
     @property
     def run_folder(self) -> Path:
-        """Where everything of this run is written."""
-        return Path(self.model_path) if self.model_path else Path(self.output_path) / self.workspace
+        """Where everything of this run is written.
+
+        Raises:
+            UserError: that can be no path.
+        """
+        if self.model_path:
+            return user_path(self.model_path, "ModelParams.model_path")
+        above = user_path(self.output_path, "ModelParams.output_path")
+        return above / user_path(self.workspace, "ModelParams.workspace")

@@ -7,10 +7,10 @@ true object with the same cameras and background, and the untrained start of the
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 
 from dreammapping.command import exit_code
+from utils.console import write_out
 from utils.errors import UserError
 from utils.files import atomic
 
@@ -37,6 +37,6 @@ def _judge(options: argparse.Namespace) -> int:
     text = json.dumps(result, indent=2)
     if options.json not in (None, "-"):
         with atomic(Path(options.json)) as temporary:
-            temporary.write_text(text + "\n")
-    sys.stdout.write((text if options.json == "-" else table(result)) + "\n")
+            temporary.write_text(text + "\n", encoding="utf-8")
+    write_out((text if options.json == "-" else table(result)) + "\n")
     return 0

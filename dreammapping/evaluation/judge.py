@@ -136,7 +136,7 @@ def judge_run(
     for name, images in pictures.items():
         result[name] = dataclasses.asdict(judge(images, exhibit.prompt, exhibit.cameras.azimuth_deg, clip))
     with atomic(folder / "judge.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _write_sheet(folder / "judge_views.png", pictures, exhibit.cameras.azimuth_deg.tolist())
     return result
 

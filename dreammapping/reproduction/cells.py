@@ -97,19 +97,22 @@ class Trainer:
         folder, notes = self.output / cell.workspace, self.output / "bench_logs"
         begun_by, printed = notes / f"{cell.workspace}.code", notes / f"{cell.workspace}.log"
         command = [sys.executable, "train.py", *settings, f"workspace={cell.workspace}", "--quiet"]
-        same_code = begun_by.is_file() and begun_by.read_text() == code_digest()
+        same_code = begun_by.is_file() and begun_by.read_text(encoding="utf-8") == code_digest()
         if same_code and any((folder / "checkpoints").glob("*")):
             command.append("--resume")
         elif folder.exists():
             command.append("--force")
         notes.mkdir(parents=True, exist_ok=True)
-        begun_by.write_text(code_digest())
+        begun_by.write_text(code_digest(), encoding="utf-8")
         with printed.open("ab") as file:
             code = self._run(command, file)
         if self.stopping:
             raise CancelledError
         if code != 0:
-            *_, last = "no output", *printed.read_text(errors="replace").strip().splitlines()
+            *_, last = (
+                "no output",
+                *printed.read_text(encoding="utf-8", errors="replace").strip().splitlines(),
+            )
             raise UserError(f"{cell.key}: training ended with code {code} ({last}); see {printed}")
         return folder
 

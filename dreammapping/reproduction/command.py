@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreammapping.command import exit_code
+from utils.console import write_out
 from utils.errors import UserError
 from utils.repository import QUICKSTART, ROOT
 
@@ -70,9 +71,9 @@ def _reproduce(options: argparse.Namespace) -> int:
     else:
         plan = _plan(options, 6, 1)
         failures, text = prompts.reproduce(plan, train=not options.report, write=options.write)
-    sys.stdout.write(text + "\n")
+    write_out(text + "\n")
     if not options.write:
-        sys.stdout.write("\n(nothing was written; --write puts it into docs/)\n")
+        write_out("\n(nothing was written; --write puts it into docs/)\n")
     for failure in failures:
         sys.stderr.write(f"failed: {failure}\n")
     return 1 if failures else 0

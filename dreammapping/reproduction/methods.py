@@ -171,6 +171,6 @@ def reproduce(
     missing = sum((cell.prompt, cell.method, cell.seed) not in places for cell in cells)
     text = markdown(results, len(results) + missing, outdated)
     if write:
-        shown = draw_grid(results) or present_caption(REPORT.read_text())
+        shown = draw_grid(results) or present_caption(REPORT.read_text(encoding="utf-8"))
         write_report(f"{text}\n\n{shown}".rstrip(), REPORT, BEGIN, END)
     return failures, text

@@ -177,11 +177,11 @@ def write_report(text: str, path: Path, begin: str, end: str) -> None:
     Raises:
         UserError: the page or its markers are missing.
     """
-    page = path.read_text() if path.is_file() else ""
+    page = path.read_text(encoding="utf-8") if path.is_file() else ""
     if begin not in page or end not in page:
         raise UserError(
             f"{path}: expected the lines {begin} and {end}, found none; put them where the table goes"
         )
     between = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     with atomic(path) as temporary:
-        temporary.write_text(between.sub(lambda _: f"{begin}\n{text}\n{end}", page))
+        temporary.write_text(between.sub(lambda _: f"{begin}\n{text}\n{end}", page), encoding="utf-8")

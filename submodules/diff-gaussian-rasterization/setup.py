@@ -76,7 +76,7 @@ class BuildKernel(build_ext):
             return False
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.cpp")
-            probe.write_text("#include <immintrin.h>\nint probe() { return 0; }\n")
+            probe.write_text("#include <immintrin.h>\nint probe() { return 0; }\n", encoding="utf-8")
             try:
                 self.compiler.compile([str(probe)], output_dir=folder, extra_postargs=COMMON + flags)
             except CompileError:

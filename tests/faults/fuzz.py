@@ -198,7 +198,7 @@ def _read_all(
     faulthandler.disable()  # pytest's, which would print every crash
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with Path(os.devnull).open("w") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     for name, content in seeds.items():  # what a first call imports and keeps is not the damage's
@@ -221,7 +221,7 @@ def _address_space(more: int) -> Iterator[None]:
     """Let this process take at most `more` bytes beyond what it has."""
     import resource
 
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + more, most))
     try:

@@ -26,7 +26,7 @@ def compiler():
 
 
 def script(path: Path, text: str) -> str:
-    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 

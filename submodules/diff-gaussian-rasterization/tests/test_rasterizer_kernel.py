@@ -76,7 +76,11 @@ def threads() -> int:
 
 def openmp_libraries() -> set[str]:
     maps = Path("/proc/self/maps")
-    return set(re.findall(r"lib(gomp|omp|iomp5)[-.]", maps.read_text())) if maps.exists() else set()
+    return (
+        set(re.findall(r"lib(gomp|omp|iomp5)[-.]", maps.read_text(encoding="utf-8")))
+        if maps.exists()
+        else set()
+    )
 
 
 @pytest.mark.skipif(

@@ -254,7 +254,7 @@ BAD_WORDS = {
     "noise_seed=18446744073709551616": "at most 9223372036854775807",
     "device=cuda:99999999999999999999": "expected auto, cpu, mps, cuda or cuda:N",
     "device=cuda:\u0661": "expected auto, cpu, mps, cuda or cuda:N",
-    "t_range=[[[[[[1,2,3,4,5,6,7],2,3,4,5,6],2,3,4,5,6],2,3,4,5,6]]]": "<= 1, got [[[...]]]",
+    "t_range=[[[[[[1,2,3,4,5,6,7],2,3,4,5,6],2,3,4,5,6],2,3,4,5,6]]]": ".. 1, got [[[...]]]",
     "max_gaussians=0": "expected a whole number >= 1 or null, got 0",
 }
 

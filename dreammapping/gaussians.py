@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arguments import Config
 from dreammapping.memory import gaussian_bytes, most_gaussians
-from dreammapping.outputs import SceneOutputs, fractions
+from dreammapping.outputs import fractions
 from dreammapping.subject import Shown, Subject
 from gaussian_renderer import Views, disparity, render
 from guidance.prior.score_model import ScoreModel
@@ -33,7 +33,6 @@ from utils.errors import UserError
 from utils.files import atomic
 from utils.optimizers import load_moments
 from utils.paths import user_path
-from utils.run import Run
 from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
 
 SH_DEGREE_INTERVAL = 500
@@ -198,9 +197,6 @@ class Gaussians(Subject):
                 f"{path}: expected Gaussians that can be seen, got none in sight with an opacity over {FAINTEST} (the "
                 f"most is {opacity:.4f}); start anew with another start shape, a lower guidance_scale or a longer run"
             )
-
-    def outputs(self, config: Config, run: Run) -> SceneOutputs:
-        return SceneOutputs(config, run, self)
 
     def state_dict(self) -> dict[str, Any]:
         return {

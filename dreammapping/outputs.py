@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -70,6 +70,7 @@ class Outputs:
         """What needs the whole run."""
 
 
+@runtime_checkable
 class Scene(Protocol):
     """A subject that cameras look at."""
 
@@ -200,6 +201,11 @@ def _write_process_picture(path: Path, rows: dict[str, Float[Tensor, "B _ H W"]]
     """Rows with their names, the disparity among them in colour."""
     shown = {name: colored_depth(row) if name == "disparity" else row for name, row in rows.items()}
     write_picture(path, contact_sheet(shown.items()))
+
+
+def outputs_of(config: Config, run: Run, subject: Subject) -> Outputs:
+    """What writes a subject's pictures, videos and files: of a scene those of all sides."""
+    return SceneOutputs(config, run, subject) if isinstance(subject, Scene) else Outputs(config, run, subject)
 
 
 def fractions(iterations: int, parts: int) -> set[int]:

@@ -14,7 +14,7 @@ from dreammapping.known_prompts import warn_of_unknown_prompt
 from dreammapping.loop import Callback, loop
 from dreammapping.manifest import manifest
 from dreammapping.optimization import Build, Optimization, start
-from dreammapping.outputs import Outputs
+from dreammapping.outputs import Outputs, outputs_of
 from dreammapping.subject import Subject
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
@@ -103,7 +103,7 @@ def optimize(
                 _go_on(optimization, run)
             if config.preset:
                 log.warning("preset %s: this is not the paper's setting", config.preset)
-            outputs = optimization.subject.outputs(config, run)
+            outputs = outputs_of(config, run, optimization.subject)
             with Interruption() as interruption:
                 run.claim(to_yaml(config))  # here the folder is first changed
                 return _carry_out(optimization, run, outputs, interruption, quiet, callback)

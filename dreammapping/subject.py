@@ -4,18 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from arguments import Config
 from guidance.prompts import ViewText
-from utils.run import Run
-
-if TYPE_CHECKING:
-    from dreammapping.outputs import Outputs
 
 
 @dataclass(frozen=True)
@@ -83,12 +78,6 @@ class Subject(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`; KeyError, ValueError, TypeError or RuntimeError where it is of another subject."""
-
-    def outputs(self, config: Config, run: Run) -> "Outputs":
-        """What writes its pictures, videos and files while the run goes on."""
-        from dreammapping.outputs import Outputs
-
-        return Outputs(config, run, self)
 
     def numbers(self) -> dict[str, int]:
         """Its size, for the log and `run.json`."""

@@ -57,17 +57,20 @@ def write_text(path: Path | str, text: str, *, durable: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left in a folder and below it; nobody may be writing there.
-
-    Links are not followed.
-    """
+def unfinished(folder: Path) -> list[Path]:
+    """What killed processes left half written in a folder and below it. Links are not followed."""
+    found = []
     for place, folders, files in os.walk(folder):
-        for name in filter(_UNFINISHED.fullmatch, [*folders, *files]):
-            path = Path(place, name)
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        found += [Path(place, name) for name in (*folders, *files) if _UNFINISHED.fullmatch(name)]
         folders[:] = [name for name in folders if not _UNFINISHED.fullmatch(name)]
+    return found
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half written; nobody may be writing there."""
+    for path in unfinished(folder):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _flush(path: Path) -> None:

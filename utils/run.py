@@ -22,7 +22,7 @@ from typing import Any
 from utils import aside
 from utils.checkpoint import checkpoints, drop_old
 from utils.errors import UserError
-from utils.files import remove_unfinished, write_text
+from utils.files import remove_unfinished, unfinished, write_text
 from utils.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Run:
         self._moved = False  # all that is in the folder now is the new run's
         self._made: list[Path] = []
         with _named(folder):
-            if not aside.half_done(folder):
+            if not (aside.half_done(folder) or unfinished(folder)):  # else once that is in order
                 self._look()
 
     def __enter__(self) -> "Run":

@@ -30,7 +30,8 @@ STEPS = 10
 WORDS = [
     "--quiet", "output_path=.", "workspace=run", "device=cpu", 'text="a red car"', "fp16=false", "perpneg=false",
     f"iterations={STEPS}", f"ImageParams.steps={STEPS}", "checkpoint_interval=3", "log_interval=2", "save_ratio=5",
-    "test_ratio=1", "video_frames=2", "pro_frames_num=5", "vis_interval=4", "picture_interval=4", "memory=max", "init_num_pts=120",
+    "test_ratio=1", "video_frames=2", "pro_frames_num=5", "vis_interval=4", "picture_interval=4", "memory=max",
+    "init_num_pts=120",
     "image_w=32", "image_h=32", "C_batch_size=2", "warmup_iter=4", "densify_from_iter=1", "densification_interval=3",
     "densify_grad_threshold=0.00001", "opacity_reset_interval=5", "sh_degree=1", "shs_aug_ratio=0.5",
     "progressive_view_iter=3", "scale_up_cameras_iter=2",
@@ -272,7 +273,7 @@ def _wait(process: int, seconds: float) -> int:
 def _wait_for_orphans(running: set[int]) -> None:
     """Until what killed runs have started (FFmpeg) has ended."""
     children = Path(f"/proc/self/task/{os.getpid()}/children")
-    while orphans := {int(word) for word in children.read_text().split()} - running:
+    while orphans := {int(word) for word in children.read_text(encoding="utf-8").split()} - running:
         for orphan in orphans:
             os.waitpid(orphan, 0)
 

@@ -1,4 +1,4 @@
-"""Steps that are not finite, at random places: skipped and counted, ten in a row stop the run, restarts keep the bits."""
+"""Steps that are not finite, at random places: skipped and counted, ten in a row stop the run, restarts keep bits."""
 
 import random
 from pathlib import Path

@@ -470,6 +470,16 @@ def test_a_cpu_goes_on_from_the_shipped_prior_and_nothing_overwrites_it_unasked(
     ] == [f"toybox train: replaces the shipped prior in {PRIOR}"]
 
 
+def test_a_report_that_is_made_again_keeps_what_is_known_of_the_training(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps({"stages": {"clip": {"steps": 5}, "unet": {"steps": 6}}}))
+    training = train.Training(tmp_path, tmp_path, torch.device("cpu"), train.PRESETS["card"])
+    shipped = json.loads((PRIOR / "report.json").read_text())["stages"]["vae"]
+    assert training._notes() == {"vae": shipped, "clip": {"steps": 5}, "unet": {"steps": 6}}
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "unet.json").write_text('{"steps": 7}')
+    assert training._notes()["unet"] == {"steps": 7}
+
+
 @pytest.fixture(scope="module")
 def pool():
     return Pool(26, 16, torch.device("cpu"))

@@ -279,10 +279,11 @@ class Training:
         return self.output / "checkpoints" / f"{stage}.pt"
 
     def _notes(self) -> dict[str, dict]:
-        """What is known of each stage's training; that of the autoencoder may be the shipped one's."""
-        shipped = PRIOR / "report.json"
-        notes = json.loads(shipped.read_text())["stages"] if shipped.is_file() else {}
-        notes = {"vae": notes["vae"]} if "vae" in notes else {}
+        """What is known of each stage's training: by its checkpoint, else by an earlier report of the folder.
+
+        The autoencoder may be the shipped one.
+        """
+        notes = {stage: note for stage, note in _stages(PRIOR).items() if stage == "vae"} | _stages(self.output)
         for stage in _TRAINED:
             file = self._checkpoint(stage).with_suffix(".json")
             if file.exists():
@@ -305,6 +306,12 @@ class Training:
         }
         with atomic(self._checkpoint(stage).with_suffix(".json")) as path:
             path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _stages(prior: Path) -> dict[str, dict]:
+    """What a prior's report, where it has one, says of its training."""
+    report = prior / "report.json"
+    return json.loads(report.read_text(encoding="utf-8"))["stages"] if report.is_file() else {}
 
 
 def _synchronize(device: torch.device) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from utils.errors import UserError
 
@@ -59,10 +59,10 @@ class Clip:
             pixels = chunk.to(self.device, torch.float32).clamp(0.0, 1.0)
             if pixels.shape[-2:] != (self.image_size, self.image_size):
                 size = (self.image_size, self.image_size)
-                pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
+                pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
             output = self.model.vision_model((pixels - self._mean) / self._std)
             vectors.append(self.model.visual_projection(output.pooler_output))
-        return functional.normalize(torch.cat(vectors), dim=-1)
+        return F.normalize(torch.cat(vectors), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: list[str], batch: int = 256) -> Float[Tensor, "N D"]:
@@ -88,7 +88,7 @@ class Clip:
             ).to(self.device)
             output = self.model.text_model(input_ids=tokens.input_ids)
             vectors.append(self.model.text_projection(output.pooler_output))
-        return functional.normalize(torch.cat(vectors), dim=-1)
+        return F.normalize(torch.cat(vectors), dim=-1)
 
 
 def _preprocessor(folder: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Captioned renders of the toybox: ``python -m toybox.dataset`` writes them, ``load`` opens them.
+"""Captioned renders of the toybox: `python -m toybox.dataset` writes them, `load` opens them.
 
-A split is two files in the cache folder, ``{split}_images.npy`` (N, S, S, 3) uint8 and
-``{split}_labels.npz``. View i depends on the seed, the split and i alone, so the number of processes and an
+A split is two files in the cache folder, `{split}_images.npy` (N, S, S, 3) uint8 and
+`{split}_labels.npz`. View i depends on the seed, the split and i alone, so the number of processes and an
 interruption change nothing.
 """
 
@@ -43,17 +43,17 @@ SHARD = 250
 _DRAWS = 2  # counts the ways in which an index has determined its view
 _CHUNK = 64  # views of one object that are cast at once
 SPLITS: dict[str, int | None] = {"train": None, "test": 2000, "held_out": 1000}
-"""Number of views of each split; that of ``train`` is a setting."""
+"""Number of views of each split; that of `train` is a setting."""
 
 _LABELS = ("object_index", "colour_index", "azimuth_deg", "polar_deg", "radius", "fov")
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Views:
     """One split.
 
-    ``images`` (N, S, S, 3) uint8 is memory-mapped; ``object`` and ``colour`` (N,) uint8 are indices into
+    `images` (N, S, S, 3) uint8 is memory-mapped; `object` and `colour` (N,) uint8 are indices into
     OBJECTS and COLOURS; the camera's angles (N,) are float32 degrees, its distance and full field of view
     (radians) float32.
     """
@@ -78,7 +78,7 @@ class Views:
     def captions(
         self, rng: np.random.Generator, indices: np.ndarray | None = None, view_probability: float = 0.7
     ) -> list[str]:
-        """Captions of ``indices`` (all by default), each naming its view with ``view_probability``."""
+        """Captions of `indices` (all by default), each naming its view with `view_probability`."""
         chosen = np.arange(len(self)) if indices is None else np.asarray(indices)
         named = rng.random(len(chosen)) < view_probability
         return [
@@ -87,7 +87,7 @@ class Views:
 
 
 def load(split: str, cache: str | os.PathLike[str] = CACHE) -> Views:
-    """Open a split; raises ``UserError`` if it is unknown or has not been generated."""
+    """Open a split; raises `UserError` if it is unknown or has not been generated."""
     if split not in SPLITS:
         raise UserError(f"toybox split: expected one of {', '.join(SPLITS)}, got {split!r}; use one of them")
     images, labels = _paths(Path(cache), split)
@@ -183,7 +183,7 @@ def generate(
         count = SPLITS[split] or views
         identity = _identity(split, count, size, seed)
         if _is_complete(cache, split, identity):
-            _log.info("%s: %d views are there", split, count)
+            log.info("%s: %d views are there", split, count)
             continue
         began = time.monotonic()
         shards = cache / f"{split}-{identity}"
@@ -202,9 +202,9 @@ def generate(
             else:
                 finished = map(work, starts)
             for done, _ in enumerate(finished, 1):
-                _log.info("%s: shard %d of %d, %.0f s", split, done, len(starts), time.monotonic() - began)
+                log.info("%s: shard %d of %d, %.0f s", split, done, len(starts), time.monotonic() - began)
         _join(cache, split, shards, count, size, identity)
-        _log.info("%s: %d views in %.0f s", split, count, time.monotonic() - began)
+        log.info("%s: %d views in %.0f s", split, count, time.monotonic() - began)
 
 
 def _use_one_thread() -> None:

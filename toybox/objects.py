@@ -1,7 +1,7 @@
-"""The kinds of object as lists of solids: ``solids(name)``, centred, and fitted into |coordinate| <= 0.54.
+"""The kinds of object as lists of solids: `solids(name)`, centred, and fitted into |coordinate| <= 0.54.
 
-Each builder works in units of its own (front +y, up +z) and is fitted afterwards. The colours are ``paint``
-(that of the caption), ``dark`` and ``light`` (tints of it), and the accents, which are the same whatever the
+Each builder works in units of its own (front +y, up +z) and is fitted afterwards. The colours are `paint`
+(that of the caption), `dark` and `light` (tints of it), and the accents, which are the same whatever the
 paint.
 """
 
@@ -42,7 +42,7 @@ INKS: dict[str, tuple[float, float, float, float]] = {
 
 @cache
 def solids(name: str) -> tuple[Solid, ...]:
-    """The fitted solids of one kind; raises ``UserError`` for a name without a builder."""
+    """The fitted solids of one kind; raises `UserError` for a name without a builder."""
     if name not in _BUILDERS:
         raise UserError(
             f"toybox object: expected one of {', '.join(_BUILDERS)}, got {name!r}; use one of them"

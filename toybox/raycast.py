@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from toybox.objects import INKS, solids
 from toybox.solid import Solid
@@ -132,33 +133,33 @@ def cast(
     windows = draw is None and device.type == "cpu"
     form = _pack(tuple(parts), names, device)
     for index, solid in enumerate(parts):
-        numbers, inverse, centre = form.numbers[index], form.inverse[index], form.centre[index]
+        inverse, centre = form.inverse[index], form.centre[index]
         # In float64: the difference of two points that lie close together decides which solid is in front.
         eye = ((cameras.centre.double() - centre) @ inverse.T).float()
         turn = (cameras.rotation.double() @ inverse.T).float()
         if windows:
-            for view, (rows, columns) in enumerate(_windows(solid, cameras, focal, fine)):
-                if rows.start < rows.stop and columns.start < columns.stop:
-                    place = (view, rows, columns)
-                    buffers = depth[place], shade[place], ink[place]
-                    _draw_window(
-                        solid, numbers, eye[view], turn[view], x[view, columns], x[view, rows], buffers
-                    )
+            numbers = form.rows[index]
+            for view, window in enumerate(_windows(solid, cameras, focal, fine)):
+                buffers = depth[view], shade[view], ink[view]
+                _draw_window(
+                    solid.profile is not None, numbers, eye[view], turn[view], x[view], window, buffers
+                )
         else:
             whole = draw or draw_whole
+            numbers = form.numbers[index]
             depth, shade, ink = whole(solid.profile is not None, numbers, eye, turn, x, depth, shade, ink)
-    cells = (count, size, SUPERSAMPLING, size, SUPERSAMPLING)
-    lit = shade[:, None] * table.T[:, ink.long()].movedim(0, 1)
-    lit = lit.view(count, 4, *cells[1:]).mean((3, 5))
-    alpha = (depth < _FAR).float().view(cells).mean((2, 4))[:, None]
+    lit = shade[:, None] * table[ink.long()].movedim(3, 1)
+    lit = F.avg_pool2d(lit, SUPERSAMPLING)
+    alpha = F.avg_pool2d((depth < _FAR).float()[:, None], SUPERSAMPLING)
     return Layers(lit[:, :3], lit[:, 3:], alpha)
 
 
 @dataclass(frozen=True)
 class _Form:
-    """Solids as tensors: float32 numbers of each, and in float64 what places the cameras in its frame."""
+    """Solids as numbers of each, also one by one, and in float64 what places the cameras in its frame."""
 
     numbers: Tensor
+    rows: list[tuple[Tensor, ...]]
     inverse: Tensor
     centre: Tensor
 
@@ -176,30 +177,30 @@ def _pack(parts: tuple[Solid, ...], names: tuple[str, ...], device: torch.device
         ]
         for part in parts
     ]
+    numbers = torch.tensor(rows, dtype=torch.float32).to(device)
     return _Form(
-        torch.tensor(rows, dtype=torch.float32).to(device),
+        numbers,
+        [row.unbind() for row in numbers.unbind()],
         torch.tensor(np.stack([part.inverse for part in parts])).to(device),
         torch.tensor(np.stack([part.centre for part in parts])).to(device),
     )
 
 
-def _windows(solid: Solid, cameras: Cameras, focal: Tensor, fine: int) -> list[tuple[slice, slice]]:
-    """The pixels of each view that the bounding sphere can touch; empty where it is out of sight."""
+def _windows(solid: Solid, cameras: Cameras, focal: Tensor, fine: int) -> list[list[int]]:
+    """Top, bottom, left and right of the pixels of each view that the bounding sphere can touch."""
     centre, radius = solid.bounding_sphere
     away = torch.from_numpy(centre) - cameras.centre.double()
     x, y, z = (cameras.rotation.double() @ away[:, :, None])[..., 0].T
-    bounds = []
-    for offset in (y, x):
-        # Tangent directions of the sphere's cross-section: exact bounds of its projection on one axis.
-        angle = torch.atan2(offset, z)
-        half = torch.asin((radius / torch.hypot(offset, z)).clamp(max=1.0))
-        low = (focal * torch.tan(angle - half) + 0.5 * fine).floor().clamp(0, fine)
-        high = (focal * torch.tan(angle + half) + 0.5 * fine).ceil().clamp(0, fine)
-        # Around or behind the camera nothing can be ruled out by projection.
-        low, high = torch.where(z <= radius, 0, low), torch.where(z <= radius, fine, high)
-        high = torch.where(z <= -radius, low, high)
-        bounds.append([slice(int(a), int(b)) for a, b in zip(low.tolist(), high.tolist(), strict=True)])
-    return list(zip(*bounds, strict=True))
+    offset = torch.stack((y, x))
+    # Tangent directions of the sphere's cross-section: exact bounds of its projection on one axis.
+    angle = torch.atan2(offset, z)
+    half = torch.asin((radius / torch.hypot(offset, z)).clamp(max=1.0))
+    low = (focal * torch.tan(angle - half) + 0.5 * fine).floor().clamp(0, fine)
+    high = (focal * torch.tan(angle + half) + 0.5 * fine).ceil().clamp(0, fine)
+    # Around or behind the camera nothing can be ruled out by projection.
+    low, high = low.masked_fill(z <= radius, 0.0), high.masked_fill(z <= radius, fine)
+    high = torch.where(z <= -radius, low, high)
+    return torch.stack((low, high)).permute(2, 1, 0).flatten(1).int().tolist()
 
 
 Draw = Callable[[bool, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -231,58 +232,71 @@ def draw_whole(
 
 
 def _draw_window(
-    solid: Solid,
-    numbers: Tensor,
+    is_round: bool,
+    numbers: Sequence[Tensor],
     eye: Tensor,
     turn: Tensor,
     x: Tensor,
-    y: Tensor,
-    buffers: tuple[Tensor, ...],
+    window: tuple[int, int, int, int],
+    buffers: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """The same for a window of one view, written in place; only what is in front is lit."""
+    """The same for a window of one view, written in place; only what is in front is lit.
+
+    A window is small, so that starting an operation costs as much as doing it: `numbers` come apart here, and the three
+    components of a vector together.
+    """
+    top, bottom, left, right = window
+    if top >= bottom or left >= right:
+        return
     depth, shade, ink = buffers
-    is_round = solid.profile is not None
-    ray = _rays(eye, turn, x[None, :], y[:, None])
-    distance = _hit(is_round, numbers, ray)
-    nearest = distance < depth
-    front = nearest.flatten().nonzero()[:, 0]
+    across = turn[0][:, None, None] * x[left:right]
+    down = (turn[1][:, None] * x[top:bottom] + turn[2][:, None])[:, :, None]
+    origin, direction = eye.unbind(), across + down
+    distance = _hit(is_round, numbers, (origin, direction))
+    front = (distance < depth[top:bottom, left:right]).flatten().nonzero()[:, 0]
     if not len(front):
         return
-    distance = distance.flatten()[front]
-    chosen = [each.flatten() for each in ray[0]], [each.flatten()[front] for each in ray[1]]
-    depth[nearest] = distance
-    shade[nearest] = _light(is_round, numbers, chosen, distance)
-    ink[nearest] = numbers[0]
+    distance = distance.flatten().index_select(0, front)
+    chosen = direction.flatten(1).index_select(1, front)
+    light = _light(is_round, numbers, (origin, chosen), distance)
+    width = right - left
+    row = front.div(width, rounding_mode="floor")
+    place = front + (row * (len(x) - width) + (top * len(x) + left))
+    depth.view(-1).index_copy_(0, place, distance)
+    shade.view(-1).index_copy_(0, place, light)
+    ink.view(-1).index_fill_(0, place, numbers[0].item())
 
 
-Ray = tuple[list[Tensor], list[Tensor]]
+Ray = tuple[Sequence[Tensor], Sequence[Tensor] | Tensor]
+"""Origin and direction in a solid's frame, three components of each that broadcast."""
+Numbers = Tensor | Sequence[Tensor]
+"""A row of `_pack`."""
 
 
 def _rays(eye: Tensor, turn: Tensor, x: Tensor, y: Tensor) -> Ray:
-    """Origins and directions in a solid's frame, each as three components that broadcast."""
     shape = (*eye.shape[:-1], 1, 1)
     origin = [eye[..., axis].view(shape) for axis in range(3)]
     right, down, forward = ([turn[..., row, axis].view(shape) for axis in range(3)] for row in range(3))
-    return origin, [x * right[axis] + y * down[axis] + forward[axis] for axis in range(3)]
+    return origin, [x * right[axis] + (y * down[axis] + forward[axis]) for axis in range(3)]
 
 
 def _nonzero(values: Tensor) -> Tensor:
-    return torch.where(values.abs() < _EPS, _EPS, values)
+    return values.masked_fill(values.abs() < _EPS, _EPS)
 
 
-def _slab(numbers: Tensor, ray: Ray) -> tuple[Tensor, Tensor]:
+def _slab(numbers: Numbers, ray: Ray) -> tuple[Tensor, Tensor]:
     """Entry and exit distance of the range of local z."""
     vertical = 1.0 / _nonzero(ray[1][2])
     first, second = (numbers[1] - ray[0][2]) * vertical, (numbers[2] - ray[0][2]) * vertical
     return torch.minimum(first, second), torch.maximum(first, second)
 
 
-def _hit(is_round: bool, numbers: Tensor, ray: Ray) -> Tensor:
+def _hit(is_round: bool, numbers: Numbers, ray: Ray) -> Tensor:
     """Distance to a solid, `_FAR` where missed."""
     return _hit_round(numbers, ray) if is_round else _hit_block(numbers, ray)
 
 
-def _hit_round(numbers: Tensor, ray: Ray) -> Tensor:
+def _hit_round(numbers: Numbers, ray: Ray) -> Tensor:
     a, b, c = numbers[3], numbers[4], numbers[5]
     (ox, oy, oz), (dx, dy, dz) = ray
     square = dx * dx + dy * dy - c * (dz * dz)
@@ -297,14 +311,16 @@ def _hit_round(numbers: Tensor, ray: Ray) -> Tensor:
     # Inside is between the roots where square > 0, and outside them (both nappes of a cone) where it is not.
     between = torch.maximum(first, enter)
     inside = crossing & (square > 0.0) & (between <= torch.minimum(second, leave))
-    early, late = torch.minimum(first, second), torch.maximum(first, second)
-    outer = torch.where(enter <= early, enter, torch.maximum(late, enter))
-    steep = (square < 0.0) & (outer <= leave)
-    distance = torch.where(steep, outer, torch.where(inside, between, _FAR))
-    return torch.where(distance > 0.0, distance, _FAR)
+    distance = between.masked_fill(~inside, _FAR)
+    steep = square < 0.0
+    if square.device.type != "cpu" or steep.any():  # on a CPU it costs little to ask
+        early, late = torch.minimum(first, second), torch.maximum(first, second)
+        outer = torch.where(enter <= early, enter, torch.maximum(late, enter))
+        distance = torch.where(steep & (outer <= leave), outer, distance)
+    return distance.masked_fill(distance <= 0.0, _FAR)
 
 
-def _planes(numbers: Tensor) -> list[tuple[int, float, Tensor, Tensor]]:
+def _planes(numbers: Numbers) -> list[tuple[int, float, Tensor, Tensor]]:
     """The four leaning sides of a block: axis, sign, lean towards +z, offset."""
     sides = []
     for axis, top in ((0, numbers[6]), (1, numbers[7])):
@@ -313,7 +329,7 @@ def _planes(numbers: Tensor) -> list[tuple[int, float, Tensor, Tensor]]:
     return sides
 
 
-def _hit_block(numbers: Tensor, ray: Ray) -> Tensor:
+def _hit_block(numbers: Numbers, ray: Ray) -> Tensor:
     origin, direction = ray
     enter, leave = _slab(numbers, ray)
     for axis, sign, lean, offset in _planes(numbers):
@@ -321,10 +337,10 @@ def _hit_block(numbers: Tensor, ray: Ray) -> Tensor:
         crossing = (offset - (sign * origin[axis] + lean * origin[2])) / speed
         enter = torch.where(speed < 0.0, torch.maximum(enter, crossing), enter)
         leave = torch.where(speed > 0.0, torch.minimum(leave, crossing), leave)
-    return torch.where((enter <= leave) & (enter > 0.0), enter, _FAR)
+    return enter.masked_fill((enter > leave) | (enter <= 0.0), _FAR)
 
 
-def _light(is_round: bool, numbers: Tensor, ray: Ray, distance: Tensor) -> Tensor:
+def _light(is_round: bool, numbers: Numbers, ray: Ray, distance: Tensor) -> Tensor:
     """Lambert light from above, and walls that face sideways a little darker, so that vertical edges show."""
     point = [ray[0][axis] + distance * ray[1][axis] for axis in range(3)]
     normal = _round_normal(numbers, point) if is_round else _block_normal(numbers, point)
@@ -334,13 +350,13 @@ def _light(is_round: bool, numbers: Tensor, ray: Ray, distance: Tensor) -> Tenso
     return 0.80 + 0.20 * (z / length) - 0.10 * (x / length) ** 2
 
 
-def _ends(numbers: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def _ends(numbers: Numbers, z: Tensor) -> tuple[Tensor, Tensor]:
     """How far outside the nearer end a point lies, and whether its normal points to -z or +z."""
     below, above = numbers[1] - z, z - numbers[2]
     return torch.maximum(below, above), torch.where(below >= above, -1.0, 1.0)
 
 
-def _round_normal(numbers: Tensor, point: list[Tensor]) -> list[Tensor]:
+def _round_normal(numbers: Numbers, point: list[Tensor]) -> list[Tensor]:
     """The outward normal, in the solid's frame, of the face on which a surface point lies."""
     a, b, c = numbers[3], numbers[4], numbers[5]
     x, y, z = point
@@ -353,7 +369,7 @@ def _round_normal(numbers: Tensor, point: list[Tensor]) -> list[Tensor]:
     return [torch.where(flat, 0.0, x), torch.where(flat, 0.0, y), torch.where(flat, sign, slope)]
 
 
-def _block_normal(numbers: Tensor, point: list[Tensor]) -> list[Tensor]:
+def _block_normal(numbers: Numbers, point: list[Tensor]) -> list[Tensor]:
     most = None
     normal: list[Tensor] = []
     zero, one = torch.zeros_like(point[0]), torch.ones_like(point[0])

@@ -2,61 +2,52 @@
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
-from toybox import world
+from toybox import dataset, world
 from toybox.clip import Clip
 from toybox.models import IMAGE_SIZE, LATENT_CHANNELS, LATENT_SIZE, TEXT_LENGTH, WIDTH, count_macs
+from toybox.recognition import recognise
 from toybox.samples import GUIDANCE_SCALE, STEPS, load_pipeline, sample, save_grid
 from toybox.train_vae import decode, encode
-from toybox.train_views import COLOURS, Views, jitter, pair_captions
+from toybox.train_views import COLOURS, Batch, Views, jitter, pair_captions, to_pixels, view_index
 from utils.files import atomic
 
-_PROBES, _SAMPLES = 1000, 104
-_GRID_COLUMNS = 8
+_PROBES, _SAMPLES, _HELD_OUT_SAMPLES = 1000, 1000, 104
+_PART = 100
+_GRID, _GRID_COLUMNS = 48, 8
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Shares of images that the CLIP judges rightly."""
-
-    pair: float
-    """The nearest of all (object, colour) captions is the image's."""
-    object: float
-    colour: float
-    view: float
-    """The nearest view caption, given the right object and colour, is the image's."""
-
-    def rounded(self) -> dict[str, float]:
-        return {name: round(value, 3) for name, value in vars(self).items()}
+log = logging.getLogger(__name__)
 
 
 def judge(
     vectors: Float[Tensor, "N D"],
-    pairs: Int[Tensor, " N"],
-    views: Int[Tensor, " N"],
-    pair_texts: Float[Tensor, "P D"],
-    view_texts: Float[Tensor, "P 3 D"],
-) -> Judgement:
-    """Judge unit vectors of images by those of all captions, in the order of the pair index."""
-    found = (vectors @ pair_texts.T).argmax(1)
-    seen = torch.einsum("nd,nvd->nv", vectors, view_texts[pairs]).argmax(1)
-    count = len(COLOURS)
-    return Judgement(
-        pair=(found == pairs).float().mean().item(),
-        object=(found // count == pairs // count).float().mean().item(),
-        colour=(found % count == pairs % count).float().mean().item(),
-        view=(seen == views).float().mean().item(),
-    )
+    true: Batch,
+    captions: Float[Tensor, "P D"],
+    view_captions: Float[Tensor, "P W D"],
+) -> dict[str, float]:
+    """Shares of images, given as unit vectors, in which `recognise` finds the object, the colour, both, the view word.
+
+    Args:
+        true: what is in the images.
+        captions: vectors of the captions of all pairs, in the order of the pair index.
+        view_captions: the same with every view word.
+    """
+    seen = recognise(vectors, captions, view_captions[true.pair])
+    right_object, right_colour = seen.object == true.object, seen.colour == true.colour
+    right = {
+        "pair": right_object & right_colour,
+        "object": right_object,
+        "colour": right_colour,
+        "view": seen.view == true.view,
+    }
+    return {name: round(each.float().mean().item(), 3) for name, each in right.items()}
 
 
 def frechet_distance(first: Float[Tensor, "N D"], second: Float[Tensor, "M D"]) -> float:
@@ -73,57 +64,84 @@ def frechet_distance(first: Float[Tensor, "N D"], second: Float[Tensor, "M D"]) 
 def write(prior: Path, cache: Path, device: torch.device, stages: dict[str, dict], pictures: Path) -> None:
     """Measure the prior and write `report.json` and `README.md` into it, and two pictures into `pictures`."""
     report = {"stages": stages}
-    splits = {name: Views(name, cache, device, most=_PROBES) for name in ("test", "held_out")}
+    splits = {name: Views(name, cache, device) for name in ("test", "held_out")}
+    probes = {name: views.at(torch.arange(min(_PROBES, len(views)))) for name, views in splits.items()}
     pipeline = load_pipeline(prior, device)
     clip = Clip.from_pretrained(prior / "clip", device)
-    pair_texts = clip.embed_texts(pair_captions())
-    view_texts = torch.stack([clip.embed_texts(pair_captions(view)) for view in world.VIEWS], 1)
+    texts = caption_vectors(clip)
     report |= _sizes(prior, pipeline.vae, pipeline.unet, clip)
-    report |= _reconstruction(pipeline.vae, splits, pictures)
+    report |= _reconstruction(pipeline.vae, probes, pictures)
 
     generator = torch.Generator(device).manual_seed(0)
-    renders = {}
-    for name, views in splits.items():
-        images = views.pixels(torch.arange(len(views)))
-        renders[name] = clip.embed_images(images)
-        soft = clip.embed_images(torch.cat([jitter(part, generator) for part in images.split(100)]))
-        texts = pair_texts, view_texts
-        report[f"retrieval_{name}"] = judge(renders[name], views.pair, views.view, *texts).rounded()
-        report[f"retrieval_{name}_blurred_noisy"] = judge(soft, views.pair, views.view, *texts).rounded()
-    _log.info("report: %s", json.dumps(report))
+    for name, probe in probes.items():
+        soft = torch.cat([jitter(part, generator) for part in probe.images.split(100)])
+        report[f"retrieval_{name}"] = judge(clip.embed_images(probe.images), probe, *texts)
+        report[f"retrieval_{name}_blurred_noisy"] = judge(clip.embed_images(soft), probe, *texts)
+    log.info("report: %s", json.dumps(report))
 
-    report["samples"] = {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "of_each": _SAMPLES}
-    for name, split in (("train_pairs", world.train_pairs()), ("held_out_pairs", sorted(world.HELD_OUT))):
-        captions, pairs, views = _prompts(split, _SAMPLES)
-        images = sample(pipeline, captions)
-        vectors = clip.embed_images(images)
-        report[f"samples_{name}"] = judge(
-            vectors, pairs.to(device), views.to(device), pair_texts, view_texts
-        ).rounded()
-        if name == "train_pairs":
-            save_grid(_shrink(images[:48]), pictures / "toybox_samples.png", _GRID_COLUMNS)
-            some, others = renders["test"][:_SAMPLES], renders["test"][_SAMPLES:]
-            report["frechet_clip"] = {
-                "samples_to_renders": round(frechet_distance(vectors, others), 4),
-                "renders_to_renders": round(frechet_distance(some, others), 4),
-            }
+    report["samples"] = {"steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+    twins, renders = more_renders(_SAMPLES, device), splits["test"]
+    images = sample(pipeline, twins.captions, steps=STEPS)
+    vectors = clip.embed_images(images)
+    report["samples_train_pairs"] = {"count": len(vectors)} | judge(vectors, twins, *texts)
+    parts = torch.arange(len(renders)).split(_PART)
+    features = torch.cat([clip.embed_images(renders.at(part).images) for part in parts])
+    report["frechet_clip"] = compare(vectors, clip.embed_images(twins.images), features)
+    save_samples(images, pictures)
+
+    held_out = splits["held_out"].at(torch.arange(min(_HELD_OUT_SAMPLES, len(splits["held_out"]))))
+    vectors = clip.embed_images(sample(pipeline, held_out.captions, steps=STEPS))
+    report["samples_held_out_pairs"] = {"count": len(vectors)} | judge(vectors, held_out, *texts)
+    save_report(report, prior)
+
+
+def caption_vectors(clip: Clip) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P W D"]]:
+    """Unit vectors of the captions of all pairs, without a view word and with each."""
+    plain = clip.embed_texts(pair_captions())
+    return plain, torch.stack([clip.embed_texts(pair_captions(view)) for view in world.VIEWS], 1)
+
+
+def more_renders(count: int, device: torch.device) -> Batch:
+    """What the test split would go on with: training pairs that take turns before random cameras.
+
+    Samples are drawn of their captions, so that nothing but the renderer is between the two.
+    """
+    begin = dataset.SPLITS["test"] or 0
+    images, labels = dataset.sample_views("test", range(begin, begin + count), 0, IMAGE_SIZE, device)
+    kind, colour = torch.from_numpy(labels[:, :2]).long().T.to(device)
+    pictures = to_pixels(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
+    return Batch(pictures, kind, colour, view_index(torch.from_numpy(labels[:, 2]).to(device)))
+
+
+def compare(
+    samples: Float[Tensor, "N D"], twins: Float[Tensor, "N D"], renders: Float[Tensor, "M D"]
+) -> dict[str, float]:
+    """Fréchet distances to `renders` of samples, and of as many other renders with the samples' captions.
+
+    Finite numbers bias both upwards alike: the second is what perfect samples would have.
+    """
+    return {
+        "samples": len(samples),
+        "renders": len(renders),
+        "samples_to_renders": round(frechet_distance(samples, renders), 4),
+        "renders_to_renders": round(frechet_distance(twins, renders), 4),
+    }
+
+
+def save_samples(images: Float[Tensor, "N 3 H W"], pictures: Path) -> None:
+    """A grid of every n-th sample: training pairs take turns, so neighbours would show few kinds of object."""
+    chosen = images[:: max(len(images) // _GRID, 1)][:_GRID]
+    small = F.interpolate(chosen, size=96, mode="bilinear", antialias=True)
+    save_grid(small, pictures / "toybox_samples.png", _GRID_COLUMNS)
+
+
+def save_report(report: dict, prior: Path) -> None:
+    """Write `report.json` and the card that is made of it."""
     with atomic(prior / "report.json") as path:
         path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     with atomic(prior / "README.md") as path:
         path.write_text(_card(report), encoding="utf-8")
-    _log.info("report: wrote %s", prior / "report.json")
-
-
-def _prompts(pairs: list[tuple[str, str]], count: int) -> tuple[list[str], Tensor, Tensor]:
-    """Captions with view words, spread evenly over the pairs; their pair indices and view indices."""
-    captions, indices, views = [], [], []
-    for number in range(count):
-        name, colour = pairs[(number * 7) % len(pairs)]
-        view = (number + number // len(pairs)) % 3
-        captions.append(world.caption(name, colour, world.VIEWS[view]))
-        indices.append(world.OBJECTS.index(name) * len(COLOURS) + COLOURS.index(colour))
-        views.append(view)
-    return captions, torch.tensor(indices), torch.tensor(views)
+    log.info("report: wrote %s", prior / "report.json")
 
 
 def _sizes(prior: Path, vae: AutoencoderTiny, unet: UNet2DConditionModel, clip: Clip) -> dict:
@@ -144,26 +162,21 @@ def _sizes(prior: Path, vae: AutoencoderTiny, unet: UNet2DConditionModel, clip: 
     }
 
 
-def _reconstruction(vae: AutoencoderTiny, splits: dict[str, Views], pictures: Path) -> dict:
+def _reconstruction(vae: AutoencoderTiny, probes: dict[str, Batch], pictures: Path) -> dict:
     ratios = {}
-    for name, views in splits.items():
-        images = views.pixels(torch.arange(len(views)))
-        again = decode(vae, encode(vae, images))
-        error = (again - images).square().mean(dim=(1, 2, 3))
+    for name, probe in probes.items():
+        again = decode(vae, encode(vae, probe.images))
+        error = (again - probe.images).square().mean(dim=(1, 2, 3))
         ratios[name] = round((-10.0 * error.log10()).mean().item(), 2)
         if name == "test":
-            pair = torch.cat((images[:_GRID_COLUMNS], again[:_GRID_COLUMNS])).cpu()
-            pair = torch.cat((pair, images[_GRID_COLUMNS : 2 * _GRID_COLUMNS].cpu()))
-            pair = torch.cat((pair, again[_GRID_COLUMNS : 2 * _GRID_COLUMNS].cpu()))
-            save_grid(pair, pictures / "toybox_reconstructions.png", _GRID_COLUMNS)
-            latents = encode(vae, images)
+            rows = [*probe.images[: 2 * _GRID_COLUMNS].split(_GRID_COLUMNS)]
+            twice = [*again[: 2 * _GRID_COLUMNS].split(_GRID_COLUMNS)]
+            grid = [images for row in zip(rows, twice, strict=True) for images in row]
+            save_grid(torch.cat(grid).cpu(), pictures / "toybox_reconstructions.png", _GRID_COLUMNS)
+            latents = encode(vae, probe.images)
             ratios["latent_mean"] = [round(value, 3) for value in latents.mean(dim=(0, 2, 3)).tolist()]
             ratios["latent_deviation"] = [round(value, 3) for value in latents.std(dim=(0, 2, 3)).tolist()]
     return {"reconstruction_psnr": ratios}
-
-
-def _shrink(images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 h w"]:
-    return functional.interpolate(images, size=96, mode="bilinear", antialias=True)
 
 
 def _card(report: dict) -> str:
@@ -180,6 +193,8 @@ def _card(report: dict) -> str:
     }
     for key, title in titles.items():
         score = report[key]
+        if "count" in score:
+            title = f"{score['count']} {title}"
         rows.append(
             (
                 title,
@@ -191,8 +206,8 @@ def _card(report: dict) -> str:
     rows.append(
         (
             "Fréchet distance of CLIP features",
-            f"{distance['samples_to_renders']:.3f} samples to renders, "
-            f"{distance['renders_to_renders']:.3f} renders to renders",
+            f"{distance['samples_to_renders']:.3f} from {distance['samples']} samples to {distance['renders']} test "
+            f"renders; {distance['renders_to_renders']:.3f} from as many other renders with the samples' captions",
         )
     )
     stages = [
@@ -205,13 +220,14 @@ def _card(report: dict) -> str:
     ]
     macs = ", ".join(f"{name} {value}" for name, value in report["giga_macs"].items())
     table = "\n".join(f"| {title} | {value} |" for title, value in (*rows, *stages))
+    samples, scale = report["samples"], report["samples"]["guidance_scale"]
     return f"""# The toybox prior
 
 A small text-to-image prior of a procedural world of {len(world.OBJECTS)} kinds of object in {len(COLOURS)} colours:
 autoencoder (128 px to 4x32x32), CLIP, and a U-Net that predicts noise. `StableDiffusionPipeline.from_pretrained` reads
 this folder, `CLIPModel.from_pretrained` its folder `clip`. Captions read "a red car" or "a red car, front view".
-`python -m toybox.train` makes such a folder from rendered views alone; no other data or weights enter it. The CLIP in
-`clip` and the pipeline have a tokenizer each: they may number words differently.
+Rendered views alone go into it, no other data or weights: `python -m toybox.train --preset card --output DIR` makes
+such a folder on a card, `--preset cpu` trains this one further.
 
 | | |
 | --- | --- |
@@ -219,7 +235,7 @@ this folder, `CLIPModel.from_pretrained` its folder `clip`. Captions read "a red
 
 A caption counts as right if it is the nearest of all {len(world.OBJECTS) * len(COLOURS)} (object, colour) captions;
 the view word is chosen among three given the right object and colour. {len(world.HELD_OUT)} (object, colour) pairs are
-held out of training. Samples: {report["samples"]["of_each"]} captions each, {report["samples"]["steps"]} DDIM steps,
-guidance scale {report["samples"]["guidance_scale"]}. Weights: {report["weights_megabytes"]} MB. Giga
-multiply-accumulates of one forward pass: {macs}. All figures are in `report.json`.
+held out of training. Samples are drawn in {samples["steps"]} DDIM steps at a guidance scale of {scale}.
+Weights: {report["weights_megabytes"]} MB. Giga multiply-accumulates of one forward pass: {macs}.
+All figures are in `report.json`.
 """

@@ -26,16 +26,19 @@ def load_pipeline(prior: Path, device: torch.device | str = "cpu") -> StableDiff
 def sample(
     pipeline: StableDiffusionPipeline, captions: Sequence[str], seed: int = 0, steps: int = STEPS
 ) -> Float[Tensor, "N 3 H W"]:
-    """One DDIM sample of each caption with classifier-free guidance of 7.5; images in [0, 1]."""
-    generator = torch.Generator().manual_seed(seed)
+    """One DDIM sample of each caption with classifier-free guidance of 7.5; images in [0, 1].
+
+    The noise of image i is that of seed `seed` + i alone, so neither the device nor the batch chooses it.
+    """
     images = []
     batch = _BATCH if pipeline.device.type == "cpu" else _CARD_BATCH
     for start in range(0, len(captions), batch):
+        chosen = list(captions[start : start + batch])
         output = pipeline(
-            list(captions[start : start + batch]),
+            chosen,
             num_inference_steps=steps,
             guidance_scale=GUIDANCE_SCALE,
-            generator=generator,
+            generator=[torch.Generator().manual_seed(seed + start + place) for place in range(len(chosen))],
             output_type="pt",
         )
         images.append(output.images.cpu())
@@ -55,4 +58,4 @@ def save_grid(images: Float[Tensor, "N 3 H W"], path: Path, columns: int) -> Non
     )
     pixels = np.round(255.0 * table.numpy()).astype(np.uint8)
     with atomic(path) as partial:
-        Image.fromarray(pixels).quantize(256, dither=Image.Dither.NONE).save(partial, optimize=True)
+        Image.fromarray(pixels).save(partial, optimize=True)

@@ -28,13 +28,13 @@ def ball(
     turn: Point = (0, 0, 0),
     span: tuple[float, float] = (-1.0, 1.0),
 ) -> Solid:
-    """An ellipsoid, or the slice of it within ``span`` of its own z axis."""
+    """An ellipsoid, or the slice of it within `span` of its own z axis."""
     scale = np.diag(np.broadcast_to(np.asarray(radii, float), 3))
     return Solid(_rotation(turn) @ scale, np.array(at, float), colour, profile=(1.0, 0.0, -1.0), span=span)
 
 
 def tube(colour: str, start: Point, end: Point, first: float, last: float | None = None) -> Solid:
-    """A capped cone from ``start`` (radius ``first``) to ``end`` (radius ``last``, or the same)."""
+    """A capped cone from `start` (radius `first`) to `end` (radius `last`, or the same)."""
     last = first if last is None else last
     begin, finish = np.array(start, float), np.array(end, float)
     axis = 0.5 * (finish - begin)
@@ -50,7 +50,7 @@ def tube(colour: str, start: Point, end: Point, first: float, last: float | None
 
 
 def limb(colour: str, points: Sequence[Point], radii: Sequence[float] | float) -> list[Solid]:
-    """A chain of rounded tubes through ``points``."""
+    """A chain of rounded tubes through `points`."""
     widths = np.broadcast_to(np.asarray(radii, float), len(points))
     joints = [ball(colour, at, float(width)) for at, width in zip(points, widths, strict=True)]
     tubes = [
@@ -63,7 +63,7 @@ def limb(colour: str, points: Sequence[Point], radii: Sequence[float] | float) -
 def box(
     colour: str, at: Point, half: Point, top: tuple[float, float] = (1.0, 1.0), turn: Point = (0, 0, 0)
 ) -> Solid:
-    """A box of half sizes ``half`` whose top face is scaled by ``top``."""
+    """A box of half sizes `half` whose top face is scaled by `top`."""
     return Solid(_rotation(turn) @ np.diag(np.asarray(half, float)), np.array(at, float), colour, top=top)
 
 

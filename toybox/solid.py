@@ -1,6 +1,6 @@
 """Convex solids of two analytic kinds under affine maps.
 
-A round solid is ``x^2 + y^2 <= a + b z + c z^2`` and a block is a box whose top is scaled by two ratios, both
+A round solid is `x^2 + y^2 <= a + b z + c z^2` and a block is a box whose top is scaled by two ratios, both
 cut to a range of z in their own frame. Ellipsoids, domes, cylinders, cones, boxes, prisms and pyramids are
 among these.
 """
@@ -13,10 +13,10 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Solid:
-    """A convex solid: a local shape, the map ``world = matrix @ local + centre``, the name of its colour.
+    """A convex solid: a local shape, the map `world = matrix @ local + centre`, the name of its colour.
 
-    ``profile`` is (a, b, c) of a round solid, or None for a block, whose half widths run linearly from 1 at
-    z = -1 to ``top`` at z = 1. ``span`` is the range of local z.
+    `profile` is (a, b, c) of a round solid, or None for a block, whose half widths run linearly from 1 at
+    z = -1 to `top` at z = 1. `span` is the range of local z.
     """
 
     matrix: np.ndarray
@@ -32,7 +32,7 @@ class Solid:
         return replace(self, matrix=flip @ self.matrix @ flip, centre=flip @ self.centre)
 
     def placed(self, scale: float, shift: np.ndarray) -> "Solid":
-        """The solid moved to ``scale * (x + shift)``."""
+        """The solid moved to `scale * (x + shift)`."""
         return replace(self, matrix=scale * self.matrix, centre=scale * (self.centre + shift))
 
     @cached_property

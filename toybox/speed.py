@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-F = TypeVar("F", bound=Callable)
+Function = TypeVar("Function", bound=Callable)
 
 
 def use_fast_arithmetic() -> None:
@@ -23,7 +23,7 @@ def half(device: torch.device, wanted: bool) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
 
 
-def fastest(function: F, trial: Callable[[F], object], wanted: bool, title: str) -> F:
+def fastest(function: Function, trial: Callable[[Function], object], wanted: bool, title: str) -> Function:
     """`function` compiled, where that is `wanted` and `trial` of it succeeds; else `function`, after a warning.
 
     The trial has the shapes of the training that follows, so nothing is compiled after it.
@@ -31,11 +31,12 @@ def fastest(function: F, trial: Callable[[F], object], wanted: bool, title: str)
     if not wanted:
         return function
     try:
-        compiled = torch.compile(function, dynamic=False)
+        # A compiled module is a module, and a compiled function is called as it was: the type stays.
+        compiled = cast(Function, torch.compile(function, dynamic=False))
         trial(compiled)
     except Exception as error:  # noqa: BLE001 whatever a compiler raises, it should end no training
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        _log.warning("toybox %s: goes on without compilation, which failed (%s)", title, reason)
+        log.warning("toybox %s: goes on without compilation, which failed (%s)", title, reason)
         torch._dynamo.reset()
         return function
     return compiled

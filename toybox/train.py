@@ -37,7 +37,7 @@ STAGES = ("vae", "clip", "unet", "report")
 _TRAINED = ("vae", "clip", "unet")
 _STARTED = time.monotonic()
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class Preset:
     report_share: float
     together: bool
     """Train the CLIP beside the U-Net, in a process of its own."""
+    start: Path | None
+    """An earlier prior that is trained further, for a machine that is too slow to begin from random weights."""
 
     def scaled(self, batches: float, pools: float) -> "Preset":
         """The preset for a trial: batches times `batches`, renders and latents times `pools`, the time as it is."""
@@ -95,6 +97,7 @@ PRESETS = {
         clip_share=0.45,
         report_share=0.08,
         together=True,
+        start=None,
     ),
     "cpu": Preset(
         minutes=150.0,
@@ -113,12 +116,13 @@ PRESETS = {
         clip_share=0.3,
         report_share=0.04,
         together=False,
+        start=PRIOR,
     ),
 }
 
 
 class Training:
-    """The stages of one output folder. `start` is an earlier prior that is trained further."""
+    """The stages of one output folder."""
 
     def __init__(
         self,
@@ -126,11 +130,10 @@ class Training:
         cache: Path,
         device: torch.device,
         preset: Preset,
-        start: Path | None = None,
         steps: int | None = None,
     ) -> None:
         self.output, self.cache, self.device, self.preset = output, cache, device, preset
-        self.start, self.steps = start, steps
+        self.start, self.steps = preset.start, steps
         self.tokenizer = models.build_tokenizer()
         self._source: Source | None = None
 
@@ -176,7 +179,7 @@ class Training:
             draw=draw if wanted else None,
         )
         _synchronize(self.device)
-        _log.info("pool: %d renders in %.1f s", len(pool), time.monotonic() - began)
+        log.info("pool: %d renders in %.1f s", len(pool), time.monotonic() - began)
         return pool
 
     def _budget(self, share: float, until: float) -> Budget:
@@ -221,7 +224,7 @@ class Training:
         def publish(loop: Loop) -> None:
             loop.average.copy_to(preview)
             models.save_pipeline(self.output, vae, encoder, self.tokenizer, preview)
-            _log.info("unet: wrote %s at step %d", self.output, loop.step)
+            log.info("unet: wrote %s at step %d", self.output, loop.step)
 
         settings = self.preset.unet
         material = train_unet.Material(
@@ -276,10 +279,11 @@ class Training:
         return self.output / "checkpoints" / f"{stage}.pt"
 
     def _notes(self) -> dict[str, dict]:
-        """What is known of each stage's training; that of the autoencoder may be the shipped one's."""
-        shipped = PRIOR / "report.json"
-        notes = json.loads(shipped.read_text(encoding="utf-8"))["stages"] if shipped.is_file() else {}
-        notes = {"vae": notes["vae"]} if "vae" in notes else {}
+        """What is known of each stage's training: by its checkpoint, else by an earlier report of the folder.
+
+        The autoencoder may be the shipped one.
+        """
+        notes = {stage: note for stage, note in _stages(PRIOR).items() if stage == "vae"} | _stages(self.output)
         for stage in _TRAINED:
             file = self._checkpoint(stage).with_suffix(".json")
             if file.exists():
@@ -304,6 +308,12 @@ class Training:
             path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
+def _stages(prior: Path) -> dict[str, dict]:
+    """What a prior's report, where it has one, says of its training."""
+    report = prior / "report.json"
+    return json.loads(report.read_text(encoding="utf-8"))["stages"] if report.is_file() else {}
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -326,12 +336,13 @@ def main(arguments: list[str] | None = None) -> int:
         "--output",
         type=Path,
         default=CACHE / "prior",
-        help="folder of the weights (default: toybox/cache/prior)",
+        help="folder of the weights (default: toybox/cache/prior; toybox/prior replaces the shipped ones)",
     )
     parser.add_argument("--minutes", type=float, help="wall time in all (default: the preset's)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="what to do (default: all)")
     parser.add_argument(
-        "--start", type=Path, help="an earlier prior of this architecture, trained further (default: none)"
+        "--start",
+        help="an earlier prior of this architecture, trained further, or none (default: toybox/prior on a cpu)",
     )
     parser.add_argument("--steps", type=int, help="steps of each stage, instead of minutes")
     parser.add_argument(
@@ -356,8 +367,12 @@ def main(arguments: list[str] | None = None) -> int:
     preset = PRESETS[settings.preset or ("card" if cuda else "cpu")].scaled(settings.batches, settings.pools)
     if settings.minutes is not None:
         preset = replace(preset, minutes=settings.minutes)
+    if settings.start is not None:
+        preset = replace(preset, start=None if settings.start == "none" else Path(settings.start))
+    if settings.output.resolve() == PRIOR:
+        log.warning("toybox train: replaces the shipped prior in %s", PRIOR)
     training = Training(
-        settings.output, settings.cache, torch.device(settings.device), preset, settings.start, settings.steps
+        settings.output, settings.cache, torch.device(settings.device), preset, settings.steps
     )
     try:
         if settings.stage == "all":

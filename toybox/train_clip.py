@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
 from toybox import world
@@ -70,7 +70,7 @@ def train(
         images = torch.cat((recolour(images[:recoloured], generator), images[recoloured:]))
         with half(clip.device, settings.half):
             seen = states(clip, images, kept)
-        vectors = functional.normalize(clip.visual_projection(seen.float()), dim=-1)
+        vectors = F.normalize(clip.visual_projection(seen.float()), dim=-1)
         return captions.loss(clip, vectors, batch.object, batch.colour, batch.view, recoloured)
 
     def trial(states: Callable) -> None:
@@ -124,7 +124,7 @@ class Captions:
         no more than they can tell.
         """
         kinds, paints = len(world.OBJECTS), len(COLOURS)
-        code = functional.pad(self.code, (0, int(clip.config.projection_dim) - len(self.code)))
+        code = F.pad(self.code, (0, int(clip.config.projection_dim) - len(self.code)))
         objects, colours, views = code.split((kinds, paints, len(world.VIEWS)))
         pairs = (objects[:, None] + colours).flatten(0, 1)
         states = torch.cat((self.properties, self.pairs, self.views.flatten(0, 1)))
@@ -159,11 +159,11 @@ class Captions:
         of_pair = of_pair.masked_fill(self.held_out, -torch.inf)
         given_pair = torch.einsum("bd,bvd->bv", scaled[true], text_vectors(clip, self.views[pair]))
         return (
-            functional.cross_entropy(of_object, objects)
-            + functional.cross_entropy(of_view, views)
-            + functional.cross_entropy(of_colour[true], colours[true])
-            + functional.cross_entropy(of_pair, pair)
-            + functional.cross_entropy(given_pair, views[true])
+            F.cross_entropy(of_object, objects)
+            + F.cross_entropy(of_view, views)
+            + F.cross_entropy(of_colour[true], colours[true])
+            + F.cross_entropy(of_pair, pair)
+            + F.cross_entropy(given_pair, views[true])
         )
 
 
@@ -179,7 +179,7 @@ def _meet(clip: CLIPModel, captions: Captions, source: Source, generator: torch.
         targets.append(objects[batch.object] + colours[batch.colour] + words[batch.view])
         left -= 128
     target = torch.cat(targets)
-    target = functional.pad(target, (0, int(clip.config.projection_dim) - target.shape[1]))
+    target = F.pad(target, (0, int(clip.config.projection_dim) - target.shape[1]))
     clip.visual_projection.weight.copy_(_least_squares(torch.cat(seen), target).T)
 
 
@@ -199,7 +199,7 @@ def image_vectors(
     clip: CLIPModel, images: Float[Tensor, "B 3 S S"], kept: int | None = None
 ) -> Float[Tensor, "B D"]:
     """Unit vectors of images in [0, 1], from all patches or from the `kept` patches of most contrast."""
-    return functional.normalize(clip.visual_projection(_image_states(clip, images, kept)), dim=-1)
+    return F.normalize(clip.visual_projection(_image_states(clip, images, kept)), dim=-1)
 
 
 def _image_states(
@@ -209,7 +209,7 @@ def _image_states(
     tokens = tower.embeddings((images - PIXEL_MEAN[0]) / PIXEL_STD[0])
     if kept is not None:
         size = clip.config.vision_config.patch_size
-        contrast = functional.avg_pool2d(images.square(), size) - functional.avg_pool2d(images, size).square()
+        contrast = F.avg_pool2d(images.square(), size) - F.avg_pool2d(images, size).square()
         chosen = 1 + contrast.sum(1).flatten(1).topk(kept, sorted=False).indices
         patches = tokens.gather(1, chosen[:, :, None].expand(-1, -1, tokens.shape[-1]))
         tokens = torch.cat((tokens[:, :1], patches), dim=1)
@@ -219,4 +219,4 @@ def _image_states(
 
 def text_vectors(clip: CLIPModel, states: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     """Unit vectors of the text tower's pooled states."""
-    return functional.normalize(clip.text_projection(states), dim=-1)
+    return F.normalize(clip.text_projection(states), dim=-1)

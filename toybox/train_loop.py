@@ -17,7 +17,7 @@ _WARM_UP, _LAST_RATE = 0.02, 1e-5
 _CHECKPOINT_SECONDS, _LOG_SECONDS = 120.0, 20.0
 _MOST_GRADIENT = 1.0
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Loop:
                 continue
             if self.seconds - logged >= _LOG_SECONDS:
                 logged = self.seconds
-                _log.info("%s: step %d, %.0f s, %.0f %%, loss %.4f", *self._state(), value.item())
+                log.info("%s: step %d, %.0f s, %.0f %%, loss %.4f", *self._state(), value.item())
                 if not math.isfinite(value.item()):
                     raise UserError(
                         f"toybox {self.name}: the loss is not finite; delete {self.path} and start again"
@@ -196,7 +196,7 @@ class Loop:
         self.average.values = state["average"]
         self.step, self.seconds = state["step"], state["seconds"]
         self._finished = state["finished"] and self.budget.deadline is not None
-        _log.info("%s: goes on from step %d, %.0f s, %.0f %%", *self._state())
+        log.info("%s: goes on from step %d, %.0f s, %.0f %%", *self._state())
 
 
 def _decay_groups(module: nn.Module) -> list[dict]:

@@ -22,7 +22,7 @@ _EMPTY_SHARE, _VIEW_SHARE = 0.1, 0.85
 _MOST_WEIGHT = 20.0
 _ENCODED = 256
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Material:
         self.view = torch.empty_like(self.pair)
         for start in range(0, count, _ENCODED):
             self._encode(slice(start, min(start + _ENCODED, count)))
-        _log.info("unet: encoded %d latents, deviation %.3f", count, self.latents.float().std().item())
+        log.info("unet: encoded %d latents, deviation %.3f", count, self.latents.float().std().item())
         variants = [caption_states(encoder, tokenizer, pair_captions(view)) for view in (None, *world.VIEWS)]
         self.states = torch.stack(variants, 1)
         self.empty = caption_states(encoder, tokenizer, [""])[0]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import functional as F
 
 from toybox import world
 from toybox.dataset import load, sample_orbits, to_bytes
@@ -33,6 +33,12 @@ class Batch:
         """The (object, colour) index: object times the number of colours plus colour."""
         return self.object * len(COLOURS) + self.colour
 
+    @property
+    def captions(self) -> list[str]:
+        """What is in the images, with the view word."""
+        rows = zip(self.object.tolist(), self.colour.tolist(), self.view.tolist(), strict=True)
+        return [world.caption(world.OBJECTS[kind], COLOURS[c], world.VIEWS[view]) for kind, c, view in rows]
+
 
 class Source(Protocol):
     """Where training pictures come from."""
@@ -55,15 +61,13 @@ class Source(Protocol):
 class Views:
     """One split of the disk cache in memory: images (N, 3, S, S) uint8, and the class indices (N,)."""
 
-    def __init__(
-        self, split: str, cache: Path, device: torch.device | str = "cpu", most: int | None = None
-    ) -> None:
+    def __init__(self, split: str, cache: Path, device: torch.device | str = "cpu") -> None:
         stored = load(split, cache)
         self.device = torch.device(device)
-        self.images = torch.from_numpy(np.array(stored.images[:most])).permute(0, 3, 1, 2)
-        words = [world.VIEWS.index(world.view_word(angle)) for angle in stored.azimuth_deg[:most]]
-        self.object = torch.from_numpy(stored.object[:most].astype(np.int64)).to(device)
-        self.colour = torch.from_numpy(stored.colour[:most].astype(np.int64)).to(device)
+        self.images = torch.from_numpy(np.array(stored.images)).permute(0, 3, 1, 2)
+        words = [world.VIEWS.index(world.view_word(angle)) for angle in stored.azimuth_deg]
+        self.object = torch.from_numpy(stored.object.astype(np.int64)).to(device)
+        self.colour = torch.from_numpy(stored.colour.astype(np.int64)).to(device)
         self.view = torch.tensor(words, device=device)
 
     def __len__(self) -> int:
@@ -78,9 +82,12 @@ class Views:
         """Images in [0, 1]."""
         return to_pixels(self.images[indices.cpu()].to(self.device))
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        chosen = torch.randint(len(self), (count,), generator=generator, device=self.device)
+    def at(self, chosen: Int[Tensor, " B"]) -> Batch:
+        """The views of these indices."""
         return Batch(self.pixels(chosen), self.object[chosen], self.colour[chosen], self.view[chosen])
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        return self.at(torch.randint(len(self), (count,), generator=generator, device=self.device))
 
     def renew(self) -> None:
         """The disk cache stays as it is."""
@@ -171,10 +178,10 @@ def jitter(images: Float[Tensor, "B 3 S S"], generator: torch.Generator) -> Floa
     across = zoom * torch.where(draw[1] < 0.5, -1.0, 1.0)
     shift = 0.24 * (draw[2:4] - 0.5)
     affine = torch.stack((across, zero, shift[0], zero, zoom, shift[1]), 1).view(count, 2, 3)
-    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
-    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     for share, size in ((0.45, 3), (0.2, 5)):
-        soft = functional.avg_pool2d(moved, size, 1, size // 2, count_include_pad=False)
+        soft = F.avg_pool2d(moved, size, 1, size // 2, count_include_pad=False)
         moved = torch.where((draw[4] < share)[:, None, None, None], soft, moved)
     moved = (0.85 + 0.3 * draw[5])[:, None, None, None] * moved
     noise = torch.randn(moved.shape, generator=generator, device=device)

@@ -89,7 +89,7 @@ def view_word(azimuth_deg: float) -> str:
 
 
 def caption(name: str, colour: str, view: str | None = None) -> str:
-    """``a red car`` or ``a red car, front view``; the article follows the colour (``an orange car``)."""
+    """`a red car` or `a red car, front view`; the article follows the colour (`an orange car`)."""
     check_pair(name, colour)
     if view is not None and view not in VIEWS:
         raise UserError(
@@ -101,7 +101,7 @@ def caption(name: str, colour: str, view: str | None = None) -> str:
 
 
 def check_pair(name: str, colour: str) -> None:
-    """Raise ``UserError`` unless the object and the colour exist."""
+    """Raise `UserError` unless the object and the colour exist."""
     if name not in OBJECTS:
         raise UserError(f"toybox object: expected one of {', '.join(OBJECTS)}, got {name!r}; use one of them")
     if colour not in COLOURS:
@@ -111,7 +111,7 @@ def check_pair(name: str, colour: str) -> None:
 
 
 def is_distinct(background: np.ndarray, colour: str) -> bool:
-    """Whether a flat background (3,) can be told from every shade of the paint ``colour``."""
+    """Whether a flat background (3,) can be told from every shade of the paint `colour`."""
     shades = np.outer(_LIGHT, COLOURS[colour])
     return bool(np.linalg.norm(shades - background, axis=1).min() >= _BACKGROUND_DISTANCE)
 

@@ -33,6 +33,7 @@ from tests.faults.programs import (
     junk,
     left,
     size_and_seed,
+    with_a_shells_signals,
 )
 from utils import checkpoint
 from utils.errors import UserError
@@ -404,6 +405,7 @@ def test_the_real_command_line_killed_from_its_first_import_on_ends_with_the_sam
                 [sys.executable, str(programs.ROOT / "train.py"), *words, *resume_or_start(run)],
                 cwd=run.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
+                preexec_fn=with_a_shells_signals,
             )  # fmt: skip
             if seconds is not None and chance:
                 number = rng.choice(SIGNALS)

@@ -181,6 +181,10 @@ def run_trials(server, reference, where: Path, seed: int, most: int, seconds: fl
         tally.starts += one.starts
         tally.kills += one.kills
         tally.faults += [f"seed {seed}, trial {index}, {subject}: {fault}" for fault in one.faults]
+        print(
+            f"trial {index}: {tally.starts} starts, {tally.kills} kills, {len(tally.faults)} faults",
+            flush=True,
+        )  # noqa: T201
         if not one.faults:
             shutil.rmtree(place)
     return tally
@@ -196,7 +200,6 @@ def test_killed_runs_end_with_the_same_bits_at_length(server, reference, tmp_pat
     kills, seed = size_and_seed("SOAK_KILLS", 500)
     seconds = float(os.environ.get("SOAK_SECONDS", "inf"))
     tally = run_trials(server, reference, tmp_path, seed, kills, seconds, chain=6)
-    print(f"{tally.starts} starts, {tally.kills} kills, {len(tally.faults)} faults")  # noqa: T201
     assert tally.faults == [], "\n".join(tally.faults)
 
 

@@ -181,10 +181,8 @@ def run_trials(server, reference, where: Path, seed: int, most: int, seconds: fl
         tally.starts += one.starts
         tally.kills += one.kills
         tally.faults += [f"seed {seed}, trial {index}, {subject}: {fault}" for fault in one.faults]
-        print(
-            f"trial {index}: {tally.starts} starts, {tally.kills} kills, {len(tally.faults)} faults",
-            flush=True,
-        )  # noqa: T201
+        so_far = f"{tally.starts} starts, {tally.kills} kills, {len(tally.faults)} faults"
+        print(f"trial {index}: {so_far}", flush=True)  # noqa: T201
         if not one.faults:
             shutil.rmtree(place)
     return tally

@@ -19,7 +19,7 @@ READY_DEV := $(VENV)/ready-dev-$(KEY)
 
 DEMO := output/quickstart
 
-.PHONY: demo test test-matrix check format setup setup-dev clean
+.PHONY: demo test test-matrix soak check format setup setup-dev clean
 
 demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 	@if grep -qs '"finished": true' $(DEMO)/run.json && ls $(DEMO)/videos/*/*.mp4 >/dev/null 2>&1; then \
@@ -38,6 +38,9 @@ test: check  ## all checks and all tests; pytest has the last word
 
 test-matrix: $(READY_DEV)  ## all tests under other instruction sets, numbers of threads and orders; takes an hour or two
 	@$(BIN)/python tests/matrix.py
+
+soak: $(READY_DEV)  ## hours of kills, damaged files and faults of the machine, of the day's seed; see docs/reliability.md
+	@$(BIN)/python -m pytest -m slow tests/faults
 
 check: $(READY_DEV)  ## style, layers and types, without the tests
 	@$(BIN)/ruff check .

@@ -30,8 +30,8 @@ STEPS = 10
 WORDS = [
     "--quiet", "output_path=.", "workspace=run", "device=cpu", 'text="a red car"', "fp16=false", "perpneg=false",
     f"iterations={STEPS}", f"ImageParams.steps={STEPS}", "checkpoint_interval=3", "log_interval=2", "save_ratio=5",
-    "test_ratio=1", "video_frames=2", "pro_frames_num=5", "vis_interval=4", "picture_interval=4", "memory=max",
-    "init_num_pts=120",
+    "test_ratio=1", "video_frames=2", "pro_frames_num=5",
+    "vis_interval=4", "picture_interval=4", "memory=max", "init_num_pts=120",
     "image_w=32", "image_h=32", "C_batch_size=2", "warmup_iter=4", "densify_from_iter=1", "densification_interval=3",
     "densify_grad_threshold=0.00001", "opacity_reset_interval=5", "sh_degree=1", "shs_aug_ratio=0.5",
     "progressive_view_iter=3", "scale_up_cameras_iter=2",
@@ -130,6 +130,13 @@ class Programs:
             before=[(function.__module__, function.__qualname__, values) for function, values in before],
         )
         return Program(self, process, log)
+
+
+def with_a_shells_signals() -> None:
+    """Heed every signal: what is started in the background ignores Ctrl-C, and so does what that starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def at_change(index: int, number: int) -> None:
@@ -282,6 +289,7 @@ def _carry_out(main: Callable[[list[str]], int], question: dict[str, Any]) -> No
     """As a process of its own that the command line has begun. It ends here."""
     code = 1
     try:
+        with_a_shells_signals()
         os.setsid()
         os.chdir(question["where"])
         log = os.open(question["log"], os.O_WRONLY | os.O_CREAT, 0o666)
@@ -296,9 +304,9 @@ def _carry_out(main: Callable[[list[str]], int], question: dict[str, Any]) -> No
 
         traceback.print_exc()
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
         os._exit(code)
 
 

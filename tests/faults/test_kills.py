@@ -33,6 +33,7 @@ from tests.faults.programs import (
     junk,
     left,
     size_and_seed,
+    with_a_shells_signals,
 )
 from utils import checkpoint
 from utils.errors import UserError
@@ -180,6 +181,8 @@ def run_trials(server, reference, where: Path, seed: int, most: int, seconds: fl
         tally.starts += one.starts
         tally.kills += one.kills
         tally.faults += [f"seed {seed}, trial {index}, {subject}: {fault}" for fault in one.faults]
+        so_far = f"{tally.starts} starts, {tally.kills} kills, {len(tally.faults)} faults"
+        print(f"trial {index}: {so_far}", flush=True)  # noqa: T201
         if not one.faults:
             shutil.rmtree(place)
     return tally
@@ -195,7 +198,6 @@ def test_killed_runs_end_with_the_same_bits_at_length(server, reference, tmp_pat
     kills, seed = size_and_seed("SOAK_KILLS", 500)
     seconds = float(os.environ.get("SOAK_SECONDS", "inf"))
     tally = run_trials(server, reference, tmp_path, seed, kills, seconds, chain=6)
-    print(f"{tally.starts} starts, {tally.kills} kills, {len(tally.faults)} faults")  # noqa: T201
     assert tally.faults == [], "\n".join(tally.faults)
 
 
@@ -404,6 +406,7 @@ def test_the_real_command_line_killed_from_its_first_import_on_ends_with_the_sam
                 [sys.executable, str(programs.ROOT / "train.py"), *words, *resume_or_start(run)],
                 cwd=run.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
+                preexec_fn=with_a_shells_signals,
             )  # fmt: skip
             if seconds is not None and chance:
                 number = rng.choice(SIGNALS)

@@ -458,7 +458,7 @@ def test_a_cpu_goes_on_from_the_shipped_prior_and_nothing_overwrites_it_unasked(
     monkeypatch, caplog, arguments, start
 ):
     made = []
-    monkeypatch.setattr(train.Training, "report", made.append)
+    monkeypatch.setattr(train.Training, "report", lambda training: made.append(training))
     for output in ([], ["--output", str(PRIOR)]):
         assert (
             train.main([*arguments, *output, "--stage", "report", "--device", "cpu", "--threads", "1"]) == 0
@@ -471,7 +471,9 @@ def test_a_cpu_goes_on_from_the_shipped_prior_and_nothing_overwrites_it_unasked(
 
 
 def test_a_report_that_is_made_again_keeps_what_is_known_of_the_training(tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps({"stages": {"clip": {"steps": 5}, "unet": {"steps": 6}}}))
+    (tmp_path / "report.json").write_text(
+        json.dumps({"stages": {"clip": {"steps": 5}, "unet": {"steps": 6}}})
+    )
     training = train.Training(tmp_path, tmp_path, torch.device("cpu"), train.PRESETS["card"])
     shipped = json.loads((PRIOR / "report.json").read_text())["stages"]["vae"]
     assert training._notes() == {"vae": shipped, "clip": {"steps": 5}, "unet": {"steps": 6}}

@@ -458,7 +458,7 @@ def test_a_cpu_goes_on_from_the_shipped_prior_and_nothing_overwrites_it_unasked(
     monkeypatch, caplog, arguments, start
 ):
     made = []
-    monkeypatch.setattr(train.Training, "report", made.append)
+    monkeypatch.setattr(train.Training, "report", lambda training: made.append(training))
     for output in ([], ["--output", str(PRIOR)]):
         assert (
             train.main([*arguments, *output, "--stage", "report", "--device", "cpu", "--threads", "1"]) == 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,6 +20,7 @@ from toybox.solid import Solid
 from toybox.world import COLOURS, check_pair
 
 SUPERSAMPLING = 2
+_TOGETHER = 8  # views on a CPU
 _FAR = 1e9
 _EPS = 1e-12
 
@@ -138,11 +139,18 @@ def cast(
         eye = ((cameras.centre.double() - centre) @ inverse.T).float()
         turn = (cameras.rotation.double() @ inverse.T).float()
         if windows:
-            numbers = form.rows[index]
-            for view, window in enumerate(_windows(solid, cameras, focal, fine)):
-                buffers = depth[view], shade[view], ink[view]
-                _draw_window(
-                    solid.profile is not None, numbers, eye[view], turn[view], x[view], window, buffers
+            bounds = _windows(solid, cameras, focal, fine)
+            for start in range(0, count, _TOGETHER):
+                few = slice(start, start + _TOGETHER)
+                buffers = depth[few], shade[few], ink[few]
+                _draw_windows(
+                    solid.profile is not None,
+                    form.rows[index],
+                    eye[few],
+                    turn[few],
+                    x[few],
+                    bounds[:, few],
+                    buffers,
                 )
         else:
             whole = draw or draw_whole
@@ -186,7 +194,7 @@ def _pack(parts: tuple[Solid, ...], names: tuple[str, ...], device: torch.device
     )
 
 
-def _windows(solid: Solid, cameras: Cameras, focal: Tensor, fine: int) -> list[list[int]]:
+def _windows(solid: Solid, cameras: Cameras, focal: Tensor, fine: int) -> Int[Tensor, "4 V"]:
     """Top, bottom, left and right of the pixels of each view that the bounding sphere can touch."""
     centre, radius = solid.bounding_sphere
     away = torch.from_numpy(centre) - cameras.centre.double()
@@ -200,7 +208,7 @@ def _windows(solid: Solid, cameras: Cameras, focal: Tensor, fine: int) -> list[l
     # Around or behind the camera nothing can be ruled out by projection.
     low, high = low.masked_fill(z <= radius, 0.0), high.masked_fill(z <= radius, fine)
     high = torch.where(z <= -radius, low, high)
-    return torch.stack((low, high)).permute(2, 1, 0).flatten(1).int().tolist()
+    return torch.stack((low, high), 1).flatten(0, 1).long()
 
 
 Draw = Callable[[bool, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -231,43 +239,45 @@ def draw_whole(
     )
 
 
-def _draw_window(
+def _draw_windows(
     is_round: bool,
     numbers: Sequence[Tensor],
     eye: Tensor,
     turn: Tensor,
     x: Tensor,
-    window: tuple[int, int, int, int],
+    bounds: Int[Tensor, "4 V"],
     buffers: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    """The same for a window of one view, written in place; only what is in front is lit.
+    """The same for a window of each view, written in place; only what is in front is lit.
 
-    A window is small, so that starting an operation costs as much as doing it: `numbers` come apart here, and the three
-    components of a vector together.
+    All windows have the size of the largest: one operation on a few of them costs less than one on each.
     """
-    top, bottom, left, right = window
-    if top >= bottom or left >= right:
-        return
     depth, shade, ink = buffers
-    across = turn[0][:, None, None] * x[left:right]
-    down = (turn[1][:, None] * x[top:bottom] + turn[2][:, None])[:, :, None]
-    origin, direction = eye.unbind(), across + down
-    distance = _hit(is_round, numbers, (origin, direction))
-    front = (distance < depth[top:bottom, left:right]).flatten().nonzero()[:, 0]
+    fine = x.shape[1]
+    top, bottom, left, right = bounds
+    height, width = int((bottom - top).max()), int((right - left).max())
+    if height <= 0 or width <= 0:
+        return
+    rows = top.clamp(max=fine - height)[:, None] + torch.arange(height)
+    columns = left.clamp(max=fine - width)[:, None] + torch.arange(width)
+    rays = _rays(eye, turn, x.gather(1, columns)[:, None, :], x.gather(1, rows)[:, :, None])
+    distance = _hit(is_round, numbers, rays).flatten()
+    views = torch.arange(len(x))[:, None]
+    place = ((views * fine + rows)[:, :, None] * fine + columns[:, None, :]).flatten()
+    front = (distance < depth.view(-1)[place]).nonzero()[:, 0]
     if not len(front):
         return
-    distance = distance.flatten().index_select(0, front)
-    chosen = direction.flatten(1).index_select(1, front)
-    light = _light(is_round, numbers, (origin, chosen), distance)
-    width = right - left
-    row = front.div(width, rounding_mode="floor")
-    place = front + (row * (len(x) - width) + (top * len(x) + left))
+    distance, place = distance[front], place[front]
+    view = place.div(fine * fine, rounding_mode="floor")
+    origin = [each.flatten()[view] for each in rays[0]]
+    direction = [each.flatten()[front] for each in rays[1]]
+    light = _light(is_round, numbers, (origin, direction), distance)
     depth.view(-1).index_copy_(0, place, distance)
     shade.view(-1).index_copy_(0, place, light)
     ink.view(-1).index_fill_(0, place, numbers[0].item())
 
 
-Ray = tuple[Sequence[Tensor], Sequence[Tensor] | Tensor]
+Ray = tuple[list[Tensor], list[Tensor]]
 """Origin and direction in a solid's frame, three components of each that broadcast."""
 Numbers = Tensor | Sequence[Tensor]
 """A row of `_pack`."""

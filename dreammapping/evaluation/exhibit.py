@@ -19,6 +19,7 @@ from gaussian_renderer import render
 from scene.cameras import Cameras, orbit
 from scene.gaussian_model import GaussianModel
 from toybox import raycast, world
+from toybox.objects import solids
 from toybox.recognition import parse_caption
 
 POLAR_DEG = (90.0, 70.0)
@@ -94,13 +95,12 @@ class Exhibit:
 
     def render_truth(self, size: int) -> Float[Tensor, "V 3 S S"]:
         """Exact views of the object that the prompt names, which must be a caption of the toybox."""
-        cameras = self.cameras
+        assert self.pair is not None, "an object is named"
+        cameras, (name, colour) = self.cameras, self.pair
         places = (cameras.azimuth_deg, cameras.polar_deg, cameras.radius, cameras.fov_x)
-        images = []
-        for azimuth, polar, radius, fov in zip(*(values.tolist() for values in places), strict=True):
-            image, _ = raycast.render(*self.pair, azimuth, polar, radius, fov, size, self.background.numpy())
-            images.append(torch.from_numpy(image).permute(2, 0, 1))
-        return torch.stack(images)
+        orbit = raycast.Cameras.orbit(*(values.cpu().double() for values in places))
+        layers = raycast.cast(solids(name), orbit, size)
+        return layers.picture(torch.tensor([world.COLOURS[colour]]), self.background.cpu().view(3, 1, 1))
 
 
 def all_around(views: int) -> Callable[[GenerateCamParams], Cameras]:

@@ -283,9 +283,8 @@ class Training:
 
         The autoencoder may be the shipped one.
         """
-        notes = {stage: note for stage, note in _stages(PRIOR).items() if stage == "vae"} | _stages(
-            self.output
-        )
+        notes = {stage: note for stage, note in _stages(PRIOR).items() if stage == "vae"}
+        notes |= _stages(self.output)
         for stage in _TRAINED:
             file = self._checkpoint(stage).with_suffix(".json")
             if file.exists():

@@ -207,7 +207,7 @@ def _card(report: dict) -> str:
         (
             "Fréchet distance of CLIP features",
             f"{distance['samples_to_renders']:.3f} from {distance['samples']} samples to {distance['renders']} test "
-            f"renders; {distance['renders_to_renders']:.3f} from as many other renders with the samples' captions",
+            f"renders; {distance['renders_to_renders']:.3f} from as many other renders",
         )
     )
     stages = [

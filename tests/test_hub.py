@@ -220,7 +220,7 @@ def test_a_hub_that_does_not_answer(online, monkeypatch):
     assert "the hub cannot be reached: check the network or HF_ENDPOINT" in problem
 
 
-def test_offline_asks_nobody(online):
+def test_offline_asks_nobody(online, offline):
     offline()
     (problem,) = models.check_available(GuidanceParams(model_key="me/model"))
     assert "no hub may be asked" in problem

@@ -63,7 +63,7 @@ def test_nothing_is_counted_where_a_card_is_measured(monkeypatch):
     monkeypatch.setattr(rasterizer, "find_spec", lambda _: None)
     monkeypatch.setattr(rasterizer, "seconds", lambda *_: 0.001)
     monkeypatch.setattr(rasterizer, "fmas_per_second", lambda _: 1e9)
-    monkeypatch.setattr(rasterizer, "_peak_memory_alone", lambda *_: 1e6)
+    monkeypatch.setattr(rasterizer, "_added_memory_alone", lambda *_: 1e6)
     options = SimpleNamespace(threads=[1], repeats=2, no_reference=True)
     row = rasterizer.measure_scene(500, 16, 4, card, options)[0]
     assert row["blended_pairs"] is row["pairs_per_second"] is row["over_bound"] is None

@@ -71,4 +71,7 @@ def compare(methods: list[str], words: list[str], *, train: bool = True) -> tupl
 
 
 def _is_finished(folder: Path) -> bool:
-    return (folder / "run.json").is_file() and FinishedRun.open(folder).manifest.get("finished") is True
+    try:
+        return FinishedRun.open(folder).manifest.get("finished") is True
+    except UserError:  # no run yet, or one that a kill cut short
+        return False

@@ -96,7 +96,7 @@ def drop(folder: Path) -> None:
     """Remove what `move_aside` moved: the new run stands."""
     for aside in _inside(folder, _ASIDE):
         remove_written(aside)
-        _remove_empty(aside)
+        _remove_empty_tree(aside)
 
 
 def half_done(folder: Path) -> bool:
@@ -112,7 +112,7 @@ def _inside(folder: Path, name: re.Pattern[str]) -> list[Path]:
 
 def _move_back(moving: Path, folder: Path) -> None:
     _move(moving, folder)
-    _remove_empty(moving)
+    _remove_empty_tree(moving)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -135,6 +135,11 @@ def remove_written(folder: Path) -> None:
         with contextlib.suppress(OSError):
             (folder / path).unlink()
     _remove_empty(*{folder / parent for path in files for parent in path.parents if parent.parts})
+
+
+def _remove_empty_tree(folder: Path) -> None:
+    """Remove a folder of ours, in which a killed process may have left folders without files."""
+    _remove_empty(folder, *(path for path in folder.rglob("*") if path.is_dir()))
 
 
 def _remove_empty(*folders: Path) -> None:

@@ -104,7 +104,7 @@ def plant(run: Path) -> None:
 
 
 def theirs(run: Path) -> set[str]:
-    notes = {str(path.relative_to(run)) for path in run.glob("checkpoints/*/note.txt")}
+    notes = {str(path.relative_to(run)) for path in run.glob("checkpoints/iteration_*/note.txt")}
     return MINE | notes
 
 

@@ -19,7 +19,7 @@ def dry_run(config: Config, build: Build | None = None) -> str:
     """
     optimization = start(config, build)
     prior, needed = optimization.score_model, optimization.memory()
-    size = ", ".join(f"{count} {name}" for name, count in optimization.subject.numbers().items())
+    size = ", ".join(f"{count} {name.capitalize()}" for name, count in optimization.subject.numbers().items())
     optimization.iteration(1)
     started = time.perf_counter()
     optimization.iteration(2)

@@ -272,7 +272,7 @@ def test_ctrl_c_says_what_is_true(short, tmp_path, monkeypatch, capsys, at):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     if at == "first":
-        assert "nothing is left of this start" in said and not (tmp_path / "run").exists()
+        assert "the same command starts again" in said and not (tmp_path / "run").exists()
         return
     done = {"twice": 1, "end": 2}[at]
     assert f"the last checkpoint is that of iteration {done}, and the same command with --resume" in said

@@ -218,7 +218,6 @@ def short(words):
     ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_reader_who_leaves_ends_no_run(short, tmp_path):
     """As `2>&1 | head`: progress and log are lost, the run is not, and its exit code is true."""
     process = subprocess.Popen(

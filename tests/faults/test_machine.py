@@ -223,7 +223,7 @@ def close_streams(how: str) -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
-@pytest.mark.parametrize("how", ["none", "full", pytest.param("pipe", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("how", ["none", "full", "pipe"])
 def test_streams_that_take_nothing_cost_no_run(server, reference, tmp_path, how):
     run = server.start(tmp_path, SUBJECTS["picture"], (close_streams, [how]))
     assert run.wait() == 0, run.said

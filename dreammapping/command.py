@@ -1,9 +1,11 @@
 """The end of a command line: what a command's work comes to, as an exit code."""
 
+import signal
 from collections.abc import Callable
 
 from utils.console import complain, forgiving_errors, show_every_letter
 from utils.errors import UserError
+from utils.interruption import as_ctrl_c
 
 
 def exit_code(
@@ -12,14 +14,15 @@ def exit_code(
     stopped: str = "stopped; the same command goes on from here",
     debug: bool = False,
 ) -> int:
-    """Do a command's work: its own code, 2 for a user's mistake (one line on standard error), 130 for Ctrl-C.
+    """Do a command's work: its own code, 2 for a user's mistake (one line on standard error), 128 plus the number
+    of a signal that ended it (130 for Ctrl-C).
 
     Args:
-        stopped: what Ctrl-C comes to, unless the interruption itself says it.
+        stopped: what a signal comes to, unless the interruption itself says it.
         debug: let a user's mistake be a traceback.
     """
     show_every_letter()
-    with forgiving_errors():
+    with forgiving_errors(), as_ctrl_c():
         try:
             return work()
         except UserError as error:
@@ -29,4 +32,4 @@ def exit_code(
             return 2
         except KeyboardInterrupt as error:
             complain(str(error) or stopped)
-            return 130
+            return 128 + getattr(error, "number", signal.SIGINT)

@@ -1,6 +1,7 @@
 """From settings to a finished run folder: the door that the command line and Python share."""
 
 import logging
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def optimize(
                 run.claim(to_yaml(config))  # here the folder is first changed
                 return _carry_out(optimization, run, outputs, interruption, quiet, callback)
     except KeyboardInterrupt as error:
-        raise Stopped(_what_is_left(run)) from error
+        raise Stopped(_what_is_left(run), getattr(error, "number", signal.SIGINT)) from error
 
 
 def _carry_out(

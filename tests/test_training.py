@@ -245,6 +245,20 @@ def stop(*_):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_models_load_is_one_line_and_leaves_nothing(
+    short, tmp_path, monkeypatch, capsys, number, code
+):
+    from dreammapping import program
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(program, "start", lambda *_: os.kill(os.getpid(), number))
+    assert main(["--quiet", *short]) == code
+    assert capsys.readouterr().err == "stopped before the run began; nothing was changed\n"
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(number) is before
+
+
 @pytest.mark.parametrize("at", ["twice", "end", "first", "load"])
 def test_ctrl_c_says_what_is_true(short, tmp_path, monkeypatch, capsys, at):
     """Twice in the loop, twice at the end, twice before the first checkpoint, and while --resume loads."""

@@ -1,4 +1,6 @@
-"""The one exception for what a user can cause."""
+"""The exceptions for what a user can cause."""
+
+import signal
 
 
 class UserError(ValueError):
@@ -9,7 +11,11 @@ class UserError(ValueError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A second Ctrl-C, or one where no iteration can be waited for: the message says what is left of the run."""
+    """A signal that ends the program where no iteration is waited for: what is left, and the `number` of it."""
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class OutOfMemory(UserError):

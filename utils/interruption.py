@@ -2,10 +2,34 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+from utils.errors import Stopped
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """SIGHUP is what a closed terminal sends; Windows has none."""
+
+
+@contextmanager
+def as_ctrl_c() -> Iterator[None]:
+    """Within the block SIGTERM and a closed terminal raise `Stopped`, as Ctrl-C raises KeyboardInterrupt: so what is
+    open is closed, and what was half done taken back. One that was ignored, as under `nohup`, stays ignored."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(number=number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Interruption:

@@ -5,13 +5,11 @@ import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -160,7 +158,7 @@ def run_missing(
     """
     missing = [cell for cell in cells if (kept := store.get(cell)) is None or outdated(kept)]
     failures = []
-    with termination_as_interrupt(), ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(run, cell): cell for cell in missing}
         try:
             for count, future in enumerate(as_completed(futures), start=1):
@@ -176,16 +174,6 @@ def run_missing(
             stop()
             raise
     return failures
-
-
-@contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt within the block, as Ctrl-C does."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def digest(*parts: str | Path) -> str:

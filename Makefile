@@ -33,8 +33,8 @@ demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 	@echo "video:"; ls $(DEMO)/videos/*/*.mp4
 	@echo "pictures:"; ls -d $(DEMO)/test_six_views/*
 
-test: check  ## all checks and all tests; pytest has the last word
-	@$(BIN)/python -m pytest
+test: check  ## all checks and all tests, on as many as four cores; pytest has the last word
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-matrix: $(READY_DEV)  ## all tests under other instruction sets, numbers of threads and orders; takes an hour or two
 	@$(BIN)/python tests/matrix.py

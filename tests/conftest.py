@@ -11,8 +11,10 @@ import hypothesis
 import pytest
 import torch
 
-# Small tensors are slower on many threads; the matrix of tests asks for them all the same.
-torch.set_num_threads(int(os.environ.get("TEST_THREADS", min(2, torch.get_num_threads()))))
+# Small tensors are slower on many threads, and workers beside each other have a core each; the matrix of tests asks for
+# threads all the same.
+_threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads())
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", _threads)))
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("reproducible")
 

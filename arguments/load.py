@@ -126,10 +126,9 @@ def _refuse_twice(entries: list[Entry]) -> None:
     for entry in entries:
         before = given.setdefault(entry.name, entry)
         if before is not entry and entry.name not in WITHOUT_EFFECT:
-            names = " and as ".join(dict.fromkeys((before.given, entry.given)))
-            raise UserError(
-                f"{entry.where}: {entry.name}: expected it once, got it as {names}; keep one of the two"
-            )
+            same = before.given == entry.given  # but for LucidDreamer's underscore
+            found = "got it twice" if same else f"got it as {before.given} and as {entry.given}"
+            raise UserError(f"{entry.where}: {entry.name}: expected it once, {found}; keep one of the two")
 
 
 def differences(path: Path, config: Config) -> list[str]:
@@ -208,7 +207,15 @@ def _override(word: str) -> Entry:
         advice = f"--opt {word}" if word.endswith((".yaml", ".yml")) else "key='value' where it has spaces"
         raise UserError(f"{COMMAND_LINE}: expected key=value or a flag, got {word!r}; write {advice}")
     name = name_of(key, COMMAND_LINE)
-    return Entry(name, _override_value(name, text), COMMAND_LINE)
+    return Entry(name, _override_value(name, _as_utf8(text)), COMMAND_LINE)
+
+
+def _as_utf8(text: str) -> str:
+    """A word whose bytes the locale could not read (as `LC_ALL=C`), read as UTF-8 as all files are."""
+    try:
+        return text.encode("ascii", "surrogateescape").decode()
+    except UnicodeError:
+        return text  # it was read, or is no UTF-8
 
 
 def _change(key: object, value: object) -> Entry:
@@ -274,7 +281,8 @@ def _settings_file(name: str) -> Path:
 def _yaml_problem(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
-        return f"{error.problem} at line {mark.line + 1}, column {mark.column + 1}"
+        problem = str(error.problem).removeprefix("but ")
+        return f"{problem} at line {mark.line + 1}, column {mark.column + 1}"
     return " ".join(str(error).split())
 
 

@@ -18,6 +18,7 @@ from scene.gaussian_model import GaussianModel
 from scene.initialization import initial_points
 from scene.ply import read_gaussians, read_points
 from utils.errors import UserError
+from utils.paths import user_path
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class FinishedRun:
         Raises:
             UserError: the folder is no run, or its settings are broken.
         """
+        user_path(str(folder), "run folder")  # can be one
         settings = folder / "config.yaml"
         if not settings.is_file():
             raise UserError(f"{folder}: expected a run with its config.yaml, found none; name a run folder")
@@ -60,6 +62,11 @@ class FinishedRun:
             UserError: nothing was saved, or not that.
         """
         saved = self.iterations
+        kind = self.config.ModelParams.representation
+        if not saved and kind != "gaussians":
+            raise UserError(
+                f"{self.folder}: expected a run of Gaussians, got one of kind {kind}; name another"
+            )
         if not saved:
             raise UserError(f"{self.folder}: expected {_ply('*')}, found none; let the run save first")
         if wanted is not None and wanted not in saved:

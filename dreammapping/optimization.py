@@ -238,7 +238,7 @@ class Optimization:
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"checkpoint: does not fit these settings ({first_line(error)}); resume with the settings that it was "
-                "made with, or delete its folder to go on from the one before it"
+                "made with"
             ) from error
 
     def _form(self) -> dict[str, Any]:

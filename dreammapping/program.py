@@ -151,7 +151,17 @@ def _go_on(optimization: Optimization, run: Run) -> None:
             f"{run.folder}: expected a run of at most {wanted} iterations, got one that has done {done}; "
             f"set iterations={done} or more, or leave out --resume and choose another workspace"
         )
-    optimization.load_state_dict(checkpoint.load(newest))
+    changed = _changes(optimization.config, run)
+    state = checkpoint.load(newest)
+    try:
+        optimization.load_state_dict(state)
+    except UserError as error:
+        advice = (
+            f": {', '.join(changed)} differ"
+            if changed
+            else f", or delete {newest}, which may be damaged, to go on from the one before it"
+        )
+        raise UserError(f"{error}{advice}") from error
     if optimization.step != done:
         raise UserError(
             f"{newest}: expected the checkpoint of iteration {done}, got that of {optimization.step}; give the folder "
@@ -159,18 +169,17 @@ def _go_on(optimization: Optimization, run: Run) -> None:
         )
     if done == wanted:
         log.info("all %d iterations were done before; what is missing after the last is written", done)
-    _name_changes(optimization.config, run)
-
-
-def _name_changes(config: Config, run: Run) -> None:
-    """Warn of the settings that a resumed run had otherwise."""
-    try:
-        changed = differences(run.path("config.yaml"), config)
-    except UserError as error:
-        log.warning("%s; it is written anew", error)
-        return
     if changed:
         log.warning("resuming with other settings than before: %s", ", ".join(changed))
+
+
+def _changes(config: Config, run: Run) -> list[str]:
+    """The settings that a resumed run had otherwise; none, with a warning, where it cannot be told."""
+    try:
+        return differences(run.path("config.yaml"), config)
+    except UserError as error:
+        log.warning("%s; it is written anew", error)
+        return []
 
 
 @contextmanager

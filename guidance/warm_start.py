@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from utils import checkpoint
 from utils.errors import UserError
 from utils.paths import user_path
+from utils.tensors import open_tensors
 
 
 @torch.no_grad()
@@ -46,10 +45,11 @@ def _read(path: Path, setting: str) -> dict[str, Tensor]:
             raise UserError(
                 f"{setting}: expected a run with a checkpoint, got {path}, which has none; correct the path"
             )
-        return checkpoint.load(found[-1])["guidance"]
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return checkpoint.load(found[-1]).get("guidance", {})
+    if not path.is_file():  # a pipe would be waited for
+        what = "which is neither" if path.exists() else "which does not exist"
         raise UserError(
-            f"{setting}: expected a run's folder or a .safetensors file, got {path} ({error}); correct the path"
-        ) from error
+            f"{setting}: expected a run's folder or a .safetensors file, got {path}, {what}; correct the path"
+        )
+    with open_tensors(path, setting) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping

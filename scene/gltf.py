@@ -7,11 +7,13 @@ sections 3.9.2 and 3.7.2.1).
 import contextlib
 import io
 import json
+import logging
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -21,10 +23,14 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.inputs import WithHeader
 
+log = logging.getLogger(__name__)
+
 GLB_MAGIC, JSON_CHUNK = b"glTF", b"JSON"
 COLORS = "_COLOR_0"
 """trimesh hands out attributes of this form as they are stored; it would round COLOR_0 to 8 bits of linear light."""
 COMPRESSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
+UNREAD = ("KHR_texture_transform", "EXT_mesh_gpu_instancing")
+"""What trimesh passes over without a word, though it changes colours or places."""
 NUMBER_SIZES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 NUMBERS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 SPARE_BYTES = 64 * 1024 * 1024
@@ -62,23 +68,46 @@ class Document:
             raise UserError(
                 f"{self.path}: expected plain meshes, got {used[0]}; export them without compression"
             )
+        accessors = self.tree.get("accessors", [])
+        if any("sparse" in each for each in accessors):
+            raise UserError(
+                f"{self.path}: expected plain numbers, got sparse ones; export without morph targets"
+            )
+        if any(accessors[number].get("normalized") for number in self._places()):
+            raise UserError(
+                f"{self.path}: expected positions and texture coordinates as floats, got quantized ones; export "
+                "without quantization"
+            )
+        for name in UNREAD:
+            if name in self.tree.get("extensionsUsed", []):
+                log.warning(
+                    "%s: %s is not read, so colours or places may be others; export without it",
+                    self.path,
+                    name,
+                )
         views = sum(view["byteLength"] for view in self.tree.get("bufferViews", []))
-        accessors = sum(
-            each["count"] * NUMBER_SIZES[each["componentType"]] * NUMBERS[each["type"]]
-            for each in self.tree.get("accessors", [])
+        numbers = sum(
+            each["count"] * NUMBER_SIZES[each["componentType"]] * NUMBERS[each["type"]] for each in accessors
         )
         most = self._bytes() + SPARE_BYTES
-        if max(views, accessors) > most:
+        if max(views, numbers) > most:
             raise UserError(
-                f"{self.path}: expected parts of at most {most:,} bytes together, got {max(views, accessors):,}; "
+                f"{self.path}: expected parts of at most {most:,} bytes together, got {max(views, numbers):,}; "
                 "check the file"
             )
+
+    def _places(self) -> Iterator[int]:
+        """The accessors that say where corners lie, in space and on a texture."""
+        for mesh in self.tree.get("meshes", []):
+            for primitive in mesh["primitives"]:
+                attributes = primitive["attributes"]
+                yield from (attributes[name] for name in ("POSITION", "TEXCOORD_0") if name in attributes)
 
     def _bytes(self) -> int:
         """Size of the file and of those that it names."""
         size = self.path.stat().st_size
         for buffer in self.tree.get("buffers", []):
-            file = self.path.parent / buffer.get("uri", "").split("base64,")[0]
+            file = self.path.parent / unquote(buffer.get("uri", "").split("base64,")[0])
             size += file.stat().st_size if file != self.path.parent and file.is_file() else 0
         return size
 

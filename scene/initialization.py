@@ -105,13 +105,13 @@ def _text_to_shape(
 def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | None) -> Points:
     if not params.init_path:
         raise UserError(
-            "GenerateCamParams.init_path: expected a mesh or point cloud for init_shape: file, got nothing"
+            "GenerateCamParams.init_path: expected a mesh or point cloud for init_shape: file, got nothing; set it"
         )
     path = user_path(params.init_path, "GenerateCamParams.init_path")
     suffix = path.suffix.lower()
     if suffix not in MESH_SUFFIXES:
         raise UserError(
-            f"GenerateCamParams.init_path: expected one of {', '.join(MESH_SUFFIXES)}, got {path.name}"
+            f"GenerateCamParams.init_path: expected one of {', '.join(MESH_SUFFIXES)}, got {path.name}; convert it"
         )
     refuse_too_many_faces(path)
     if suffix == ".ply" and not ply.has_faces(path):
@@ -121,7 +121,7 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
     else:
         points, colors = sample_file(path, params.init_num_pts, rng)
     if len(points) < 4:
-        raise UserError(f"{path}: expected at least 4 points, got {len(points)}")
+        raise UserError(f"{path}: expected at least 4 points, got {len(points)}; use a file with more")
     if suffix in Y_UP_SUFFIXES:
         points = torch.stack([-points[:, 0], points[:, 2], points[:, 1]], dim=-1)
     return _centred(points, path), colors
@@ -144,5 +144,7 @@ def _centred(points: Float[Tensor, "N 3"], path: Path | str) -> Float[Tensor, "N
     low, high = points.amin(dim=0), points.amax(dim=0)
     side = (high - low).max()
     if not (side.isfinite() and side > 0):
-        raise UserError(f"{path}: expected a shape of finite size, got a longest side of {side:g}")
+        raise UserError(
+            f"{path}: expected a shape of finite size, got a longest side of {side:g}; use another shape"
+        )
     return ((points - (low + high) / 2) / side).float()

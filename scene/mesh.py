@@ -4,8 +4,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -109,8 +110,17 @@ def _surfaces(path: Path) -> Iterator[Surface]:
         document = gltf.read(path)
         document.check()
     opened = document.stream() if document else ply.mesh_stream(path) if suffix == ".ply" else path.open("rb")
+    missing: list[str] = []
     with opened as file:
-        scene = trimesh.load_scene(file, file_type=suffix[1:], resolver=_neighbours(path), process=False)
+        scene = trimesh.load_scene(
+            file, file_type=suffix[1:], resolver=_neighbours(path, missing), process=False
+        )
+    if missing:
+        log.warning(
+            "%s: names %s, which is no file in its folder, so not all of its colours are there; put it there",
+            path,
+            " and ".join(map(repr, dict.fromkeys(missing))),
+        )
     left = MOST_FACES  # a scene may place the same mesh many times
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
@@ -125,16 +135,31 @@ def _surfaces(path: Path) -> Iterator[Surface]:
         yield _checked(path, mesh, transform, document)
 
 
-def _neighbours(path: Path) -> Any:
-    """How trimesh finds the files that a mesh names: textures, materials, and glTF's numbers."""
+def _neighbours(path: Path, missing: list[str]) -> Any:
+    """How trimesh finds the files that a mesh names: textures, materials, and glTF's numbers. It loads what it can, and
+    says nothing of what it cannot: those names are added to `missing`."""
     import trimesh
 
     class Neighbours(trimesh.resolvers.FilePathResolver):
         def get(self, name: str) -> bytes:
-            regular_file(self.absolute(name))
-            return super().get(name)
+            for each in _spellings(name):
+                with contextlib.suppress(
+                    OSError, ValueError
+                ):  # none, a pipe, or outside of the mesh's folder
+                    return regular_file(self.absolute(each)).read_bytes()
+            missing.append(name)
+            raise UserError(f"{path}: names {name!r}, which is no file in its folder; put it there")
 
     return Neighbours(str(path))
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Where a file may lie that a mesh names: as it is written, as glTF writes spaces (`%20`), as Windows writes
+    folders, and beside the mesh whatever folder it was in where the mesh was made."""
+    yield name
+    yield unquote(name)
+    yield name.replace("\\", "/")
+    yield PureWindowsPath(name).name
 
 
 def _checked(

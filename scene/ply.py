@@ -157,7 +157,8 @@ def read_points(path: Path | str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "
     names = _scalar_vertex_properties(path, header)
     if not set(COLUMNS["means"]) <= names:
         raise UserError(
-            f"{path}: expected vertices with x, y and z, got {', '.join(sorted(names)) or 'none'}"
+            f"{path}: expected vertices with x, y and z, got {', '.join(sorted(names)) or 'none'}; export it with "
+            "positions of these names"
         )
     vertices = _read_vertices(path, header)
     kinds = {name: vertices[name].dtype for name in vertices.dtype.names or ()}

@@ -22,7 +22,7 @@ from arguments.names import MOVED, WITHOUT_EFFECT
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-READERS = ("dreammapping", "gaussian_renderer", "guidance", "scene", "train.py", "train2d.py")
+READERS = ("dreammapping", "gaussian_renderer", "guidance", "scene", "train.py")
 """Where a setting is read, if it is. Not the benchmarks: a setting must change a run."""
 ENOUGH = ["model_key=toybox", "text=a red car"]
 
@@ -46,6 +46,11 @@ def written(folder: Path, content: str | bytes) -> Path:
         ("text='a fox'", "GuidanceParams.text", "a fox"),
         ("text=yes", "GuidanceParams.text", "yes"),
         ("text=007", "GuidanceParams.text", "007"),
+        (
+            "text=caf\udcc3\udca9",
+            "GuidanceParams.text",
+            "café",
+        ),  # as LC_ALL=C hands over what UTF-8 a user types
         ("fp16=no", "GuidanceParams.fp16", False),
         ("fp16=0", "GuidanceParams.fp16", False),
         ("_white_background=false", "ModelParams.white_background", False),
@@ -118,7 +123,7 @@ BAD_FILES = {
     "broken": ("GuidanceParams: [1, 2\nseed: 3\n", "expected YAML, got expected ',' or ']'"),
     "tab": ("GuidanceParams:\n\ttext: a\n", "at line 2"),
     "python object": ("seed: !!python/object:os.system {}\n", "expected YAML"),
-    "two documents": ("seed: 1\n---\nseed: 2\n", "expected YAML"),
+    "two documents": ("seed: 1\n---\nseed: 2\n", "got found another document at line 2"),
     "impossible date": ("GuidanceParams:\n  text: 2024-13-45\n", "expected YAML"),
     "bottomless": ("[" * 600, "expected YAML"),
     "not UTF-8": (b"GuidanceParams:\n  text: caf\xe9\n", "expected UTF-8 text, got byte 0xe9"),
@@ -155,7 +160,7 @@ BAD_FILES = {
     "key twice in braces": ("ModelParams: {batch: 1, 'batch': 2}\n", "'batch' of line 1 a second time"),
     "key under two names": (
         "ModelParams: {white_background: true, _white_background: false}\n",
-        "ModelParams.white_background: expected it once",
+        "ModelParams.white_background: expected it once, got it twice; keep one",
     ),
     "key at its former place too": (
         "GuidanceParams: {lora_rank: 2}\nLoRAParams: {lora_rank: 4}\n",

@@ -1,6 +1,7 @@
 """Checkpoints come back as they went, and a broken one says so."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -106,6 +107,31 @@ def test_a_state_of_another_structure_is_one_line(tmp_path, state):
     with pytest.raises(UserError, match="the checkpoint cannot be read") as error:
         checkpoint.load(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("state.json", b'"step": 7', b'"step": 8'),
+        ("state.json", b"0.1", b"0.2"),
+        ("tensors.safetensors", b"@", b"A"),
+    ],
+)
+def test_a_checkpoint_that_a_disk_or_a_copy_has_changed_is_told_from_a_whole_one(tmp_path, name, old, new):
+    path = checkpoint.save(tmp_path, 7, TREE)
+    content = (path / name).read_bytes()
+    place = content.rindex(old)
+    (path / name).write_bytes(content[:place] + new + content[place + len(old) :])
+    with pytest.raises(UserError, match=r"iteration_000007: .*its checksum differs\); delete that folder"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_read(tmp_path):
+    path = checkpoint.save(tmp_path, 7, TREE)
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    del state["sha256"]
+    (path / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert_same(checkpoint.load(path), TREE)
 
 
 FORM = {"a": {"points": torch.zeros(5, 3), "colors": torch.zeros(5, 3)}, "step": 1, "list": [1]}

@@ -105,6 +105,19 @@ def test_cameras_of_another_form_are_refused(folder, text):
         FinishedRun.open(folder).cameras()
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_name_that_no_folder_can_have_is_one_line(name):
+    with pytest.raises(UserError, match="run folder: expected a path"):
+        FinishedRun.open(Path(name))
+
+
+def test_a_picture_is_told_from_a_run_that_has_saved_nothing(tmp_path):
+    config, _ = load(["text=a red car", "model_key=toybox", "representation=image"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    with pytest.raises(UserError, match="expected a run of Gaussians, got one of kind image"):
+        FinishedRun.open(tmp_path).gaussians()
+
+
 def test_nothing_but_the_reader_opens_the_files_of_a_run():
     files = [path for room in READERS for path in (ROOT / room).rglob("*.py")]
     assert len(files) > 10

@@ -156,6 +156,9 @@ def test_colours_of_textures(tmp_path, suffix):
     assert (colors[height < -0.2, 1] > 0.9).all()
 
 
+PAINTED_OBJ = "mtllib a.mtl\nusemtl a\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n"
+
+
 def quad(visual=None, **settings) -> trimesh.Trimesh:
     corners = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
     return trimesh.Trimesh(corners, [[0, 1, 2], [0, 2, 3]], visual=visual, process=False, **settings)
@@ -427,6 +430,59 @@ def test_files_that_a_mesh_names_are_not_waited_for(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with contextlib.suppress(UserError):  # what is missing may be what the mesh needs
         assert len(from_file(tmp_path / name, count=10)[0]) == 10
+
+
+@pytest.mark.parametrize("name", ["my skin.png", "parts\\skin.png", "C:\\art\\skin.png", "../art/skin.png"])
+def test_a_texture_is_found_as_other_programs_name_it(tmp_path, caplog, name):
+    lies = {"my skin.png": "my skin.png", "parts\\skin.png": "parts/skin.png"}.get(name, "skin.png")
+    (tmp_path / lies).parent.mkdir(exist_ok=True)
+    Image.new("RGB", (4, 4), (0, 255, 0)).save(tmp_path / lies)
+    (tmp_path / "a.mtl").write_text(f"newmtl a\nKd 1 1 1\nmap_Kd {name}\n")
+    (tmp_path / "a.obj").write_text(PAINTED_OBJ)
+    _, colors = from_file(tmp_path / "a.obj", count=10)
+    torch.testing.assert_close(colors, torch.tensor([0.0, 1.0, 0.0]).expand(10, 3))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("missing", ["a.mtl", "skin.png"])
+def test_colours_that_a_mesh_lacks_are_told(tmp_path, caplog, missing):
+    Image.new("RGB", (4, 4), (0, 255, 0)).save(tmp_path / "skin.png")
+    (tmp_path / "a.mtl").write_text("newmtl a\nKd 1 1 1\nmap_Kd skin.png\n")
+    (tmp_path / "a.obj").write_text(PAINTED_OBJ)
+    (tmp_path / missing).unlink()
+    from_file(tmp_path / "a.obj", count=10)
+    assert f"names '{missing}', which is no file in its folder" in caplog.text
+
+
+def test_files_beside_a_gltf_may_have_spaces_in_their_names(tmp_path):
+    def change(tree):
+        content = tree["buffers"][0]["uri"].partition("base64,")[2]
+        (tmp_path / "my numbers.bin").write_bytes(base64.b64decode(content))
+        tree["buffers"][0]["uri"] = "my%20numbers.bin"
+
+    gltf_of(tmp_path / "a.gltf", painted(255, None), change)
+    assert len(from_file(tmp_path / "a.gltf", count=10)[0]) == 10
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"normalized": True}, "got quantized ones; export without quantization"),
+        ({"sparse": {"count": 1}}, "got sparse ones; export without morph targets"),
+    ],
+)
+def test_numbers_of_gltf_that_would_be_read_as_others_are_refused(tmp_path, what, said):
+    gltf_of(tmp_path / "a.gltf", painted(255, None), lambda tree: [a.update(what) for a in tree["accessors"]])
+    assert said in error(tmp_path / "a.gltf")
+
+
+def test_what_changes_colours_of_gltf_and_is_not_read_is_told(tmp_path, caplog):
+    def change(tree):
+        tree["extensionsUsed"] = ["KHR_texture_transform"]
+
+    gltf_of(tmp_path / "a.gltf", painted(255, None), change)
+    from_file(tmp_path / "a.gltf", count=10)
+    assert "KHR_texture_transform is not read" in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])

@@ -1,5 +1,7 @@
 """What VDM has beyond the paper: bins over t, a learned coefficient, a warm start, an update before use."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -127,12 +129,16 @@ def test_an_operator_starts_where_another_run_ended(tmp_path):
     ("name", "message"),
     [
         ("nothing", "expected a run's folder or a .safetensors file"),
+        ("pipe", "which is neither; correct the path"),
+        ("half.safetensors", "a damaged or half-copied one"),
         ("empty", "which has none; correct the path"),
         ("other.safetensors", "expected weights of this degradation, got others"),
     ],
 )
 def test_a_start_that_cannot_be_used_is_one_line(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "half.safetensors").write_bytes(b"half")
     save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match=message) as caught:
         load_part(nn.Linear(3, 3), str(tmp_path / name), "degradation", "VDMParams.operator_init")

@@ -258,6 +258,9 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="expected a folder for the run, found a file"):
         Run(tmp_path / "a")
+    (tmp_path / "b").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="expected a folder for the run, found a link to nothing"):
+        Run(tmp_path / "b")
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
@@ -332,6 +335,17 @@ def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(tmp
         pass
     assert not [name for name in contents(tmp_path / "a") if "0123abcd" in name]
     assert (tmp_path / "a" / "my.partial").exists()
+
+
+def test_what_another_run_is_writing_inside_the_folder_of_one_is_left_alone(tmp_path):
+    make(tmp_path / "a")
+    make(tmp_path / "a" / "b")
+    writing = tmp_path / "a" / "b" / "checkpoints" / ".iteration_000009.0123abcd.partial" / "state.json"
+    writing.parent.mkdir()
+    writing.write_text("half")
+    with Run(tmp_path / "a", resume=True):
+        pass
+    assert writing.exists()
 
 
 def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):

@@ -214,7 +214,9 @@ def test_memory_that_runs_out_is_saved_and_goes_on_with_the_same_bits(kind, buil
 def test_a_checkpoint_of_another_subject_is_refused(kind, build, configured):
     optimize(configured(), quiet=True, build=build)
     other = Palette if build is None else None
-    with pytest.raises(UserError, match="does not fit these settings"):
+    with pytest.raises(
+        UserError, match=r"does not fit these settings .*, or delete .*, which may be damaged"
+    ):
         optimize(configured(), resume=True, quiet=True, build=other)
 
 

@@ -404,7 +404,8 @@ def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(words):
 
 def test_a_checkpoint_of_other_settings_is_refused(words, tmp_path):
     main(["--quiet", *words])
-    with pytest.raises(UserError, match="does not fit these settings"):
+    said = r"does not fit these settings \(.*degradation.*\); resume with .* made with: GuidanceParams\.guidance differ"
+    with pytest.raises(UserError, match=said):
         optimize(configured([*words, "guidance=sds"]), resume=True, quiet=True)
 
 

@@ -74,12 +74,3 @@ class Solid:
         low, high = self.outline.min(0), self.outline.max(0)
         centre = 0.5 * (low + high)
         return centre, 1.01 * float(np.linalg.norm(self.outline - centre, axis=1).max())
-
-    @cached_property
-    def planes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The four leaning sides of a block: local outward normals (4, 3) and offsets (4,)."""
-        kx, ky = self.top
-        lean_x, lean_y = (1.0 - kx) / 2.0, (1.0 - ky) / 2.0
-        normals = [(1.0, 0.0, lean_x), (-1.0, 0.0, lean_x), (0.0, 1.0, lean_y), (0.0, -1.0, lean_y)]
-        offsets = [(1.0 + kx) / 2.0, (1.0 + kx) / 2.0, (1.0 + ky) / 2.0, (1.0 + ky) / 2.0]
-        return np.array(normals, np.float32), np.array(offsets, np.float32)

@@ -1,10 +1,11 @@
 """Checkpoints: a tree of tensors and plain values in one folder, safetensors and JSON, never pickle.
 
 A tree is built of dicts (with text or integer keys), lists, tensors and JSON values. Its tensors go to
-`tensors.safetensors`, everything else to `state.json`, where a tensor's place holds its name.
+`tensors.safetensors`, everything else to `state.json`, where a tensor's place holds its name; its `sha256` is of both.
 """
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -40,6 +41,7 @@ def save(folder: Path, step: int, tree: dict[str, Any]) -> Path:
             save_file(tensors, temporary / TENSORS)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        state["sha256"] = _digest(temporary / TENSORS, state)
         (temporary / STATE).write_text(json.dumps(state), encoding="utf-8")
         if path.is_dir():  # what somebody put beside an earlier one stays
             shutil.copytree(
@@ -87,11 +89,15 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint back, tensors on the CPU.
 
     Raises:
-        UserError: a file is missing, truncated, or not of this form.
+        UserError: a file is missing, truncated, not of this form, or not as it was written.
     """
     try:
+        state = json.loads(regular_file(path / STATE).read_text(encoding="utf-8"))
         tensors = load_file(regular_file(path / TENSORS))
-        tree = _unpack(json.loads(regular_file(path / STATE).read_text(encoding="utf-8")), tensors)
+        stated = state.pop("sha256", None)  # earlier checkpoints have none
+        if stated is not None and stated != _digest(path / TENSORS, state):
+            raise ValueError("it is not as it was written: its checksum differs")
+        tree = _unpack(state, tensors)
         if not isinstance(tree, dict):
             raise ValueError(f"expected an object, got {type(tree).__name__}")
         return tree
@@ -141,10 +147,17 @@ def check_form(state: Any, example: Any, where: str = "") -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line of at most 200 letters."""
-    return next(
-        (line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
+    """What an error says, in one line of at most 200 letters: the first that is no heading."""
+    lines = [line.strip()[:200] for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.endswith(":")), (*lines, type(error).__name__)[0])
+
+
+def _digest(tensors: Path, state: dict[str, Any]) -> str:
+    """SHA-256 of a file of tensors and of the state beside it."""
+    with tensors.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(json.dumps(state).encode())
+    return digest.hexdigest()
 
 
 def _drop(path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
@@ -57,18 +57,20 @@ def write_text(path: Path | str, text: str, *, durable: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def unfinished(folder: Path) -> list[Path]:
-    """What killed processes left half written in a folder and below it. Links are not followed."""
+def unfinished(folder: Path, parts: Collection[str]) -> list[Path]:
+    """What killed processes left half written in a folder and in its `parts`, folders in which nobody else writes: in
+    another one somebody may be at work. Links are not followed."""
     found = []
     for place, folders, files in os.walk(folder):
         found += [Path(place, name) for name in (*folders, *files) if _UNFINISHED.fullmatch(name)]
-        folders[:] = [name for name in folders if not _UNFINISHED.fullmatch(name)]
+        entered = folders if Path(place) != folder else [name for name in folders if name in parts]
+        folders[:] = [name for name in entered if not _UNFINISHED.fullmatch(name)]
     return found
 
 
-def remove_unfinished(folder: Path) -> None:
+def remove_unfinished(folder: Path, parts: Collection[str]) -> None:
     """Remove what killed processes left half written; nobody may be writing there."""
-    for path in unfinished(folder):
+    for path in unfinished(folder, parts):
         with contextlib.suppress(OSError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

@@ -60,7 +60,9 @@ class Run:
         self._moved = False  # all that is in the folder now is the new run's
         self._made: list[Path] = []
         with _named(folder):
-            if not (aside.half_done(folder) or unfinished(folder)):  # else once that is in order
+            if not (
+                aside.half_done(folder) or unfinished(folder, aside.FOLDERS)
+            ):  # else once that is in order
                 self._look()
 
     def __enter__(self) -> "Run":
@@ -90,9 +92,10 @@ class Run:
     def _look(self) -> None:
         """Whether the folder can be used as it was asked for."""
         folder = self.folder
-        if folder.exists() and not folder.is_dir():
+        if os.path.lexists(folder) and not folder.is_dir():
+            found = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
             raise UserError(
-                f"{folder}: expected a folder for the run, found a file; choose another workspace"
+                f"{folder}: expected a folder for the run, found {found}; choose another workspace"
             )
         ours = is_run(folder)
         saved = ours and bool(checkpoints(folder / "checkpoints"))
@@ -119,7 +122,7 @@ class Run:
 
     def _settle(self) -> None:
         """Finish what a killed process left half done."""
-        remove_unfinished(self.folder)
+        remove_unfinished(self.folder, aside.FOLDERS)
         drop_old(self.path("checkpoints"))
         aside.settle(self.folder, stands=bool(checkpoints(self.path("checkpoints"))))
 
@@ -186,7 +189,10 @@ class Run:
             with self.path("metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(known, allow_nan=False) + "\n")
         except OSError as error:
-            raise UserError(f"{self.path('metrics.jsonl')}: cannot be written ({error.strerror})") from error
+            raise UserError(
+                f"{self.path('metrics.jsonl')}: cannot be written ({error.strerror}); free space or choose another "
+                "folder"
+            ) from error
 
     def rewind_metrics(self, step: int) -> None:
         """Forget the metrics of later steps than `step`: a resumed run writes them again."""
@@ -218,24 +224,23 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: by its marker, or, for one of before there were markers, by what its files say."""
     if (folder / MARKER).is_file():
         return True
-    manifest = folder / "run.json"
-    if not (folder / "config.yaml").is_file() or not manifest.is_file():
-        return False
-    with suppress(OSError, ValueError, RecursionError):
-        known = json.loads(manifest.read_text(encoding="utf-8"))
-        return isinstance(known, dict) and known.keys() >= {"versions", "iterations", "finished"}
-    return False
+    told = _told_by(folder / "run.json")
+    return (folder / "config.yaml").is_file() and told.keys() >= {"versions", "iterations", "finished"}
 
 
 def _would_be_missed(folder: Path) -> bool:
     """Whether a run's folder holds a checkpoint, or an asset of a run that was not ended before its first one."""
     if checkpoints(folder / "checkpoints"):
         return True
+    return _told_by(folder / "run.json").get("iterations") != 0 and aside.has_results(folder)
+
+
+def _told_by(manifest: Path) -> dict[str, Any]:
+    """What `run.json` says; nothing where there is none, or a damaged one."""
     with suppress(OSError, ValueError, RecursionError):
-        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and manifest.get("iterations") == 0:
-            return False
-    return aside.has_results(folder)
+        told = json.loads(manifest.read_text(encoding="utf-8"))
+        return told if isinstance(told, dict) else {}
+    return {}
 
 
 @contextmanager

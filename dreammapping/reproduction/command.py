@@ -7,12 +7,12 @@ be stopped and given again; a table always has all that are finished, whatever p
 import argparse
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 from dreammapping.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
+from utils.paths import user_path
 from utils.repository import QUICKSTART, ROOT
 
 TABLES = {
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("table", choices=TABLES, metavar="TABLE", help="one of those above")
     parser.add_argument(
-        "--opt", type=Path, help="settings of every run (the quick start's, or configs/image/toybox.yaml)"
+        "--opt", help="settings of every run (the quick start's, or configs/image/toybox.yaml)"
     )
     parser.add_argument(
         "--methods",
@@ -58,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    if options.opt is not None:
+        options.opt = user_path(options.opt, "--opt")
     if options.methods and options.table == "prompts":
         raise UserError("--methods: expected the table `methods` or `pictures`, got 'prompts'; leave it out")
     if options.table == "pictures":

@@ -81,7 +81,7 @@ def locate(
             "convert it to .safetensors first"
         )
     if path.is_file() or path.suffix == ".safetensors":
-        raise UserError(f"{setting}: expected {forms(setting)}, got the file {key}")
+        raise UserError(f"{setting}: expected {forms(setting)}, got the file {key}; correct it")
     return ModelSource(key, _hub_id(key, setting, aliases), "hub", setting=setting)
 
 

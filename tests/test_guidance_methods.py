@@ -324,6 +324,28 @@ def test_csd_moves_from_the_empty_to_the_negative_prompt(step, weight, branches)
     assert sum(guidance.score_model.calls) == branches * VIEWS
 
 
+@pytest.mark.parametrize(("step", "weight"), [(1, 0.0), (26, 0.5), (99, 1.0)])
+def test_csds_perp_neg_is_reckoned_from_the_negative_prompt_at_every_step(step, weight):
+    """CVMI-Lab, stable_diffusion_triple_guidance.py:382-390 (and deep_floyd_simple_guidance.py): e_pos is ε_y - ε_n."""
+    plain = text_of()
+    views, weights = torch.tensor([5.0, 6.0]), torch.tensor([[-2.0, -0.5], [-1.0, 0.0]])
+    text = dataclasses.replace(
+        plain, negatives=views.view(1, 2, 1, 1).expand(VIEWS, -1, -1, -1), negative_weights=weights
+    )
+    guidance = build("csd", **at(500))
+    output, gradient = step_of(guidance, step, text=text)
+    cond, negative, empty = (asked(output, code) for code in (POSITIVE, NEGATIVE, EMPTY))
+    along, sideways = cond - negative, torch.zeros_like(cond)
+    for branch, view in enumerate(views.tolist()):
+        other = asked(output, view) - negative
+        share = (other * along).sum(dim=(1, 2, 3)) / along.square().sum(dim=(1, 2, 3))
+        sideways += weights[:, branch].view(-1, 1, 1, 1) * (other - share.view(-1, 1, 1, 1) * along)
+    expected = 7.5 * (cond - weight * negative - (1 - weight) * empty + sideways)
+    assert (gradient - expected).norm() < 1e-4 * expected.norm()
+    evaluated = (2 + (weight < 1)) * VIEWS + 3  # three of Perp-Neg's branches count
+    assert sum(guidance.score_model.calls) == evaluated
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
 def test_csds_form_of_table_1(weight):
     output, gradient = step_of(build("csd", csd_form="table", csd_negative=(weight, weight)))
@@ -454,6 +476,18 @@ def test_isms_interval_shrinks_over_the_warm_up(perpneg):
         50,
     ]
     assert build("ism", annealing_intervals=False, delta_t=50).interval(0) == 50
+
+
+@pytest.mark.parametrize(
+    ("perpneg", "end", "interval"), [(False, 50, 83), (False, 25, 74), (True, 50, 83), (False, 120, 106)]
+)
+def test_isms_interval_is_rounded_as_luciddreamers(perpneg, end, interval):
+    """guidance/sd_utils.py:376 truncates the sum, 250 (Perp-Neg) rounds the part above the end up.
+
+    At iteration 510 of 1500 that part is 0.66 (100 - end): 33 for 50, which a product in floats has just below it.
+    """
+    guidance = build("ism", delta_t=end, delta_t_start=100, perpneg=perpneg)
+    assert guidance.interval(510) == interval
 
 
 def test_eta_keeps_the_level_of_the_noise():

@@ -167,11 +167,12 @@ def test_the_loras_learning_rate_rises_over_the_warm_up():
 
 
 PUBLISHED_OPTIMIZERS = {
-    # betas, eps, weight decay; method: file and line of the source
-    "vsd": ((0.9, 0.999), 1e-8, 0.01),  # thu-ml/prolificdreamer, nerf/utils.py: torch.optim.AdamW as it comes
+    # betas, eps, weight decay; method: file and line of the source. LODS's LoRA has AdamW's decay there, which at its
+    # rate of 5e-7 takes 1e-5 of a weight in a run
+    "vsd": ((0.9, 0.999), 1e-8, 0.01),  # thu-ml/prolificdreamer, nerf/utils.py: optim.AdamW as it comes
     "asd": ((0.9, 0.99), 1e-15, 0.01),  # 2y7c3/ASD, systems/asd_3dgs.py:55
     "lods": ((0.9, 0.99), 1e-15, 0.0),  # yangxiaofeng/LODS, systems/lods_gs.py:498
-    "lods_lora": ((0.9, 0.99), 1e-15, 0.0),  # configs/lods-ngp-lora.yaml has AdamW's decay, 1e-5 over a run at 5e-7
+    "lods_lora": ((0.9, 0.99), 1e-15, 0.0),  # configs/lods-ngp-lora.yaml: optimizer
 }
 
 

@@ -125,8 +125,7 @@ def test_which_views_count(choice, expected):
 def test_gradients_of_all_views_can_be_summed_before_their_norm_is_taken(other, expected):
     """GaussianDreamer (systems/GaussianDreamer.py:340-351): one norm a step, of the sum, whoever sees the Gaussian."""
     model, optimizer = gaussians([0.005])
-    seen = footprint([[0.6 * STRONG], [0.6 * STRONG], [0.0]], radii=[[3], [3], [0]])
-    seen.means2d.grad[1] *= other
+    seen = footprint([[0.6 * STRONG], [0.6 * other * STRONG], [0.0]], radii=[[3], [3], [0]])
     control = DensityControl(OptimizationParams(densify_stats="summed_views"), EXTENT)
     control.update(model, optimizer, seen, 200, seeded())
     assert len(model) == expected

@@ -1,5 +1,7 @@
 """Adversarial Score Distillation (Wei, Zhou, Sun & Zhang 2023)."""
 
+from typing import Any, ClassVar
+
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,11 +15,12 @@ class ASDGuidance(VSDGuidance, name="asd"):
     """ASD: VSD whose LoRA is a discriminator, drawn to the noise and pushed from the prompt's prediction.
 
     L = ‖ε_lora - ε‖² + γ ‖ε_lora - sg ε_y‖² at one (x_t, t), drawn for it, with γ = -0.75 (2y7c3/ASD). Its minimum is
-    (ε + γ ε_y) / (1 + γ) in conditional mean, so γ must be above -1; γ = 0 is VSD. The pushing prediction has neither
-    guidance nor Perp-Neg, as where the released code has Perp-Neg off.
+    (ε + γ ε_y) / (1 + γ) in conditional mean, so γ must be above -1; γ = 0 is VSD at ASD's betas and epsilon of AdamW.
+    The pushing prediction has neither guidance nor Perp-Neg, as where the released code has Perp-Neg off.
     """
 
     asd: ASDParams
+    adam: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.99), "eps": 1e-15}
 
     def lora_loss(self, draw: Draw) -> Float[Tensor, ""]:
         lora_noise = self.lora_noise(draw, self.poses_with_dropout(draw))

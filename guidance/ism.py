@@ -1,5 +1,6 @@
 """Interval Score Matching (LucidDreamer, Liang et al. 2023): what the paper's host program runs."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,7 @@ class ISMGuidance(Guidance, name="ism"):
         if not params.annealing_intervals:
             return params.delta_t
         above = self.schedule.warm_up(step) * (params.delta_t_start - params.delta_t)
-        return params.delta_t + (-int(-above // 1) if params.perpneg else int(above))
+        return params.delta_t + math.ceil(above) if params.perpneg else int(params.delta_t + above)
 
     def _at(self, level: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         return self.on_device(self.schedule.timesteps_of(level))

@@ -22,7 +22,7 @@ class LODSGuidance(Guidance, name="lods"):
 
     def build(self, rng: torch.Generator) -> None:
         learned, rate = self.build_null(rng)
-        self.optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.99), eps=1e-15, weight_decay=0.0)
 
     def build_null(self, rng: torch.Generator) -> tuple[list[nn.Parameter], float]:  # noqa: ARG002 - starts at 0
         """Make what is learned; returns its parameters and their learning rate."""

@@ -11,7 +11,11 @@ from guidance.predictions import Predictions
 
 
 class LODSLoRAGuidance(LODSGuidance, name="lods_lora"):
-    """LODS whose null branch is a LoRA on the U-Net with the empty prompt, at scale 0.5 and without camera."""
+    """LODS whose null branch is a LoRA on the U-Net with the negative prompt, at scale 0.5 and without camera.
+
+    The released settings have that prompt "<new1>" (yangxiaofeng/LODS, configs/lods-ngp-lora.yaml); with an empty one
+    the null text is empty.
+    """
 
     lora_params: LoRAParams
 
@@ -26,4 +30,4 @@ class LODSLoRAGuidance(LODSGuidance, name="lods_lora"):
         return self.predict(draw, base_noise=null_noise)
 
     def null_noise(self, draw: Draw) -> Float[Tensor, "B C h w"]:
-        return self.lora(draw.noisy_latents, draw.timesteps, draw.text.rows("empty"))
+        return self.lora(draw.noisy_latents, draw.timesteps, draw.text.rows("negative"))

@@ -60,9 +60,9 @@ class ViewPrompts:
 
     Args:
         encoder: whatever has `encode_text`; it is not kept, so its text tower can be dropped afterwards.
-        params: `text`, `negative`, `inverse_text`, `cfg_base` and Perp-Neg's settings are read.
-        views: add the view suffixes; without them all views see the bare prompt, as in text to 2D, and there is nothing
-            for Perp-Neg to push away from.
+        params: `text`, `view_words`, `negative`, `inverse_text`, `cfg_base` and Perp-Neg's settings are read.
+        views: there are views at all, which in text to 2D there are not. Without them, or without `view_words`, all
+            see the bare prompt, and there is nothing for Perp-Neg to push away from.
 
     Raises:
         UserError: the prompt is empty, or a prompt with its view suffix has too many tokens.
@@ -71,6 +71,7 @@ class ViewPrompts:
     def __init__(self, encoder: TextEncoder, params: GuidanceParams, *, views: bool = True) -> None:
         if not params.text.strip():
             raise UserError('GuidanceParams.text: expected a prompt, got an empty one; try text="a red car"')
+        views = views and params.view_words
         suffixed = [f"{params.text}, {view} view" if views else params.text for view in VIEWS]
         encoded = encoder.encode_text(
             [*suffixed, params.negative, params.text, "", params.inverse_text],

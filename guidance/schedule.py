@@ -89,7 +89,7 @@ class NoiseSchedule:
 
         Args:
             noise: further noise, used where `eta` > 0. In an inversion η's variance is that of the step downwards
-                between the same two levels (inferred: no settings file of LucidDreamer uses it).
+                between the same two levels (LucidDreamer's program has another bound, and no file that uses it).
         """
         clean = self.denoised(noisy_latents, noise_pred, timesteps)
         low, high = torch.minimum(timesteps, target), torch.maximum(timesteps, target)

@@ -1,5 +1,7 @@
 """Variational Score Distillation (ProlificDreamer, Wang et al. 2023)."""
 
+from typing import Any, ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,11 +21,13 @@ class VSDGuidance(Guidance, name="vsd"):
     """
 
     lora_params: LoRAParams
+    adam: ClassVar[dict[str, Any]] = {}
+    """What the LoRA's AdamW has beside torch's own: nothing, as in thu-ml/prolificdreamer."""
 
     def build(self, rng: torch.Generator) -> None:
         rank = self.lora_params.lora_rank
         self.lora = self.score_model.build_lora(rank=rank, scale=1.0, with_camera=True, rng=rng)
-        self.optimizer = torch.optim.AdamW(self.lora.parameters(), lr=self.lora_params.lora_lr)
+        self.optimizer = torch.optim.AdamW(self.lora.parameters(), lr=self.lora_params.lora_lr, **self.adam)
 
     def prepare(self, draw: Draw) -> Draw:
         """Set the learning rate, which rises linearly over `lora_warmup_iter`."""

@@ -20,8 +20,6 @@ CHILDREN = 2
 """Gaussians that take the place of a split one."""
 SHRINK = 1.6
 """Divides the scales of a split Gaussian's children."""
-MAX_RELATIVE_SCALE = 0.1
-"""Gaussians wider than this fraction of the extent are pruned, once opacity has been reset."""
 RESET_OPACITY = 0.01
 RECOVERED_OPACITY = 0.5
 """What a Gaussian that the images need can have again before an asset is saved."""
@@ -45,7 +43,8 @@ class Footprint:
 class DensityControl:
     """LucidDreamer's schedule and thresholds; `extent` in world units.
 
-    Statistics come from every view of the batch, or with `densify_stats: last_view` from the last one only.
+    Statistics are a norm for every view of the batch; with `densify_stats` from the last view only, or one norm of the
+    sum over views.
     The pruning by screen size of 3D Gaussian Splatting is left out: upstream, it never fires. So are the opacity resets
     from which an asset would not recover until it is saved, which is said once.
 
@@ -94,7 +93,9 @@ class DensityControl:
         if step > params.densify_from_iter and step % params.densification_interval == 0:
             before = len(model)
             self._densify(model, optimizer, rng)
-            self._prune(model, optimizer, prune_large=step > params.opacity_reset_interval)
+            wide_from = params.prune_scale_from_iter
+            wide_from = params.opacity_reset_interval if wide_from is None else wide_from
+            self._prune(model, optimizer, prune_wide=step > wide_from)
             self._clear(model)
             log.debug("step %d: %d Gaussians became %d", step, before, len(model))
         if step % params.opacity_reset_interval == 0 and step not in self.left_out:
@@ -112,11 +113,14 @@ class DensityControl:
         gradients = footprint.means2d.grad
         if gradients is None:
             return
-        radii = footprint.radii
+        gradients, radii = gradients[..., :2], footprint.radii
         if self.params.densify_stats == "last_view":
             gradients, radii = gradients[-1:], radii[-1:]
-        norms = gradients[..., :2].norm(dim=-1)
+        norms = gradients.norm(dim=-1)
         counted = (radii > 0) & norms.isfinite()
+        if self.params.densify_stats == "summed_views":
+            norms = gradients.where(counted[..., None], 0.0).sum(dim=0, keepdim=True).norm(dim=-1)
+            counted = counted.any(dim=0, keepdim=True)
         self.gradient_sums = self.gradient_sums.to(norms.device) + norms.where(counted, 0.0).sum(dim=0)
         self.view_counts = self.view_counts.to(norms.device) + counted.sum(dim=0)
 
@@ -152,12 +156,12 @@ class DensityControl:
         )
 
     @torch.no_grad()
-    def _prune(self, model: GaussianModel, optimizer: torch.optim.Adam, *, prune_large: bool) -> None:
-        """Drop Gaussians that are faint, broken, or (`prune_large`) too wide."""
+    def _prune(self, model: GaussianModel, optimizer: torch.optim.Adam, *, prune_wide: bool) -> None:
+        """Drop Gaussians that are faint, broken, or (`prune_wide`) too wide."""
         # Comparisons are written so that NaN fails them.
         keep = (model.opacities >= self.params.prune_opacity).squeeze(1) & model.means.isfinite().all(dim=1)
-        if prune_large:
-            keep &= model.scales.amax(dim=1) <= MAX_RELATIVE_SCALE * self.extent
+        if prune_wide:
+            keep &= model.scales.amax(dim=1) <= self.params.prune_scale * self.extent
         if not keep.any():
             log.warning("every Gaussian is faint or too large; none was pruned")
             return

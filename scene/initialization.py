@@ -70,6 +70,12 @@ def _sphere(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh |
     return _on_rays(_uniform((params.init_num_pts,), rng, 0.0, 0.5), rng), None
 
 
+def _ball(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | None) -> Points:
+    """Uniform in the volume (DreamGaussian)."""
+    directions = torch.nn.functional.normalize(torch.randn((params.init_num_pts, 3), generator=rng), dim=1)
+    return 0.5 * _uniform((params.init_num_pts, 1), rng) ** (1 / 3) * directions, None
+
+
 def _scene(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | None) -> Points:
     """A shell around the cameras."""
     return _on_rays(_uniform((params.init_num_pts,), rng) + 3 * params.radius_range[1], rng), None
@@ -129,6 +135,7 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
 
 SHAPES: dict[str, Callable[[GenerateCamParams, torch.Generator, TextToMesh | None], Points]] = {
     "sphere": _sphere,
+    "ball": _ball,
     "box": _cuboid(0.5, 0.5, 0.5),
     "rectangle_x": _cuboid(0.3, 0.6, 0.25),
     "rectangle_z": _cuboid(0.4, 0.3, 0.6),

@@ -5,11 +5,16 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from arguments import Config, load, to_yaml
 from arguments.config import settings, value_of
 from arguments.groups.guidance import METHODS
+from guidance.schedule import NoiseSchedule
+from scene.density import DensityControl, Footprint
+from tests.gaussians import random_gaussians, seeded
+from tests.tiny_models import alphas_cumprod
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -77,35 +82,170 @@ def test_baselines_name_their_source_and_what_is_inferred(name: str) -> None:
     assert all(len(line) <= 120 for line in head.splitlines())
 
 
+# S and G are threestudio/systems and threestudio/models/guidance; a .yaml is in configs/, and its key is named.
 PUBLISHED = """
-dreamfusion_gs: {guidance: sds, guidance_scale: 100, cfg_form: paper, weighting: sds, t_range: [0.02, 0.98],
-  max_t_range: 0.98, perpneg: false}
-gaussiandreamer: {guidance: sds, guidance_scale: 100, cfg_form: standard, weighting: sds, gradient_clip: [1.5, 2.0],
-  gradient_clip_iter: 1000, C_batch_size: 4, iterations: 1200, image_w: 1024, image_h: 1024, init_shape: shape}
-dreamgaussian: {guidance: sds, guidance_scale: 100, weighting: sds, timestep_schedule: linear, t_range: [0.02, 0.98],
-  max_t_range: 0.98, C_batch_size: 1, iterations: 500, init_shape: sphere, init_num_pts: 5000, position_lr_init: 0.001,
-  position_lr_final: 0.00002, feature_lr: 0.01, opacity_lr: 0.05, scaling_lr: 0.005, rotation_lr: 0.005}
-prolificdreamer_gs: {guidance: vsd, guidance_scale: 7.5, weighting: sds, timestep_schedule: two_stage,
-  t_range: [0.02, 0.5], max_t_range: 0.98, iterations: 5000, warmup_iter: 1000, lora_rank: 4, lora_lr: 0.0001,
-  lora_warmup_iter: 500, lora_camera_dropout: 0.1}
-dreamflow: {guidance: dreamflow, guidance_scale: 7.5, dreamflow_t_range: [0.2, 1.0], lora_lr: 0.0001}
-asd_gs: {guidance: asd, asd_gamma: -0.75, guidance_scale: 7.5, weighting: ism, lambda_guidance: 0.1, C_batch_size: 2,
-  t_range: [0.02, 0.5], max_t_range: 0.5, lora_lr: 0.0001, lora_camera_dropout: 0.1, perpneg: true, init_shape: shape}
-lods_gs: {guidance: lods, lods_scale: 1000, lods_lr: 0.0001, weighting: sds, timestep_schedule: two_stage,
-  t_range: [0.02, 0.5], max_t_range: 0.98, iterations: 2500, warmup_iter: 1000, C_batch_size: 8,
-  negative: a point cloud image, init_shape: shape}
-lods_lora_gs: {guidance: lods_lora, lods_scale: 1000, lods_lora_lr: 5.0e-7, lods_lora_scale: 0.5, weighting: sds}
-csd: {guidance: csd, csd_form: own, csd_negative: [0.0, 1.0], csd_anneal: 0.5, timestep_schedule: two_stage,
-  t_range: [0.02, 0.5], max_t_range: 0.98, iterations: 5000, warmup_iter: 2500, perpneg: true,
-  negative: "oversaturated color, ugly, tiling, low quality, noisy"}
-nfsd: {guidance: nfsd, nfsd_cutoff: 200, guidance_scale: 7.5, weighting: sds, timestep_schedule: two_stage,
-  negative: "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"}
-ssd: {guidance: ssd, ssd_cutoff: 300, guidance_scale: 7.5, t_range: [0.02, 0.98], max_t_range: 0.98}
-consistent3d: {guidance: consistent3d, consistent3d_t_range: [0.1, 0.7], consistent3d_interval: [100, 300],
-  guidance_scale: 100, guidance_scale_final: 50, cfg_form: paper, weighting: uniform, gradient_clip: [2.0, 8.0],
-  gradient_clip_iter: 3000, iterations: 3000, C_batch_size: 8, max_t_range: 0.98}
+dreamfusion_gs:                     # threestudio-project/threestudio 28d9d80d
+  guidance: sds
+  guidance_scale: 100               # dreamfusion-sd.yaml, guidance_scale
+  cfg_form: paper                   # G/stable_diffusion_guidance.py:249 without Perp-Neg
+  cfg_base: empty
+  weighting: sds
+  t_range: [0.02, 0.98]             # dreamfusion-sd.yaml, min_step_percent, max_step_percent
+  max_t_range: 0.98
+  timestep_per_view: true           # G/stable_diffusion_guidance.py:416
+  perpneg: false
+gaussiandreamer:                    # hustvl/GaussianDreamer 76a38ffc, gaussiandreamer-sd.yaml
+  guidance: sds
+  guidance_scale: 100               # guidance_scale
+  cfg_form: paper                   # G/stable_diffusion_guidance.py:249
+  weighting: sds                    # weighting_strategy
+  gradient_clip: [1.5, 2.0]         # grad_clip
+  gradient_clip_iter: 1000
+  timestep_schedule: two_stage      # S/GaussianDreamer.py:286-287
+  max_t_range: 0.98                 # max_step_percent
+  t_range: [0.02, 0.55]             # S/GaussianDreamer.py:287
+  warmup_iter: 502                  # S/GaussianDreamer.py:286, whose steps count from 0
+  timestep_per_view: true           # G/stable_diffusion_guidance.py, [batch_size]
+  C_batch_size: 4                   # batch_size
+  lambda_guidance: 0.25             # lambda_sds: 1, and G/stable_diffusion_guidance.py divides by the batch
+  negative: ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped,
+    lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated,
+    bad proportions, unfocused      # gaussiandreamer-sd.yaml:29
+  iterations: 1200                  # max_steps
+  image_w: 1024                     # width
+  image_h: 1024                     # height
+  init_shape: shape                 # load_type: 0
+  densify_stats: summed_views       # S/GaussianDreamer.py:341-347
+  densify_grad_threshold: 0.0002    # S/GaussianDreamer.py:351
+  prune_opacity: 0.05               # S/GaussianDreamer.py:351
+  prune_scale_from_iter: 500        # S/GaussianDreamer.py:350
+dreamgaussian:                      # dreamgaussian/dreamgaussian 69a3c706, text.yaml
+  guidance: sds
+  guidance_scale: 100               # guidance/sd_utils.py:138
+  weighting: sds                    # guidance/sd_utils.py:138-205
+  timestep_schedule: linear         # anneal_timestep, guidance/sd_utils.py:162
+  t_range: [0.02, 0.98]             # guidance/sd_utils.py:162
+  max_t_range: 0.98
+  C_batch_size: 1                   # batch_size
+  lambda_guidance: 1.0              # lambda_sd
+  view_words: false                 # main.py:267
+  perpneg: false
+  iterations: 500                   # iters
+  init_shape: ball                  # gs_renderer.py:692-704
+  init_num_pts: 5000                # num_pts
+  feature_lr: 0.01                  # feature_lr
+  feature_lr_final: 0.01
+  opacity_lr: 0.05                  # opacity_lr
+  scaling_lr: 0.005                 # scaling_lr
+  scaling_lr_final: 0.005
+  rotation_lr: 0.005                # rotation_lr
+  rotation_lr_final: 0.005
+  densify_from_iter: 0              # density_start_iter
+  densification_interval: 50        # densification_interval
+  densify_grad_threshold: 0.01      # densify_grad_threshold
+  prune_opacity: 0.01               # main.py:284
+  prune_scale_from_iter: 0          # main.py:284
+  opacity_reset_interval: 700       # opacity_reset_interval
+prolificdreamer_gs:                 # thu-ml/prolificdreamer 5a303047
+  guidance: vsd
+  guidance_scale: 7.5
+  weighting: sds                    # nerf/sd.py:96-165
+  timestep_schedule: two_stage      # nerf/utils.py:684
+  t_range: [0.02, 0.5]              # nerf/sd.py:96-165
+  max_t_range: 0.98
+  timestep_per_view: false          # nerf/sd.py:96-165, [1]
+  iterations: 5000
+  warmup_iter: 1000
+  lora_rank: 4                      # diffusers' own
+  lora_lr: 0.0001
+  lora_warmup_iter: 500             # nerf/utils.py:450
+  lora_camera_dropout: 0.1
+dreamflow: {guidance: dreamflow, guidance_scale: 7.5, dreamflow_t_range: [0.2, 1.0], lora_lr: 0.0001} # no code
+asd_gs:                             # 2y7c3/ASD 9bf3daa5, test_gs.yaml
+  guidance: asd
+  asd_gamma: -0.75                  # gamma
+  guidance_scale: 7.5               # guidance_scale
+  weighting: ism                    # weighting_strategy: asd
+  C_batch_size: 2                   # batch_size
+  lambda_guidance: 0.05             # lambda_asd: 0.1, and G/stable_diffusion_asd_guidance.py:899 divides by the batch
+  lambda_tv: 1.0                    # lambda_tv
+  lambda_scale: 1.0                 # lambda_scales
+  timestep_schedule: warmup         # S/asd_3dgs.py:75-78
+  max_t_range: 0.98                 # S/asd_3dgs.py:78
+  t_range: [0.02, 0.5]              # min_step_percent, max_step_percent
+  warmup_iter: 3000                 # warmup_iter
+  timestep_per_view: true           # G/stable_diffusion_asd_guidance.py, [batch_size]
+  lora_lr: 0.0001                   # S/asd_3dgs.py:55
+  lora_warmup_iter: 0               # S/asd_3dgs.py:55
+  lora_camera_dropout: 0.1
+  perpneg: true                     # use_perp_neg
+  init_shape: shape                 # geometry_convert_from
+lods_gs:                            # yangxiaofeng/LODS 74f3280f, lods-gs-embedding.yaml
+  guidance: lods
+  lods_scale: 1000                  # guidance_scale
+  lods_lr: 0.0001                   # S/lods_gs.py:498
+  weighting: sds                    # G/lods_embedding_guidance.py:326-411
+  timestep_schedule: two_stage      # S/lods_gs.py:257-258
+  max_t_range: 0.98                 # max_step_percent
+  t_range: [0.02, 0.55]             # S/lods_gs.py:258
+  warmup_iter: 502                  # S/lods_gs.py:257, whose steps count from 0
+  timestep_per_view: true           # G/lods_embedding_guidance.py, [batch_size]
+  iterations: 2500                  # max_steps
+  C_batch_size: 8                   # batch_size
+  negative: a point cloud image     # negative_prompt
+  init_shape: shape
+lods_lora_gs:                       # the same, lods-ngp-lora.yaml
+  guidance: lods_lora
+  lods_scale: 1000                  # guidance_scale
+  lods_lora_lr: 5.0e-7              # optimizer.params.guidance.lr
+  lods_lora_scale: 0.5
+  weighting: sds                    # G/lods_lora_guidance.py:449-529
+  timestep_per_view: true           # G/lods_lora_guidance.py, [batch_size]
+  negative: <new1>                  # lods-ngp-lora.yaml:63, 2dplayground_lora.py:51
+csd:                                # CVMI-Lab/Classifier-Score-Distillation 5c65ca78, csd-if.yaml
+  guidance: csd
+  csd_form: own
+  csd_negative: [0.0, 1.0]          # uncond_scale, null_scale
+  csd_anneal: 0.5                   # 5000 of max_steps: 10000
+  timestep_schedule: two_stage      # max_step_percent
+  t_range: [0.02, 0.5]
+  max_t_range: 0.98
+  timestep_per_view: true           # G/deep_floyd_simple_guidance.py, [batch_size]
+  iterations: 5000
+  warmup_iter: 2500
+  perpneg: true                     # use_perp_neg
+  negative: oversaturated color, ugly, tiling, low quality, noisy # negative_prompt
+nfsd:                               # the paper's text; no code
+  guidance: nfsd
+  nfsd_cutoff: 200
+  guidance_scale: 7.5
+  weighting: sds
+  timestep_schedule: two_stage
+  negative: unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy
+ssd: {guidance: ssd, ssd_cutoff: 300, guidance_scale: 7.5, t_range: [0.02, 0.98], max_t_range: 0.98} # no code
+consistent3d:                       # sail-sg/Consistent3D 9118a5cc, consistency-coarse.yaml
+  guidance: consistent3d
+  consistent3d_t_range: [0.1, 0.7]  # cur_steps, G/stable_diffusion_guidance.py:904-916
+  consistent3d_interval: [100, 300] # end_gap, perturb_factor
+  guidance_scale: 100               # guidance_scale, G/stable_diffusion_guidance.py:884-902
+  guidance_scale_final: 50
+  cfg_form: paper                   # G/stable_diffusion_guidance.py:309-416
+  weighting: uniform                # weighting_strategy
+  gradient_clip: [2.0, 8.0]         # grad_clip
+  gradient_clip_iter: 3000
+  iterations: 3000                  # max_steps
+  C_batch_size: 8                   # batch_size
+  max_t_range: 0.98                 # max_step_percent
+  timestep_per_view: true           # G/stable_diffusion_guidance.py:577
+luciddreamer:                       # EnVision-Research/LucidDreamer 2ecf0936, hamburger.yaml
+  guidance: ism
+  delta_t: 50
+  delta_t_start: 100
+  timestep_per_view: false          # guidance/sd_utils.py:380
+  negative: unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution,
+    oversaturation.
 """
-"""What the methods' own code, papers and appendices say."""
+"""What the methods' own code, papers and appendices say, beside the file and line (or key) that says it."""
 
 
 def test_baselines_have_their_published_numbers() -> None:
@@ -114,6 +254,81 @@ def test_baselines_have_their_published_numbers() -> None:
         ours = {name.rpartition(".")[2]: value_of(config, name) for name in settings()}
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
         assert {key: ours[key] for key in keys} == given, name
+
+
+def drop_after_500(step: int) -> int:
+    return 550 if step > 500 else 980
+
+
+HIGHEST_TIMESTEP = {
+    # by the step, from 0; as the programs run, which is not what their settings files say
+    "gaussiandreamer": drop_after_500,  # systems/GaussianDreamer.py:286-287
+    "lods_gs": drop_after_500,  # systems/lods_gs.py:257-258
+    "lods_lora_gs": drop_after_500,
+    "asd_gs": lambda step: int(500 + 480 * (1 - min(step / 3000, 1))),  # systems/asd_3dgs.py:75-78
+}
+
+
+@pytest.mark.parametrize("name", HIGHEST_TIMESTEP)
+def test_baselines_draw_t_from_the_programs_range(name: str) -> None:
+    config = read(BASELINES[name])
+    schedule = NoiseSchedule(
+        alphas_cumprod().float(),
+        config.GuidanceParams,
+        config.OptimizationParams.warmup_iter,
+        config.iterations,
+    )
+    for step in range(config.iterations):
+        low, high = schedule.index_range(step + 1)
+        assert low == 20
+        assert abs(high - HIGHEST_TIMESTEP[name](step)) <= 1, step  # the fall is truncated, here in two parts
+
+
+SIZES = {
+    # in world units: split above, removed above; means' rate at the start and at the end (none: not its own)
+    "gaussiandreamer": (
+        0.04,
+        0.4,
+        None,
+    ),  # systems/GaussianDreamer.py: cameras_extent 4; 3DGS's 0.01 and 0.1 of it
+    "dreamgaussian": (0.04, 0.4, (0.01, 0.0002)),  # main.py:284: extent 4; gs_renderer.py:709: rates times 10
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_baselines_sizes_are_published_ones_in_our_extent(name: str) -> None:
+    config = read(BASELINES[name])
+    extent, params = config.GenerateCamParams.default_radius, config.OptimizationParams
+    split, removed, rates = SIZES[name]
+    assert params.percent_dense * extent == pytest.approx(split, rel=1e-4)
+    assert params.prune_scale * extent == pytest.approx(removed, rel=1e-4)
+    if rates:
+        ours = params.position_lr_init * extent, params.position_lr_final * extent
+        assert ours == pytest.approx(rates, rel=1e-3)
+
+
+EVENTS = {
+    # steps of density control, the first that drops what is wide, opacity resets
+    "gaussiandreamer": (range(400, 900, 100), 600, []),  # systems/GaussianDreamer.py:341-351
+    "dreamgaussian": (range(50, 500, 50), 50, []),  # main.py:277-287, but for the one after the last step
+}
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_baselines_control_density_when_their_programs_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, acts, resets = read(BASELINES[name]), [], []
+    monkeypatch.setattr(DensityControl, "_densify", lambda *arguments: None)
+    monkeypatch.setattr(
+        DensityControl, "_prune", lambda *arguments, prune_wide: acts.append((step, prune_wide))
+    )
+    monkeypatch.setattr("scene.density.reset_opacity", lambda *arguments: resets.append(step))
+    model = random_gaussians(1)
+    control = DensityControl(config.OptimizationParams, config.GenerateCamParams.default_radius)
+    unseen = Footprint(torch.zeros(1, 1, 3), torch.zeros(1, 1, dtype=torch.int32))
+    for step in range(1, config.iterations + 1):
+        control.update(model, torch.optim.Adam([model.means]), unseen, step, seeded())
+    steps, wide_from, expected = EVENTS[name]
+    assert (acts, resets) == ([(step, step >= wide_from) for step in steps], expected)
 
 
 def test_luciddreamers_own_file_runs_ism_with_its_own_keys() -> None:

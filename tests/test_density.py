@@ -121,6 +121,25 @@ def test_which_views_count(choice, expected):
     assert len(model) == expected
 
 
+@pytest.mark.parametrize(("other", "expected"), [(1.0, 2), (-1.0, 1)])
+def test_gradients_of_all_views_can_be_summed_before_their_norm_is_taken(other, expected):
+    """GaussianDreamer (systems/GaussianDreamer.py:340-351): one norm a step, of the sum, whoever sees the Gaussian."""
+    model, optimizer = gaussians([0.005])
+    seen = footprint([[0.6 * STRONG], [0.6 * other * STRONG], [0.0]], radii=[[3], [3], [0]])
+    control = DensityControl(OptimizationParams(densify_stats="summed_views"), EXTENT)
+    control.update(model, optimizer, seen, 200, seeded())
+    assert len(model) == expected
+
+
+def test_a_sum_of_gradients_leaves_out_what_no_view_sees_and_what_is_broken():
+    model, optimizer = gaussians([0.005] * 3)
+    seen = footprint([[STRONG, math.nan, 9.0], [0.0, STRONG, 0.0]], radii=[[3, 3, 0], [3, 3, 0]])
+    control = DensityControl(OptimizationParams(densify_stats="summed_views"), EXTENT)
+    control.update(model, optimizer, seen, 199, seeded())
+    torch.testing.assert_close(control.gradient_sums, torch.tensor([STRONG, STRONG, 0.0]))
+    assert control.view_counts.tolist() == [1, 1, 0]
+
+
 def test_statistics_add_up_over_iterations_and_start_anew_after_densification():
     model, optimizer = gaussians([0.005, 0.005])
     control = DensityControl(OptimizationParams(), EXTENT)
@@ -247,6 +266,15 @@ def test_faint_gaussians_are_pruned():
 def test_wide_gaussians_are_pruned_after_the_first_opacity_reset(step, left):
     model, optimizer = gaussians([0.34, 0.36])
     update(model, optimizer, [[0.0, 0.0]], step=step)
+    assert len(model) == left
+
+
+@pytest.mark.parametrize(("step", "left"), [(400, 3), (600, 2)])
+def test_from_when_and_how_wide_gaussians_are_pruned_can_be_said(step, left):
+    """Where opacity is never reset, the first reset cannot be what it waits for (GaussianDreamer, DreamGaussian)."""
+    model, optimizer = gaussians([0.34, 0.36, 0.45])
+    settings = {"opacity_reset_interval": 10_000, "prune_scale": 0.4 / EXTENT, "prune_scale_from_iter": 500}
+    update(model, optimizer, [[0.0] * 3], step=step, **settings)
     assert len(model) == left
 
 

@@ -166,6 +166,22 @@ def test_the_loras_learning_rate_rises_over_the_warm_up():
     assert rates == pytest.approx([2e-6, 5e-5, 1e-4, 1e-4])
 
 
+PUBLISHED_OPTIMIZERS = {
+    # betas, eps, weight decay; method: file and line of the source. LODS's LoRA has AdamW's decay there, which at its
+    # rate of 5e-7 takes 1e-5 of a weight in a run
+    "vsd": ((0.9, 0.999), 1e-8, 0.01),  # thu-ml/prolificdreamer, nerf/utils.py: optim.AdamW as it comes
+    "asd": ((0.9, 0.99), 1e-15, 0.01),  # 2y7c3/ASD, systems/asd_3dgs.py:55
+    "lods": ((0.9, 0.99), 1e-15, 0.0),  # yangxiaofeng/LODS, systems/lods_gs.py:498
+    "lods_lora": ((0.9, 0.99), 1e-15, 0.0),  # configs/lods-ngp-lora.yaml: optimizer
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED_OPTIMIZERS)
+def test_an_estimators_optimizer_is_its_sources(method):
+    (group,) = build(method).optimizer.param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == PUBLISHED_OPTIMIZERS[method]
+
+
 def test_asd_with_gamma_0_is_vsd():
     (asd, gradient), (vsd, expected) = (step_of(build(name, asd_gamma=0.0)) for name in ("asd", "vsd"))
     assert torch.equal(gradient, expected)
@@ -225,7 +241,6 @@ def test_lods_without_limit_and_with_a_frozen_null_is_csd():
     assert close(7.5 * gradient, expected)
     with_lora = build("lods_lora", lods_scale=1e9)
     with_lora.lora = StandIn(lambda x, t, y, c: opinion(x, t, y))
-    _, expected = step_of(build("csd", csd_negative=(0.0, 0.0)))
     assert close(7.5 * step_of(with_lora)[1], expected)
 
 
@@ -322,6 +337,28 @@ def test_csd_moves_from_the_empty_to_the_negative_prompt(step, weight, branches)
     base = (1 - weight) * asked(output, EMPTY) + weight * asked(output, NEGATIVE)
     assert close(gradient, 7.5 * (asked(output, POSITIVE) - base))
     assert sum(guidance.score_model.calls) == branches * VIEWS
+
+
+@pytest.mark.parametrize(("step", "weight"), [(1, 0.0), (26, 0.5), (99, 1.0)])
+def test_csds_perp_neg_is_reckoned_from_the_negative_prompt_at_every_step(step, weight):
+    """CVMI-Lab, stable_diffusion_triple_guidance.py:382-390 (and deep_floyd_simple_guidance.py): e_pos is ε_y - ε_n."""
+    plain = text_of()
+    views, weights = torch.tensor([5.0, 6.0]), torch.tensor([[-2.0, -0.5], [-1.0, 0.0]])
+    text = dataclasses.replace(
+        plain, negatives=views.view(1, 2, 1, 1).expand(VIEWS, -1, -1, -1), negative_weights=weights
+    )
+    guidance = build("csd", **at(500))
+    output, gradient = step_of(guidance, step, text=text)
+    cond, negative, empty = (asked(output, code) for code in (POSITIVE, NEGATIVE, EMPTY))
+    along, sideways = cond - negative, torch.zeros_like(cond)
+    for branch, view in enumerate(views.tolist()):
+        other = asked(output, view) - negative
+        share = (other * along).sum(dim=(1, 2, 3)) / along.square().sum(dim=(1, 2, 3))
+        sideways += weights[:, branch].view(-1, 1, 1, 1) * (other - share.view(-1, 1, 1, 1) * along)
+    expected = 7.5 * (cond - weight * negative - (1 - weight) * empty + sideways)
+    assert (gradient - expected).norm() < 1e-4 * expected.norm()
+    evaluated = (2 + (weight < 1)) * VIEWS + 3  # three of Perp-Neg's branches count
+    assert sum(guidance.score_model.calls) == evaluated
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
@@ -454,6 +491,18 @@ def test_isms_interval_shrinks_over_the_warm_up(perpneg):
         50,
     ]
     assert build("ism", annealing_intervals=False, delta_t=50).interval(0) == 50
+
+
+@pytest.mark.parametrize(
+    ("perpneg", "end", "interval"), [(False, 50, 83), (False, 25, 74), (True, 50, 83), (False, 120, 106)]
+)
+def test_isms_interval_is_rounded_as_luciddreamers(perpneg, end, interval):
+    """guidance/sd_utils.py:376 truncates the sum, 250 (Perp-Neg) rounds the part above the end up.
+
+    At iteration 510 of 1500 that part is 0.66 (100 - end): 33 for 50, which a product in floats has just below it.
+    """
+    guidance = build("ism", delta_t=end, delta_t_start=100, perpneg=perpneg)
+    assert guidance.interval(510) == interval
 
 
 def test_eta_keeps_the_level_of_the_noise():

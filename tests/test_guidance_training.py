@@ -1,9 +1,11 @@
 """Every method with a real U-Net: what it evaluates, what a LoRA does to it, and that a restart changes no bit."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from arguments import GuidanceParams, load
 from arguments.groups.guidance import METHODS
@@ -173,6 +175,23 @@ def test_a_lora_starts_as_the_frozen_model(load_model):
     assert torch.allclose(
         asked(model, lora_of(model, with_camera=False)), asked(model), atol=NETWORK[torch.float32]
     )
+
+
+@pytest.mark.parametrize("width", [320, 640, 1280])
+@pytest.mark.parametrize("rank", [4, 8])
+def test_a_loras_start_is_diffusers_whatever_the_width_of_a_layer(load_model, rank, width):
+    """Every source's adapters are diffusers' (models/lora.py:217): down from N(0, 1/rank²), up at 0.
+
+    What a LoRA learns in its first steps grows with that start. One that falls with the width, as peft's own does, is
+    8 to 16 times smaller in Stable Diffusion's layers, whose widths these are.
+    """
+    model = load_model()
+    model.unet = nn.ModuleDict({"to_q": nn.Linear(width, width), "time_embedding": model.unet.time_embedding})
+    lora = model.build_lora(rank=rank, scale=1.0, with_camera=False, rng=torch.Generator().manual_seed(1))
+    up, down = sorted(lora.adapters.values(), key=lambda value: value.shape[0], reverse=True)
+    assert not up.any()
+    standard_error = 1 / math.sqrt(2 * down.numel())
+    assert rank * down.std().item() == pytest.approx(1, abs=4 * standard_error)
 
 
 def test_a_lora_that_is_told_the_camera_answers_to_it(load_model):

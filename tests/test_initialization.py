@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 
 import numpy as np
@@ -54,6 +55,20 @@ def test_the_sphere_is_uniform_in_radius():
     radii = points_of("sphere")[0].norm(dim=1)
     assert radii.max() <= 0.5
     assert radii.mean() == pytest.approx(0.25, rel=0.05)
+
+
+def test_the_ball_is_uniform_in_volume():
+    """DreamGaussian's (gs_renderer.py:692-704): within a share of the radius lie its cube of the points, all around."""
+    points, colors = points_of("ball", count=20_000)
+    radii = points.norm(dim=1)
+    assert radii.max() <= 0.5
+    for share in (0.25, 0.5, 0.8):
+        error = 4 * math.sqrt(share**3 * (1 - share**3) / len(points))
+        assert float((radii < 0.5 * share).double().mean()) == pytest.approx(share**3, abs=error)
+    heights = points[:, 2] / radii  # uniform in [-1, 1] where a direction is uniform on the sphere
+    assert float((heights.abs() < 0.5).double().mean()) == pytest.approx(0.5, abs=2 / math.sqrt(len(points)))
+    assert float((heights > 0).double().mean()) == pytest.approx(0.5, abs=2 / math.sqrt(len(points)))
+    assert colors.unique().tolist() == pytest.approx([127 / 255])
 
 
 def test_the_scene_is_a_shell_around_the_cameras():

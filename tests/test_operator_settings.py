@@ -157,9 +157,10 @@ def test_the_base_of_guidance_is_the_negative_or_the_empty_prompt(base, length):
     assert text.positive.flatten().tolist() == [len("a car, front view")] * VIEWS
 
 
-def test_a_picture_has_no_view_words():
-    text = ViewPrompts(Encoder(), GuidanceParams(text="a car", perpneg=True), views=False)(
-        torch.tensor([0.0, 90.0])
-    )
+@pytest.mark.parametrize("views", [False, True])
+def test_a_picture_has_no_view_words_and_an_object_need_not_have_them(views):
+    """DreamGaussian encodes the prompt alone, whatever the camera (main.py:267)."""
+    params = GuidanceParams(text="a car", perpneg=True, view_words=not views)
+    text = ViewPrompts(Encoder(), params, views=views)(torch.tensor([0.0, 90.0]))
     assert text.positive.flatten().tolist() == [5, 5]
     assert text.negatives.shape == (2, 0, 1, 1) and text.negative_weights.shape == (2, 0)

@@ -14,9 +14,11 @@ class GenerateCamParams:
 
     init_shape: str = option(
         "sphere",
-        "points to start from; shape, shap-e, shap_e and (instead of Point-E) pointe: Shap-E's",
+        "points to start from; ball is even, sphere dense in the middle; shape, shap-e, shap_e and (instead of "
+        "Point-E) pointe: Shap-E's",
         choices=(
             "sphere",
+            "ball",
             "box",
             "rectangle_x",
             "rectangle_z",

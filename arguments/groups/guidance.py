@@ -17,6 +17,9 @@ class GuidanceParams:
     """The diffusion model, the prompt, and what all losses share."""
 
     text: str = option("", "the prompt; ', front view' and the like are added to it")
+    view_words: bool = option(
+        True, "add them; without them all views see the bare prompt, and Perp-Neg has nothing to do"
+    )
     negative: str = option("", "negative prompt: the base of classifier-free guidance")
     cfg_base: str = option(
         "negative",

@@ -42,13 +42,22 @@ class OptimizationParams:
     )
     densify_stats: str = option(
         "all_views",
-        "views that count for densification: all of a step, or as in LucidDreamer the last",
-        choices=("all_views", "last_view"),
+        "whose gradients count for densification: each view's, LucidDreamer's last one's, GaussianDreamer's sum",
+        choices=("all_views", "last_view", "summed_views"),
     )
     percent_dense: float = option(
         0.003, "Gaussians are split above this share of default_radius, cloned below", low=0
     )
     prune_opacity: float = option(0.005, "Gaussians fainter than this are removed", low=0, high=1)
+    prune_scale: float = option(
+        0.1, "Gaussians wider than this share of default_radius are removed too", above=0
+    )
+    prune_scale_from_iter: int | None = option(
+        None,
+        "step after which wide Gaussians are removed; none: the first opacity reset",
+        unit="steps",
+        low=0,
+    )
     opacity_reset_interval: int = option(300, "steps between opacity resets", unit="steps", low=1)
     use_progressive: bool = option(
         False, "camera ranges widen when this is FALSE (LucidDreamer's meaning, kept)"

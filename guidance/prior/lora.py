@@ -31,7 +31,8 @@ class LoRA(nn.Module):
         rank: of the adapters (diffusers' default is 4).
         scale: factor on what they add.
         with_camera: a two-layer MLP of the camera-to-world matrix is added to the time embedding (ProlificDreamer).
-        rng: draws the initial weights. The adapters start as no change.
+        rng: draws the initial weights. The adapters start as no change: up at 0, down from N(0, 1/rank²), which is
+            diffusers' start and so every source's (peft's own shrinks with the layer's width).
     """
 
     def __init__(
@@ -43,7 +44,11 @@ class LoRA(nn.Module):
         width = unet.time_embedding.linear_2.out_features
         with seeded(rng):
             inject_adapter_in_model(
-                LoraConfig(r=rank, lora_alpha=rank * scale, target_modules=ATTENTION), unet, NAME
+                LoraConfig(
+                    r=rank, lora_alpha=rank * scale, target_modules=ATTENTION, init_lora_weights="gaussian"
+                ),
+                unet,
+                NAME,
             )
             self.camera = (
                 nn.Sequential(nn.Linear(POSE, width), nn.SiLU(), nn.Linear(width, width))

@@ -46,14 +46,31 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
         "checkpoints/iteration_good/tensors.safetensors",
         "point_cloud/notes.txt",
         "b/config.yaml",
+        "picture.png",
+        "mesh.ply",
+        "process_videos/frames/1.jpg",
     ):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_text("precious")
     make(tmp_path / "a", "seed: 1\n", step=3, force=True)
     kept = contents(tmp_path / "a")
     assert kept["config.yaml"] == b"seed: 1\n" and "metrics.jsonl" not in kept
-    assert sum(content == b"precious" for content in kept.values()) == 4
+    assert sum(content == b"precious" for content in kept.values()) == 7
     assert not [name for name in kept if "iteration_5" in name or "replaced" in name]
+
+
+@pytest.mark.parametrize(("kind", "asset"), [("image", "picture.png"), ("grid", "mesh.ply")])
+def test_force_replaces_the_asset_of_the_runs_own_kind(tmp_path, kind, asset):
+    settings = f"ModelParams: {{representation: {kind}, workspace: a}}\n"
+    make(tmp_path / "a", settings)
+    (tmp_path / "a" / asset).write_text("old")
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "a", force=True) as run:
+        run.claim("seed: 1\n")
+        assert not (tmp_path / "a" / asset).exists()
+        raise ZeroDivisionError
+    assert (tmp_path / "a" / asset).read_text() == "old"
+    make(tmp_path / "a", force=True)
+    assert not (tmp_path / "a" / asset).exists()
 
 
 def test_a_new_run_that_fails_before_it_stands_gives_the_old_one_back(tmp_path):

@@ -10,16 +10,22 @@ from utils.errors import UserError
 
 WRITTEN = re.compile(
     r"""config\.yaml | cfg_args | cameras\.json | init_points3d\.ply | input\.ply | metrics\.jsonl | run\.json
-    | picture\.png | field\.safetensors | mesh\.ply
     | train_process/(iter|step)_\d+\.jpg
     | test_six_views/\d+_iteration/render_(view|depth)_\d+\.png
     | videos/\d+_iteration/video_(rgb|depth)_\d+\.mp4
-    | process_videos/(video_rgb\.mp4|frames/\d+\.jpg)
+    | process_videos/(video_rgb\.mp4|frames/\d{7,}\.jpg)
     | point_cloud/iteration_\d+/point_cloud(\.ply|_rgb\.txt)
     | checkpoints/iteration_\d+/(tensors\.safetensors|state\.json)""",
     re.VERBOSE,
 )
-"""The files of a run, by their path in its folder; nothing else in it is ever moved or removed."""
+"""The files of a run, by their path in its folder; nothing else in it is ever moved or removed, but `ASSETS`."""
+ASSETS = {
+    "image": re.compile(r"picture\.png"),
+    "grid": re.compile(r"field\.safetensors|mesh\.ply"),
+    "hash": re.compile(r"field\.safetensors|mesh\.ply"),
+}
+"""What a run of a representation leaves under a name that, beside another run, a user may have given to a file."""
+SETTINGS = "config.yaml"
 FOLDERS = ("train_process", "test_six_views", "videos", "process_videos", "point_cloud", "checkpoints")
 """The folders in which they lie."""
 RESULTS = re.compile(r"(point_cloud|checkpoints)/.*|picture\.png|field\.safetensors")
@@ -34,7 +40,7 @@ _MOVING = re.compile(r"\.moving-[0-9a-f]{8}")
 
 def written(folder: Path) -> list[Path]:
     """The files in a run's folder that a run wrote, relative to it. Links are no such files and are not followed."""
-    found = []
+    found, asset = [], _asset(folder)
     for place, folders, files in os.walk(folder):
         below = Path(place).relative_to(folder)
         if not below.parts:
@@ -42,9 +48,23 @@ def written(folder: Path) -> list[Path]:
         found += [
             below / name
             for name in files
-            if WRITTEN.fullmatch((below / name).as_posix()) and not Path(place, name).is_symlink()
+            if any(kind.fullmatch((below / name).as_posix()) for kind in (WRITTEN, *asset))
+            and not Path(place, name).is_symlink()
         ]
-    return sorted(found)
+    return sorted(
+        found, key=lambda path: (path.name == SETTINGS, path)
+    )  # they say of what kind the others are
+
+
+def _asset(folder: Path) -> list[re.Pattern[str]]:
+    """What the settings in a run's folder say that its asset is called; all of them where only a run's files lie."""
+    if _ASIDE.fullmatch(folder.name) or _MOVING.fullmatch(folder.name):
+        return list(ASSETS.values())
+    try:
+        settings = (folder / SETTINGS).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [name for kind, name in ASSETS.items() if re.search(rf"\brepresentation: ?{kind}\b", settings)]
 
 
 def has_results(folder: Path) -> bool:

@@ -19,7 +19,7 @@ def warn_of_unknown_prompt(params: GuidanceParams) -> None:
     if near is not None:
         log.warning(
             "GuidanceParams.text: the toybox knows prompts of the form 'a COLOUR OBJECT' alone, and %r is none; "
-            "try %s, or a larger model_key",
+            "try %s (python -m toybox --prompts lists all), or a larger model_key",
             params.text,
             ", ".join(map(repr, near)),
         )

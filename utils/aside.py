@@ -12,7 +12,7 @@ WRITTEN = re.compile(
     r"""config\.yaml | cfg_args | cameras\.json | init_points3d\.ply | input\.ply | metrics\.jsonl | run\.json
     | picture\.png | field\.safetensors | mesh\.ply
     | train_process/(iter|step)_\d+\.jpg
-    | test_six_views/\d+_iteration/render_(view|depth)_\d+\.png
+    | test_six_views/\d+_iteration/(render_(view|depth)_\d+|all_views)\.png
     | videos/\d+_iteration/video_(rgb|depth)_\d+\.mp4
     | process_videos/(video_rgb\.mp4|frames/\d+\.jpg)
     | point_cloud/iteration_\d+/point_cloud(\.ply|_rgb\.txt)

@@ -187,7 +187,7 @@ def outputs(tmp_path):
 
 
 def test_the_frames_of_a_video_are_never_all_in_memory(outputs):
-    """Two rings of 200 frames, drawn at 256 x 256, are 79 MB in each of the videos; eight views with their floats are 16."""
+    """Two rings of 200 frames, drawn at 256 x 256, are 79 MB a video; eight views with their floats are 16."""
     made = outputs("video_frames=200", "image_w=64", "image_h=64", "test_ratio=1", "save_process=false")
     tracemalloc.start()
     try:

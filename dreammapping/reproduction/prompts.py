@@ -140,9 +140,9 @@ def summary(results: list[Result]) -> str:
     views = {name: _mean([scores["view_accuracy"] for scores, _ in table[name]]) for name in ("vdm", "sds")}
     prompts, seeds = (len({each[key] for each in results}) for key in ("prompt", "seed"))
     return (
-        f"On prompts that no setting was tuned on ({prompts} prompts, {seeds} seed{'s' * (seeds > 1)} each), R-precision "
-        f"is {spread['vdm']} with VDM + DCA, {spread['sds']} with SDS and {spread['truth']} for the true objects; the "
-        f"view word is right in {views['vdm']} and {views['sds']} of the views. {_verdict(table)}"
+        f"On prompts that no setting was tuned on ({prompts} prompts, {seeds} seed{'s' * (seeds > 1)} each), "
+        f"R-precision is {spread['vdm']} with VDM + DCA, {spread['sds']} with SDS and {spread['truth']} for the true "
+        f"objects; the view word is right in {views['vdm']} and {views['sds']} of the views. {_verdict(table)}"
     )
 
 

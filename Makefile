@@ -29,9 +29,9 @@ demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 	else \
 		$(BIN)/python train.py --opt configs/quickstart.yaml --force; \
 	fi
-	@echo "Gaussians:"; ls $(DEMO)/point_cloud/iteration_*/point_cloud.ply
-	@echo "video:"; ls $(DEMO)/videos/*/*.mp4
-	@echo "pictures:"; ls -d $(DEMO)/test_six_views/*
+	@for file in $(DEMO)/index.html $$(ls -t $(DEMO)/videos/*/video_rgb_*.mp4 $(DEMO)/test_six_views/*/all_views.png 2>/dev/null); do \
+		if test -f "$$file"; then echo "Done. Open $$file in a browser; everything else is in $(DEMO)."; break; fi; \
+	done
 
 test: check  ## all checks and all tests, on as many as four cores; pytest has the last word
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile

@@ -30,6 +30,10 @@ def _work(words: list[str]) -> int:
         return 0
     if command.quiet:
         logging.getLogger().setLevel(logging.WARNING)
+    if not (command.resume or command.force):
+        from dreammapping.beside import beside_its_run
+
+        config = beside_its_run(config, command.opt)
     if command.dry_run:
         from dreammapping.dry_run import dry_run
 

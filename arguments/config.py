@@ -33,7 +33,10 @@ class Config:
     ImageParams: groups.ImageParams = field(default_factory=groups.ImageParams)
     HardwareParams: groups.HardwareParams = field(default_factory=groups.HardwareParams)
     seed: int = option(
-        0, "seed of everything random but the guidance's noise (noise_seed)", low=0, high=2**32 - 1
+        0,
+        "seed of every random choice, those of noise_seed among them unless it is set",
+        low=0,
+        high=2**32 - 1,
     )
     device: str = option("auto", "where to run: auto, cpu, mps, cuda or cuda:1")
     offline: bool = option(False, "never ask a hub for weights")

@@ -15,6 +15,8 @@ DreamMapping: text in, 3D Gaussians out.
   python train.py --opt configs/quickstart.yaml              a first result, no download, any computer
   python train.py --opt configs/cat.yaml text="a fox"        another prompt
   python train.py --opt configs/cat.yaml GuidanceParams.guidance_scale=15 --seed 3
+
+Changed most often: text, workspace, iterations, guidance, guidance_scale, model_key.
 """
 
 _COLUMNS = (24, 16, 21)

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import dataclasses
 import difflib
 import logging
 from collections.abc import Mapping
@@ -72,8 +73,9 @@ def load(
         overrides.append(Entry("offline", True, COMMAND_LINE))
     overrides += [_change(key, value) for key, value in (changes or {}).items()]
     path = _settings_file(flags.opt) if flags.opt is not None else None
-    entries = (read_file(path) if path else []) + _preset(flags.preset) + overrides
-    config = build(entries)
+    entries = read_file(path) if path else []
+    entries += _preset(flags.preset, entries) + overrides
+    config = _one_seed(build(entries), entries)
     check_together(config, {entry.name: entry.where for entry in entries}, complete=not flags.print_config)
     _remark(config, entries)
     command = Command(
@@ -88,14 +90,28 @@ def load(
     return config, command
 
 
-def _preset(name: str | None) -> list[Entry]:
+def _one_seed(config: Config, entries: list[Entry]) -> Config:
+    """`seed` is the seed of everything: of noise and timesteps, too, unless `noise_seed` is given."""
+    if any(entry.name == "GuidanceParams.noise_seed" for entry in entries):
+        return config
+    guidance = dataclasses.replace(config.GuidanceParams, noise_seed=config.seed)
+    return dataclasses.replace(config, GuidanceParams=guidance)
+
+
+def _preset(name: str | None, entries: list[Entry]) -> list[Entry]:
+    """What a preset makes of the settings of a file; none gets below its least."""
     if name is None:
         return []
     if name not in PRESETS:
         raise UserError(
             f"{COMMAND_LINE}: --preset: expected one of {', '.join(PRESETS)}, got {name!r}; leave it out"
         )
-    return [Entry(key, value, f"--preset {name}") for key, value in PRESETS[name].items()]
+    before = build(entries)
+    values: dict[str, object] = {"preset": name}
+    for key, share in PRESETS[name].items():
+        least = settings()[key].metadata["option"].low or 0
+        values[key] = max(round(share * value_of(before, key)), int(least))  # type: ignore[operator]
+    return [Entry(key, value, f"--preset {name}") for key, value in values.items()]
 
 
 def read_file(path: Path) -> list[Entry]:

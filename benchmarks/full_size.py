@@ -78,6 +78,7 @@ def estimates(settings: Path, views: int) -> dict[str, float]:
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    diffusers.utils.logging.set_verbosity_error()  # it warns of every model that is made without weights
     with torch.device("meta"):
         parts = {
             name: kind.from_config(kind.load_config(settings / name)).half()
@@ -109,6 +110,11 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plan_table(result: dict[str, Any]) -> str:
+    """GiB of each memory plan, a line each."""
+    return "\n".join(f"{name:6}{gib:8.2f} GiB" for name, gib in result["gib"].items())
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
@@ -119,18 +125,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--estimate", action="store_true", help="only count the memory of each plan: 4 views, 512 px, float16"
     )
-    parser.add_argument("--json", type=Path, default=RESULTS / "full_size.json", help="where the numbers go")
+    parser.add_argument("--json", type=Path, help="where the numbers go (default: benchmarks/results)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_intermixed_args(argv)
     if options.estimate:
-        for name, gib in estimates(options.settings, views=4).items():
-            sys.stdout.write(f"{name:6}{gib:8.2f} GiB\n")
-        return 0
+
+        def count() -> dict[str, Any]:
+            return {
+                "family": options.settings.name,
+                "views": 4,
+                "gib": estimates(options.settings, views=4),
+            }
+
+        return finish_measurement(count, plan_table, options.json or RESULTS / "memory_plans.json")
 
     def measure() -> dict[str, Any]:
         return run(options.settings, options.folder, options.overrides, options.iterations, options.floor)
 
-    return finish_measurement(measure, table, options.json)
+    return finish_measurement(measure, table, options.json or RESULTS / "full_size.json")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
-"""`--dry-run`: all that a run needs is loaded, and two iterations are taken of which nothing is kept."""
+"""`--dry-run`: all that a run needs is loaded, and a few iterations are taken of which nothing is kept."""
 
+import statistics
 import time
 
 from arguments import Config
-from dreammapping.optimization import Build, start
+from dreammapping.optimization import Build, Optimization, start
 from utils.device import GIB
 from utils.peak_memory import peak_memory
 
+TIMED, PATIENCE = 7, 20.0
+"""Iterations that are timed, and the seconds after which no further one begins: at least one always does."""
+
 
 def dry_run(config: Config, build: Build | None = None) -> str:
-    """Load all that a run needs and pass through two iterations of it, keeping nothing.
+    """Load all that a run needs and pass through a few iterations of it, keeping nothing.
 
     Returns:
         What was found and measured: the prior, the start, memory, and the time that the run would take.
@@ -20,11 +24,7 @@ def dry_run(config: Config, build: Build | None = None) -> str:
     optimization = start(config, build)
     prior, needed = optimization.score_model, optimization.memory()
     size = ", ".join(f"{count} {name.capitalize()}" for name, count in optimization.subject.numbers().items())
-    optimization.iteration(1)
-    started = time.perf_counter()
-    optimization.iteration(2)
-    optimization.state_dict()  # waits for the device
-    seconds = time.perf_counter() - started
+    seconds = seconds_per_iteration(optimization)
     device = optimization.device
     on_device = peak_memory(device)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in needed.items())
@@ -39,3 +39,16 @@ def dry_run(config: Config, build: Build | None = None) -> str:
         f"for {config.iterations} iterations, after {optimization.warm_up_seconds:.0f} s of compiling\n"
         f"folder    {config.ModelParams.run_folder}\n"
     )
+
+
+def seconds_per_iteration(optimization: Optimization) -> float:
+    """The median of several after one that is not counted, so that a moment of other work is not in it."""
+    optimization.iteration(1)
+    taken: list[float] = []
+    most = min(TIMED, max(1, optimization.config.iterations - 1))
+    while len(taken) < most and sum(taken) < PATIENCE:
+        started = time.perf_counter()
+        optimization.iteration(len(taken) + 2)
+        optimization.state_dict()  # waits for the device
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)

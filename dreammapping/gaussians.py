@@ -39,6 +39,8 @@ SH_DEGREE_INTERVAL = 500
 """Iterations after which one more band of spherical harmonics is used (upstream)."""
 CHUNK = 8
 """Views rendered in one call, where no gradient is wanted."""
+LIGHT = 0.88
+"""The light ground of test views and videos, in sRGB."""
 SIDES = 4
 """Test cameras, all around, one of which must see an asset."""
 FAINTEST = 2 * RESET_OPACITY
@@ -261,8 +263,8 @@ def _asset(folder: Path, step: int) -> Path:
 
 
 def plain_background(config: Config) -> Float[Tensor, "3"]:
-    """White, or black: what test views and videos stand before."""
-    return torch.full((3,), 1.0 if config.ModelParams.white_background else 0.0)
+    """Light grey, on which a white asset is seen too, or black: what test views and videos stand before."""
+    return torch.full((3,), LIGHT if config.ModelParams.white_background else 0.0)
 
 
 def _options(config: Config) -> dict[str, Any]:

@@ -18,8 +18,8 @@ def warn_of_unknown_prompt(params: GuidanceParams) -> None:
     near = nearest_captions(params.text)
     if near is not None:
         log.warning(
-            "GuidanceParams.text: the toybox knows prompts of the form 'a COLOUR OBJECT' alone, and %r is none; "
-            "try %s, or a larger model_key",
+            "GuidanceParams.text: the toybox knows only prompts of the form 'a COLOUR OBJECT', and %r is not one; "
+            "try %s (python -m toybox --prompts lists all), or a larger model_key",
             params.text,
             ", ".join(map(repr, near)),
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arguments import Config
+from dreammapping.pace import warn_of_pace
 from dreammapping.subject import Shown, Subject
 from guidance import GuidanceOutput, build_guidance
 from guidance.models import go_offline, missing_models
@@ -268,6 +269,7 @@ def start(config: Config, build: Build | None = None) -> Optimization:
         UserError: as `Optimization`; a model is missing (all that is missing is named at once, before anything is
             loaded); or the device is too full for the models.
     """
+    warn_of_pace(config)
     try:
         problems = missing_models(config)
         if problems:

@@ -1,5 +1,6 @@
 """What a run leaves while it goes on, in upstream's layout: the asset, test views, videos, pictures of the process."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from arguments import Config
+from arguments import Config, GenerateCamParams
 from dreammapping.subject import Subject
 from scene.cameras import Cameras, cameras_json, orbit
 from scene.ply import write_points
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 
 TEST_VIEWS = 8
 """Cameras on each ring of the test set (upstream's `test_six_views` has 8, or 16 with the elevated ring)."""
+SEEN, LARGER = 512, 4
+"""Test views and videos are drawn `LARGER` times the training's size, but not wider or higher than `SEEN` for it."""
+SHEET_TILE = 192
+"""Pixels of a view on the sheet of all test views."""
 
 
 class Outputs:
@@ -94,7 +99,7 @@ class SceneOutputs(Outputs):
     def __init__(self, config: Config, run: Run, subject: Subject) -> None:
         super().__init__(config, run, subject)
         self.scene: Scene = subject  # type: ignore[assignment]
-        cameras, params = config.GenerateCamParams, config.OptimizationParams
+        cameras, params = to_be_seen(config.GenerateCamParams), config.OptimizationParams
         self.test_cameras = orbit(TEST_VIEWS, cameras, elevated_ring=cameras.render_45)
         self.video_cameras = orbit(config.video_frames, cameras, elevated_ring=True)
         self.process_cameras = orbit(params.pro_frames_num, cameras, elevated_ring=params.pro_render_45)
@@ -160,9 +165,18 @@ class SceneOutputs(Outputs):
 
     def _write_test_views(self, step: int) -> None:
         folder = self.run.path("test_six_views", f"{step}_iteration")
+        small: list[tuple[np.ndarray, np.ndarray]] = []
         for index, (image, depth) in enumerate(self._views(self.test_cameras)):
             write_picture(folder / f"render_view_{index}.png", image)
             write_picture(folder / f"render_depth_{index}.png", depth)
+            small.append((_shrunk(image), _shrunk(depth)))
+        rings = [small[first : first + TEST_VIEWS] for first in range(0, len(small), TEST_VIEWS)]
+        rows = [
+            (f"{name}, {kind}", np.stack([view[which] for view in ring]))
+            for name, ring in zip(("around", "from above"), rings, strict=False)
+            for which, kind in enumerate(("colour", "depth (near is bright)"))
+        ]
+        write_picture(folder / "all_views.png", contact_sheet(rows))
 
     def _write_videos(self, step: int) -> None:
         if not self._encodes:
@@ -181,6 +195,23 @@ class SceneOutputs(Outputs):
         image, _ = next(self.scene.look(self.process_cameras[index : index + 1]))
         path = self.run.path("process_videos", "frames", f"{step:07d}.jpg")
         self._writer.submit(write_picture, path, image)
+
+
+def to_be_seen(params: GenerateCamParams) -> GenerateCamParams:
+    """The settings of cameras for people: small renders become larger, with the same field of view."""
+    factor = max(1.0, min(LARGER, SEEN / max(params.image_w, params.image_h)))
+    return dataclasses.replace(
+        params, image_w=round(factor * params.image_w), image_h=round(factor * params.image_h)
+    )
+
+
+def _shrunk(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """A view for the sheet; never a larger one."""
+    height, width = image.shape[:2]
+    if width <= SHEET_TILE:
+        return image
+    size = (SHEET_TILE, max(1, round(height * SHEET_TILE / width)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def _of_one_size(paths: list[Path]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from arguments import Config, differences, load, to_yaml
+from dreammapping.beside import beside_its_run
 from dreammapping.known_prompts import warn_of_unknown_prompt
 from dreammapping.loop import Callback, loop
 from dreammapping.manifest import manifest
@@ -71,7 +72,9 @@ def generate(
         UserError: something that the user can mend, in one line.
     """
     changes = {"GuidanceParams.text": prompt, **(overrides or {})}
-    config, _ = load(["--opt", str(settings)], changes)
+    config, command = load(["--opt", str(settings)], changes)
+    if not (resume or force):
+        config = beside_its_run(config, command.opt)
     return optimize(config, resume=resume, force=force, quiet=quiet, callback=callback)
 
 

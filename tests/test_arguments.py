@@ -232,7 +232,7 @@ BAD_WORDS = {
     "text=???": "expected text",
     "fp16=7": "expected true or false, got 7",
     "fp16=maybe": "expected true or false, got 'maybe'",
-    "guidance=vdn": "consistent3d, got 'vdn'; did you mean vsd?",
+    "guidance=vdn": ", got 'vdn'; did you mean vsd?",
     "init_shape=": "expected one of sphere",
     "t_range=0.1": "expected two numbers [low, high] 0 .. 1, got 0.1",
     "t_range=[0.1]": "got [0.1]",
@@ -625,3 +625,45 @@ def test_loading_imports_no_torch() -> None:
         f"import sys; from arguments import load; load({ENOUGH!r}); assert 'torch' not in sys.modules"
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", ["cat", "quickstart", "image/toybox"])
+def test_a_preset_takes_less_than_the_file_that_it_is_on_top_of(file):
+    before, after = (
+        load(["--opt", f"configs/{file}.yaml", *words])[0] for words in ([], ["--preset", "fast"])
+    )
+    assert (before.preset, after.preset) == ("", "fast")
+    assert after.iterations == round(0.3 * before.iterations)
+    assert after.GenerateCamParams.image_w == before.GenerateCamParams.image_w // 2
+    assert after.OptimizationParams.densify_until_iter < after.OptimizationParams.iterations
+    assert after.GuidanceParams == before.GuidanceParams
+
+
+def test_a_preset_is_below_the_command_line():
+    config = load(["--opt", "configs/cat.yaml", "--preset", "fast", "image_w=300"])[0]
+    assert (config.GenerateCamParams.image_w, config.GenerateCamParams.image_h) == (300, 256)
+    assert config.OptimizationParams.iterations == 1500
+    with pytest.raises(UserError, match="--preset: expected one of fast, got 'quick'"):
+        load(["--preset", "quick"])
+
+
+def test_a_preset_keeps_within_the_bounds_of_a_setting(tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text("GenerateCamParams: {image_w: 20}\nOptimizationParams: {iterations: 1, geo_iter: 0}\n")
+    config = load(["--opt", str(file), "--preset", "fast", "model_key=toybox", "text=a red car"])[0]
+    assert (config.GenerateCamParams.image_w, config.OptimizationParams.iterations) == (16, 1)
+    assert config.OptimizationParams.geo_iter == 0
+
+
+@pytest.mark.parametrize("words", [["--seed", "3"], ["seed=3"]])
+def test_the_seed_is_that_of_the_noise_too_unless_that_has_its_own(words, tmp_path):
+    assert load([*ENOUGH, *words])[0].GuidanceParams.noise_seed == 3
+    assert load([*ENOUGH, *words, "noise_seed=1"])[0].GuidanceParams.noise_seed == 1
+    file = tmp_path / "luciddreamers.yaml"
+    file.write_text("GuidanceParams: {noise_seed: 0}\n")
+    assert load(["--opt", str(file), *ENOUGH, *words])[0].GuidanceParams.noise_seed == 0
+
+
+@pytest.mark.parametrize("file", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_our_own_settings_leave_the_noise_to_the_seed(file):
+    assert load(["--opt", str(file), "--seed", "3"])[0].GuidanceParams.noise_seed == 3

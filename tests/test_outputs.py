@@ -14,17 +14,19 @@ from plyfile import PlyData
 
 from arguments import GenerateCamParams, load, to_yaml
 from dreammapping import optimize
+from dreammapping import outputs as outputs_module
 from dreammapping.finished import FinishedRun
-from dreammapping.gaussians import Gaussians
+from dreammapping.gaussians import Gaussians, plain_background
 from dreammapping.metrics import Metrics
 from dreammapping.optimization import Optimization
-from dreammapping.outputs import SceneOutputs
+from dreammapping.outputs import SceneOutputs, to_be_seen
 from gaussian_renderer import render
 from scene.cameras import cameras_json, orbit
 from scene.ply import read_gaussians, read_points, write_gaussians
 from tests.gaussians import random_gaussians
 from tests.tiny_models import save_pipeline
 from train import main
+from utils.contact_sheet import GAP
 from utils.errors import UserError
 from utils.files import write_text
 from utils.images import read_picture, write_picture
@@ -185,8 +187,8 @@ def outputs(tmp_path):
 
 
 def test_the_frames_of_a_video_are_never_all_in_memory(outputs):
-    """Two rings of 200 frames of 256 x 256 are 79 MB in each of the videos; eight views with their floats are 16."""
-    made = outputs("video_frames=200", "image_w=256", "image_h=256", "test_ratio=1", "save_process=false")
+    """Two rings of 200 frames, drawn at 256 x 256, are 79 MB a video; eight views with their floats are 16."""
+    made = outputs("video_frames=200", "image_w=64", "image_h=64", "test_ratio=1", "save_process=false")
     tracemalloc.start()
     try:
         with made:
@@ -385,13 +387,45 @@ def test_the_prior_sees_the_square_of_the_width_whatever_the_height(words, heigh
     assert torch.equal(gradient, expected_gradient) and gradient.abs().amax() > 0
 
 
-def test_test_views_and_videos_have_the_size_that_is_asked_for(words, tmp_path):
+@pytest.mark.parametrize(
+    ("asked", "drawn"),
+    [
+        ((32, 16), (128, 64)),
+        ((128, 128), (512, 512)),
+        ((300, 150), (512, 256)),
+        ((512, 512), (512, 512)),
+        ((600, 900),) * 2,
+    ],
+)
+def test_small_renders_are_drawn_larger_for_people_and_large_ones_as_they_are(asked, drawn):
+    params = GenerateCamParams(image_w=asked[0], image_h=asked[1])
+    larger = to_be_seen(params)
+    assert (larger.image_w, larger.image_h) == drawn
+    before, after = orbit(1, params), orbit(1, larger)
+    assert torch.equal(before.fov_x, after.fov_x) and torch.allclose(before.fov_y, after.fov_y)
+
+
+def test_test_views_and_videos_have_four_times_the_size_that_is_trained_at(words, tmp_path):
     assert main(["--quiet", *words, "image_h=16"]) == 0
-    assert read_picture(tmp_path / "run" / "test_six_views" / "8_iteration" / "render_view_0.png").shape == (
-        16,
-        32,
-        3,
-    )
+    folder = tmp_path / "run" / "test_six_views" / "8_iteration"
+    assert read_picture(folder / "render_view_0.png").shape == (64, 128, 3)
+    listed = json.loads((tmp_path / "run" / "cameras.json").read_text())[0]
+    assert (listed["width"], listed["height"]) == (128, 64)
+    assert read_picture(folder / "all_views.png").shape[1] == 8 * (128 + GAP) - GAP
+
+
+def test_how_large_it_is_drawn_changes_nothing_of_the_asset(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs_module, "LARGER", 1)
+    plain = optimize(load(words)[0]).gaussians
+    monkeypatch.setattr(outputs_module, "LARGER", 3)
+    larger = optimize(load([*words, "workspace=larger"])[0]).gaussians
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), larger.parameters(), strict=True))
+
+
+def test_an_asset_of_white_is_seen_on_the_ground_of_the_test_views(words):
+    background = plain_background(load(words)[0])
+    assert background.min() > 0.8 and background.max() < 0.95
+    assert not plain_background(load([*words, "white_background=false"])[0]).any()
 
 
 def changed(monkeypatch, change):

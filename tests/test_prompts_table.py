@@ -243,13 +243,17 @@ def test_nothing_is_written_unasked_and_all_of_it_where_it_is(stored, tmp_path, 
     page = tmp_path / "results.md"
     page.write_text(f"before\n{prompts.BEGIN}\n{prompts.END}\n")
     monkeypatch.setattr(prompts, "RESULTS", store.path.parent)
+    front = tmp_path / "README.md"
+    front.write_text(page.read_text())
     monkeypatch.setattr(prompts, "REPORT", page)
+    monkeypatch.setattr(prompts, "FRONT_PAGE", front)
     store.path.rename(store.path.with_name("prompts.json"))
     before = page.read_text()
     _, text = prompts.reproduce(Plan(prompts=2), train=False)
     assert page.read_text() == before
     prompts.reproduce(Plan(prompts=2), train=False, write=True)
     assert text in page.read_text() and all(prompt in page.read_text() for prompt in chosen)
+    assert "Not measured yet." in front.read_text()  # of one method alone
 
 
 @pytest.mark.parametrize(("name", "value"), [("prompts", 0), ("seeds", 0), ("views", 3), ("jobs", 0)])
@@ -272,6 +276,30 @@ def test_the_table_has_means_spreads_and_both_kinds_of_prompt():
     assert lines[5].startswith("| untrained start | 0.00")
     assert "Unfinished: 3 of 4 runs." in lines[7]
     assert f"| {held_out} (held out) | 1.00 | 0.50 | - | 0.00 |" in lines
+
+
+@pytest.mark.parametrize(
+    ("vdm", "sds", "verdict"),
+    [
+        ([1.0, 1.0, 1.0, 0.7], [1.0, 1.0, 1.0, 0.5], "no difference between the two is shown."),
+        (
+            [1.0, 0.9, 0.9, 1.0],
+            [0.5, 0.5, 0.6, 0.5],
+            "R-precision differs by +0.42, with a standard error of 0.04: a diff",
+        ),
+        ([1.0], [0.5], "Too few runs to compare the two."),
+    ],
+)
+def test_the_summary_says_whether_the_runs_can_tell_the_methods_apart(vdm, sds, verdict):
+    names = [world.caption(name, "green") for name in world.OBJECTS if (name, "green") not in world.HELD_OUT]
+    results = [
+        result(prompt, method, value)
+        for method, values in (("vdm", vdm), ("sds", sds))
+        for prompt, value in zip(names, values, strict=False)
+    ]
+    text = prompts.summary(results)
+    assert verdict in text
+    assert f"{len(vdm)} prompts, 1 seed each" in text
 
 
 def test_the_report_is_written_between_its_marks_again_and_again(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 
 from arguments import GuidanceParams
 from dreammapping.known_prompts import warn_of_unknown_prompt
-from toybox.captions import nearest_captions
-from toybox.world import COLOURS, OBJECTS, VIEWS, caption
+from toybox.__main__ import main
+from toybox.captions import known_prompts, nearest_captions
+from toybox.world import COLOURS, HELD_OUT, OBJECTS, VIEWS, caption
 
 
 def test_every_caption_is_known_with_and_without_a_view():
@@ -65,3 +66,17 @@ def test_a_run_warns_once_of_a_prompt_that_the_toybox_cannot_know(caplog, settin
     assert not warned or all(
         each in caplog.text for each in ("'a fox'", "a COLOUR OBJECT", *nearest_captions("a fox"))
     )
+
+
+def test_the_list_of_prompts_names_every_word_and_every_pair_that_was_left_out(capsys):
+    assert main(["--prompts"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text == " ".join(known_prompts().split())
+    assert f"knows {len(OBJECTS) * len(COLOURS)} prompts" in text
+    assert f"colours: {', '.join(COLOURS)} objects: {', '.join(OBJECTS)} " in text
+    assert all(caption(*pair) in text for pair in HELD_OUT)
+
+
+def test_without_a_word_the_toybox_says_how_it_is_asked(capsys):
+    assert main([]) == 0
+    assert "--prompts" in capsys.readouterr().out

@@ -462,19 +462,6 @@ def test_python_gets_gaussians_and_folder_and_is_called_at_every_step(words, tmp
     assert final_ply(tmp_path / "python") == final_ply(tmp_path / "command")
 
 
-def test_a_preset_is_on_top_of_the_file_below_the_command_line_and_says_that_it_is_not_the_papers(caplog):
-    from arguments import load
-
-    paper = load(["--opt", "configs/cat.yaml"])[0]
-    config = load(["--opt", "configs/cat.yaml", "--preset", "fast", "image_w=300"])[0]
-    assert (config.preset, config.OptimizationParams.iterations) == ("fast", 1500)
-    assert (config.GenerateCamParams.image_w, config.GenerateCamParams.image_h) == (300, 256)
-    assert paper.preset == "" and paper.OptimizationParams.iterations == 5000
-    assert config.GuidanceParams == paper.GuidanceParams
-    with pytest.raises(UserError, match="--preset: expected one of fast, got 'quick'"):
-        load(["--preset", "quick"])
-
-
 def test_a_run_of_a_preset_is_labelled(words, tmp_path, caplog):
     main(["--quiet", "--preset", "fast", *words, "iterations=1", "pro_frames_num=1"])
     assert "preset fast: this is not the paper's setting" in caplog.text

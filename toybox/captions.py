@@ -1,6 +1,7 @@
 """Which prompts the toybox's models know, and the nearest of them to any other."""
 
 import re
+import textwrap
 from difflib import SequenceMatcher
 
 from toybox.world import COLOURS, HELD_OUT, OBJECTS, VIEWS, caption
@@ -10,6 +11,25 @@ _KNOWN = re.compile(
 )
 _ALIKE = 0.75
 """Of two words' letters: from here on one is taken for the other, as `gray` for `grey`."""
+
+
+def known_prompts() -> str:
+    """The prompts that the models know, in a few lines for a reader."""
+    held_out = ", ".join(caption(name, colour) for name, colour in sorted(HELD_OUT, key=_place))
+    return (
+        f"The toybox knows {len(OBJECTS) * len(COLOURS)} prompts, 'a COLOUR OBJECT' each, as in 'a red car' or 'an "
+        f"orange cat':\n\n"
+        f"{_wrapped('colours', ', '.join(COLOURS))}\n{_wrapped('objects', ', '.join(OBJECTS))}\n\n"
+        f"{_wrapped('left out of its training, to test it by', held_out)}\n"
+    )
+
+
+def _place(pair: tuple[str, str]) -> int:
+    return OBJECTS.index(pair[0])
+
+
+def _wrapped(title: str, text: str) -> str:
+    return textwrap.fill(f"{title}: {text}", 100, subsequent_indent="  ")
 
 
 def nearest_captions(prompt: str, count: int = 3) -> list[str] | None:

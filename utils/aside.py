@@ -11,7 +11,7 @@ from utils.errors import UserError
 WRITTEN = re.compile(
     r"""config\.yaml | cfg_args | cameras\.json | init_points3d\.ply | input\.ply | metrics\.jsonl | run\.json
     | train_process/(iter|step)_\d+\.jpg
-    | test_six_views/\d+_iteration/render_(view|depth)_\d+\.png
+    | test_six_views/\d+_iteration/(render_(view|depth)_\d+|all_views)\.png
     | videos/\d+_iteration/video_(rgb|depth)_\d+\.mp4
     | process_videos/(video_rgb\.mp4|frames/\d{7,}\.jpg)
     | point_cloud/iteration_\d+/point_cloud(\.ply|_rgb\.txt)

@@ -46,7 +46,13 @@ class GenerateCamParams:
     image_w: int = option(
         512, "width of the renders; the prior sees squares of it", unit="px", low=16, high=8192
     )
-    image_h: int = option(512, "height of test views and videos", unit="px", low=16, high=8192)
+    image_h: int = option(
+        512,
+        "height of test views and videos; both are drawn up to 4 times as large, to 512",
+        unit="px",
+        low=16,
+        high=8192,
+    )
     SSAA: int = option(1, "supersampling factor of the training renders", low=1, high=4)
     radius_range: tuple[float, float] = option(
         (5.2, 5.5), "camera distance at the start", unit="world units", above=0.2, ordered=True

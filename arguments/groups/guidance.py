@@ -82,7 +82,7 @@ class GuidanceParams:
     )
     num_train_timesteps: int | None = option(None, "length of the schedule; none: 1000", low=2, high=1000)
     timestep_per_view: bool = option(False, "one timestep per view, else one per step for all")
-    noise_seed: int = option(0, "seed of noise and timesteps", low=0)
+    noise_seed: int = option(0, "seed of noise and timesteps; left out: that of seed", low=0)
     noise_offset: float = option(
         0.0, "deviation of the noise added per channel (LucidDreamer: 0.1)", low=0, high=10
     )

@@ -28,7 +28,9 @@ class ModelParams:
         low=1,
         high=10_000,
     )
-    white_background: bool = option(True, "plain background is white, else black")
+    white_background: bool = option(
+        True, "plain background is white (of test views and videos: light grey), else black"
+    )
     bg_aug_ratio: float = option(
         0.5, "chance that a training render gets a random or black background", low=0, high=1
     )

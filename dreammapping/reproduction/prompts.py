@@ -51,6 +51,8 @@ TUNED_ON = "an orange cat"
 REPORT = ROOT / "docs" / "results.md"
 PICTURE = ROOT / "docs" / "images" / "prompts_grid.png"
 BEGIN, END = "<!-- prompts: begin -->", "<!-- prompts: end -->"
+FRONT_PAGE = ROOT / "README.md"
+"""It has the table in a few sentences, between the same marks."""
 
 _SHUFFLE_SEED = 2
 _PICTURE_LIMIT = 600_000
@@ -114,7 +116,7 @@ def markdown(results: list[Result], expected: int, outdated: int = 0) -> str:
         others = ("object_accuracy", "colour_accuracy", "view_accuracy")
         cells = [
             TITLES[name],
-            _mean(precision) + (f" ± {statistics.stdev(precision):.2f}" if len(precision) > 1 else ""),
+            _with_spread(precision),
             _mean(seen),
             _mean(held_out),
             *(_mean([scores[key] for scores, _ in line]) for key in others),
@@ -124,6 +126,42 @@ def markdown(results: list[Result], expected: int, outdated: int = 0) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", _note(results, expected, outdated), "", *_prompt_table(table)]
     return "\n".join(lines)
+
+
+def summary(results: list[Result]) -> str:
+    """The table in a few sentences: both methods with their spread, and whether the runs can tell them apart."""
+    table = rows(results)
+    if not {"vdm", "sds", "truth"} <= table.keys():
+        return "Not measured yet."
+    spread = {
+        name: _with_spread([scores["r_precision"] for scores, _ in table[name]])
+        for name in ("vdm", "sds", "truth")
+    }
+    views = {name: _mean([scores["view_accuracy"] for scores, _ in table[name]]) for name in ("vdm", "sds")}
+    prompts, seeds = (len({each[key] for each in results}) for key in ("prompt", "seed"))
+    return (
+        f"On prompts that no setting was tuned on ({prompts} prompts, {seeds} seed{'s' * (seeds > 1)} each), "
+        f"R-precision is {spread['vdm']} with VDM + DCA, {spread['sds']} with SDS and {spread['truth']} for the true "
+        f"objects; the view word is right in {views['vdm']} and {views['sds']} of the views. {_verdict(table)}"
+    )
+
+
+def _verdict(table: dict[str, list[tuple[Result, Result]]]) -> str:
+    """Whether R-precision, run by run, differs by more than twice its standard error."""
+    first, second = (
+        {(cell["prompt"], cell["seed"]): scores["r_precision"] for scores, cell in table[name]}
+        for name in ("vdm", "sds")
+    )
+    differences = [first[place] - second[place] for place in first if place in second]
+    if len(differences) < 2:
+        return "Too few runs to compare the two."
+    mean, error = statistics.fmean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+    told = f"Run by run, R-precision differs by {mean:+.2f}, with a standard error of {error:.2f}: "
+    return told + ("a difference." if abs(mean) > 2 * error else "no difference between the two is shown.")
+
+
+def _with_spread(values: list[float]) -> str:
+    return _mean(values) + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _note(results: list[Result], expected: int, outdated: int) -> str:
@@ -200,7 +238,7 @@ def reproduce(plan: Plan, *, train: bool = True, write: bool = False) -> tuple[l
 
     Args:
         train: without it, the table has only what is finished.
-        write: also put the table and its picture into the documents.
+        write: also put the table and its picture into the documents, and its sum into the README.
     """
     store = CellStore(RESULTS / "prompts.json")
     cells = make_cells(plan, choose_prompts(plan.prompts, TUNED_ON), METHODS)
@@ -213,5 +251,6 @@ def reproduce(plan: Plan, *, train: bool = True, write: bool = False) -> tuple[l
     text = markdown(results, len(results) + missing, outdated)
     if write:
         write_report(text, REPORT, BEGIN, END)
+        write_report(summary(results), FRONT_PAGE, BEGIN, END)
         draw_grid(results)
     return failures, text

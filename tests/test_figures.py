@@ -1,0 +1,161 @@
+"""No figure without its source: what the documents say is what the committed files of measurements hold."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks import iteration, methods, rasterizer
+from benchmarks.command import RESULTS
+from dreammapping import pace
+from dreammapping.reproduction import methods as quality
+from dreammapping.reproduction import prompts
+from dreammapping.reproduction.cells import CellStore
+from dreammapping.reproduction.table import Plan, standing
+from toybox.report import save_report
+from utils.device import GIB
+from utils.repository import ROOT
+
+DOCS = ROOT / "docs"
+SUBMODULES = ROOT / "submodules"
+
+
+def page(path: Path) -> str:
+    """A page's text, its lines joined, so that a sentence is found wherever it is wrapped."""
+    return " ".join(path.read_text(encoding="utf-8").split())
+
+
+def measured(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def rows(text: str) -> list[str]:
+    """The lines of the tables in a text; the notes around them say what today's code would make otherwise."""
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+def between(path: Path, begin: str, end: str) -> str:
+    return path.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
+
+
+def test_the_comparison_over_prompts_is_that_of_its_runs():
+    _, text = prompts.reproduce(Plan(), train=False)
+    assert rows(between(prompts.REPORT, prompts.BEGIN, prompts.END)) == rows(text) != []
+
+
+def test_the_front_page_has_the_comparison_with_its_spread():
+    store = CellStore(prompts.RESULTS / "prompts.json")
+    results, _ = standing(store, Plan(), prompts.METHODS, prompts.all_prompts(prompts.TUNED_ON))
+    shown = between(prompts.FRONT_PAGE, prompts.BEGIN, prompts.END).strip()
+    assert shown == prompts.summary(results), "python -m dreammapping reproduce prompts --report --write"
+
+
+def test_the_comparison_of_methods_is_that_of_its_runs():
+    _, text = quality.reproduce(Plan(prompts=2), [], train=False)
+    assert rows(between(quality.REPORT, quality.BEGIN, quality.END)) == rows(text) != []
+
+
+@pytest.mark.parametrize("name", ["methods", "methods_full"])
+def test_what_a_method_costs_is_what_was_measured(name):
+    lines = (DOCS / "methods.md").read_text(encoding="utf-8").splitlines()
+    assert set(methods.table(measured(name)["methods"]).splitlines()) <= set(lines)
+
+
+def test_the_rasterizers_speed_is_what_was_measured():
+    result = measured("rasterizer")
+    lines = (DOCS / "rasterizer.md").read_text(encoding="utf-8").splitlines()
+    assert set(rows(rasterizer.table(result))) <= set(lines)
+    one, two = result["neighbors"]
+    assert (
+        f"{1000 * one['distCUDA2']:.0f} ms on one thread, {1000 * two['distCUDA2']:.0f} ms on two, {two['ratio']:.2f} "
+        f"times scipy's tree, built and queried on both cores in the same run ({1000 * two['cKDTree']:.0f} ms)"
+    ) in page(DOCS / "rasterizer.md")
+
+
+def test_the_submodules_say_what_was_measured():
+    result = measured("rasterizer")
+    scenes = {(each["gaussians"], each["size"], each["threads"]): each for each in result["scenes"]}
+    text = page(SUBMODULES / "diff-gaussian-rasterization" / "README.md")
+    for count, size, _ in list(scenes)[::2]:
+        one, two = scenes[count, size, 1], scenes[count, size, 2]
+        times = [
+            f"{_two_digits(1000 * each['forward'])} / {_two_digits(1000 * each['forward_backward'])}"
+            for each in (one, two)
+        ]
+        assert (
+            f"| {count // 1000}k, {size}x{size} | {times[0]} | {times[1]} | {two['speedups']['reference']:.0f} times | "
+            f"{two['peak_memory'] / 1e6:.0f} MB |"
+        ) in text
+    one = result["neighbors"][0]
+    assert (
+        f"{one['distCUDA2']:.2f} s of one core; scipy's tree takes {one['cKDTree']:.2f} s of two"
+    ) in page(SUBMODULES / "simple-knn" / "README.md")
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f}"
+
+
+def test_the_papers_setting_takes_what_was_measured():
+    result = measured("full_size")
+    seconds, gib = result["seconds_per_iteration"], result["peak_memory_bytes"] / GIB
+    text = page(DOCS / "results.md")
+    assert f"| an iteration | {seconds:.0f} s |" in text
+    assert (
+        f"| U-Net evaluations for each view | {result['evaluations_per_view']['forward']:.1f} forward" in text
+    )
+    assert f"| memory at the peak | {gib:.1f} GiB |" in text
+    days = 5000 * seconds / 86400
+    assert f"{seconds:.0f} s an iteration, so about {days:.0f} days in all, and {gib:.1f} GiB" in page(
+        ROOT / "README.md"
+    )
+    assert (round(seconds / result["views"], 1), round(gib, 1)) == (
+        pace.SECONDS_A_VIEW,
+        pace.GIB_OF_FOUR_VIEWS,
+    )
+
+
+def test_memory_plans_take_what_was_counted():
+    counted = measured("memory_plans")["gib"]
+    first, second, third, last = (f"{counted[name]:.1f}" for name in ("8gb", "12gb", "24gb", "max"))
+    assert f"the tensors of an iteration take {first}, {second}, {third} and {last} GiB" in page(
+        ROOT / "README.md"
+    )
+
+
+def test_an_iteration_takes_what_was_measured():
+    result, text = measured("iteration"), page(DOCS / "results.md")
+    encoder, unet = (1000 * value for value in result["floor_parts"].values())
+    total = 1000 * result["iteration"]
+    assert f"| floor: U-Net, encoder | {unet:.0f} ms, {encoder:.0f} ms |" in text
+    assert f"| an iteration | {total:.0f} ms, {result['ratio']:.2f} times the floor" in text
+    assert f"the {total - 1000 * result['floor']:.0f} ms above the floor" in text
+    parts = ", ".join(f"{name} {1000 * value:.0f}" for name, value in result["iteration_parts"].items())
+    assert parts in text
+
+
+def test_the_priors_card_and_what_is_said_of_it_are_its_reports(tmp_path):
+    prior = ROOT / "toybox" / "prior"
+    report = json.loads((prior / "report.json").read_text(encoding="utf-8"))
+    shutil.copy(prior / "report.json", tmp_path)
+    save_report(report, tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == (prior / "README.md").read_text(
+        encoding="utf-8"
+    )
+    text = page(DOCS / "results.md")
+    for stage, per_step in (("clip", "pictures"), ("unet", "latents")):
+        made = report["stages"][stage]
+        assert f"{made['steps']:,} steps of {made['batch']} {per_step}" in text
+        assert re.search(rf"{made['steps']:,} steps of [^|]*\| {made['seconds']} s", text)
+    assert f"in {report['stages']['vae']['seconds']} s on one CPU thread" in text
+    shares = [100 * report[f"samples_{name}_pairs"]["pair"] for name in ("train", "held_out")]
+    assert "recognised in {:.0f} % (training pairs) and {:.0f} % (held-out pairs)".format(*shares) in page(
+        ROOT / "CHANGELOG.md"
+    )
+
+
+def test_the_table_of_an_iteration_can_be_made_of_its_file():
+    assert f"{measured('iteration')['ratio']:.2f}" in iteration.table(measured("iteration"))

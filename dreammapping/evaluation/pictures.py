@@ -19,6 +19,8 @@ from utils.images import read_picture, to_uint8
 
 RING, ELEVATION_DEG = 120, 15.0
 """The cameras of published CLIP scores: 120 evenly around, 15 degrees above the horizon."""
+PROMPT = "prompt.txt"
+"""In a folder of pictures: what they shall show."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -56,8 +58,14 @@ class Source:
                 f"{folder}: expected a run with its config.yaml, or pictures ({', '.join(SUFFIXES)}), found neither; "
                 "name another folder"
             )
+        written = folder / PROMPT
+        if prompt is None and written.is_file():
+            prompt = written.read_text(encoding="utf-8", errors="replace").strip() or None
         if prompt is None:
-            raise UserError(f"{folder}: expected a prompt for a folder of pictures, got none; give --prompt")
+            raise UserError(
+                f"{folder}: expected a prompt for a folder of pictures, got none; give --prompt, or write it into "
+                f"{PROMPT}"
+            )
         return cls(folder, prompt)
 
     @property
@@ -90,6 +98,23 @@ class Source:
         found = read_pictures(_left_by(self.run))
         parts = torch.cat(found.chunk(particles, dim=3)) if particles > 1 else found
         return parts[chosen(list(range(len(parts))), views, seed)]
+
+    def around(self, count: int) -> Float[Tensor, "V 3 H W"]:
+        """Up to `count` pictures, evenly around from the front: what people are shown. In 8 bits as `pictures`.
+
+        Raises:
+            UserError: as `pictures`.
+        """
+        if self.run is not None and self.run.config.ModelParams.representation == "gaussians":
+            exhibit = Exhibit.of_run(
+                self.folder,
+                lambda params: orbit(count, params, polar_deg=90.0 - ELEVATION_DEG),
+                self.prompt,
+                self.iteration,
+            )
+            return in_bytes(exhibit.render(exhibit.asset()))
+        found = self.pictures()
+        return found[sorted({len(found) * index // count for index in range(count)})]
 
     def exhibit(self, views: int | None = None, seed: int = 0) -> Exhibit:
         """The run's Gaussians and the cameras that see them."""

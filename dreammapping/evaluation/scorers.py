@@ -47,10 +47,12 @@ def score_by(name: str, scorer: Scorer, images: Float[Tensor, "V 3 H W"], prompt
     try:
         values = torch.as_tensor(said, dtype=torch.float64).flatten()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"--scorer: expected numbers of {name}, got {said!r:.60}; correct it") from error
+        raise UserError(
+            f"--scorer: expected numbers of {name}, got {str(said)[:60]!r}; correct it"
+        ) from error
     if len(values) not in (1, len(images)) or not values.isfinite().all():
         raise UserError(
             f"--scorer: expected one finite number of {name}, or {len(images)}, one for each picture, got "
-            f"{values.tolist()!s:.60}; correct it"
+            f"{str(values.tolist())[:60]}; correct it"
         )
     return values.mean().item()

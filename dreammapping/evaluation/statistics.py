@@ -144,12 +144,20 @@ def _runs(scores: Scores) -> list[Float[np.ndarray, " S"]]:
     return [np.array(runs) for runs in by_prompt.values()]
 
 
+def expanded_tail(units: int) -> float:
+    """The share of resamples beyond each end of an interval, for a bootstrap of `units` things, at least two.
+
+    Resampling few things makes intervals too narrow: by √((n - 1) / n), and by the normal's tails in the place of
+    Student's. The percentiles are moved outwards for both (Hesterberg 2015: expanded percentiles).
+    """
+    wide = math.sqrt(units / (units - 1)) * stats.t.ppf(0.5 + CONFIDENCE / 2.0, units - 1)
+    return float(stats.norm.cdf(-wide))
+
+
 def _bootstrap(by_prompt: list[Float[np.ndarray, " S"]], rng: np.random.Generator) -> tuple[float, float]:
     """Percentiles of the mean over prompts drawn with replacement, and over seeds of each.
 
-    Resampling few things makes intervals too narrow: by √((n - 1) / n), and by the normal's tails in the place of
-    Student's. The percentiles are moved outwards for both (Hesterberg 2015, section 5.3: expanded percentiles), with n
-    the number of prompts, or of seeds where there is one prompt.
+    They are expanded by the number of prompts, or of seeds where there is one prompt.
     """
     counts = np.array([len(runs) for runs in by_prompt])
     padded = np.zeros((len(by_prompt), counts.max()))
@@ -161,8 +169,6 @@ def _bootstrap(by_prompt: list[Float[np.ndarray, " S"]], rng: np.random.Generato
         seeds = (rng.random(prompts.shape) * counts[prompts]).astype(int)
         drawn += np.where(place < counts[prompts], padded[prompts, seeds], 0.0)
     means = (drawn / counts[prompts]).mean(axis=1)
-    units = len(by_prompt) if len(by_prompt) > 1 else counts[0]
-    wide = math.sqrt(units / (units - 1)) * stats.t.ppf(0.5 + CONFIDENCE / 2.0, units - 1)
-    tail = stats.norm.cdf(-wide)
+    tail = expanded_tail(len(by_prompt) if len(by_prompt) > 1 else int(counts[0]))
     low, high = np.quantile(means, (tail, 1.0 - tail))
     return float(low), float(high)

@@ -20,7 +20,7 @@ from utils.errors import UserError
 from utils.images import read_picture, write_picture
 
 NASTY = """</script><img src=x onerror="window.hurt=1"><!-- ${alert(1)} 'a' & "b" é 猫"""
-SHADES = {"umber": 0.2, "slate": 0.5, "ivory": 0.8}
+SHADES = {"ochre": 0.2, "slate": 0.5, "ivory": 0.8}
 ENTER, BACKSPACE, TAB = "\ue007", "\ue003", "\ue004"
 
 
@@ -153,25 +153,25 @@ def saved(folder, *answers):
 
 
 def test_those_who_agree_have_the_same_ranks_and_w_of_one(study, key, tmp_path):
-    paths = saved(tmp_path, *(complete(key, f"p{index}", ["slate", "ivory", "umber"]) for index in range(4)))
+    paths = saved(tmp_path, *(complete(key, f"p{index}", ["slate", "ivory", "ochre"]) for index in range(4)))
     result = score(paths, study / "key.json")
     for question in ("alignment", "quality", "both"):
         ranks = result.ranks[question]
-        assert list(ranks) == ["slate", "ivory", "umber"]
+        assert list(ranks) == ["slate", "ivory", "ochre"]
         assert [(each.mean, each.low, each.high) for each in ranks.values()] == [
             (1, 1, 1),
             (2, 2, 2),
             (3, 3, 3),
         ]
     assert result.agreement["quality"].w == 1.0 and result.agreement["quality"].chance == 0.25
-    assert result.ranks["both"]["umber"].rankings == 16
+    assert result.ranks["both"]["ochre"].rankings == 16
     text = markdown(result)
     assert text.splitlines()[2].startswith("| slate | 1.00 (1.00 to 1.00) |")
     assert "4 participants and 2 trials" in text and "alignment 1.00 (0.25 by chance)" in text
 
 
 def test_opposite_orders_have_w_of_zero_and_equal_ranks(study, key, tmp_path):
-    order = ["umber", "slate", "ivory"]
+    order = ["ochre", "slate", "ivory"]
     paths = saved(tmp_path, complete(key, "a", order), complete(key, "b", order[::-1]))
     result = score(paths, study / "key.json")
     assert result.agreement["alignment"].w == pytest.approx(0.0)
@@ -203,11 +203,11 @@ def test_intervals_are_over_people_and_trials_and_not_over_single_answers():
 
 
 def test_unfinished_answers_count_as_far_as_they_go(study, key, tmp_path):
-    part = complete(key, "b", ["ivory", "slate", "umber"])
+    part = complete(key, "b", ["ivory", "slate", "ochre"])
     part["answers"] = part["answers"][:1]
     result = score(saved(tmp_path, complete(key, "a", list(SHADES)), part), study / "key.json")
     ranks = result.ranks["alignment"]
-    assert ranks["umber"].mean == pytest.approx((1 + 1 + 3) / 3) and ranks["umber"].rankings == 3
+    assert ranks["ochre"].mean == pytest.approx((1 + 1 + 3) / 3) and ranks["ochre"].rankings == 3
     assert result.agreement["quality"] is None and result.agreement["alignment"].trials == 1
 
 
@@ -257,7 +257,7 @@ def test_the_commands_build_a_study_and_score_its_answers(capsys, tmp_path):
     key = json.loads((tmp_path / "out" / "key.json").read_text(encoding="utf-8"))
     (path,) = saved(tmp_path / "out", complete(key, "a", list(SHADES)))
     assert main(["score", str(path), "--json", str(tmp_path / "numbers.json")]) == 0
-    assert "| umber | 1.00 | 1.00 | 1.00 |" in capsys.readouterr().out
+    assert "| ochre | 1.00 | 1.00 | 1.00 |" in capsys.readouterr().out
     assert json.loads((tmp_path / "numbers.json").read_text())["ranks"]["both"]["ivory"]["mean"] == 3.0
     assert "--size: expected 32 to 2048, got 8" in error_of(
         capsys, "build", *words, "--output", "x", "--size", "8"

@@ -144,12 +144,16 @@ def measure(source: Source, judges: Judges) -> dict[str, Any]:
     """
     protocol = judges.protocol
     images = source.pictures(protocol.views, protocol.seed)
+    vectors = {clip.name: clip.embed_images(images) for clip in judges.clips}
     row: dict[str, Any] = {
         "source": str(source.folder),
         "prompt": source.prompt,
         "seed": source.seed,
         "pictures": len(images),
-        "clip": {clip.name: _fit(images, source.prompt, clip, protocol.captions) for clip in judges.clips},
+        "clip": {
+            clip.name: _fit(vectors[clip.name], source.prompt, clip, protocol.captions)
+            for clip in judges.clips
+        },
         "saturation": saturation(images),
         **_beside_truth(source, images, protocol),
         "scorers": {
@@ -158,14 +162,10 @@ def measure(source: Source, judges: Judges) -> dict[str, Any]:
         "cost": source.cost(),
     }
     if judges.features is not None:
-        known = judges.against
+        name, known = judges.features.name, judges.against
+        seen = vectors[name] if name in vectors else judges.features.embed_images(images)
         drawn = known if known is not None else judges.features.embed_images(_references(source, protocol))
-        row["features"] = (
-            judges.features.name,
-            judges.features.embed_images(images),
-            drawn,
-            known is not None,
-        )
+        row["features"] = (name, seen, drawn, known is not None)
     return row
 
 
@@ -220,8 +220,7 @@ def _finished(part: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _fit(images: Tensor, prompt: str, clip: Encoder, captions: Sequence[str]) -> dict[str, Any]:
-    vectors = clip.embed_images(images)
+def _fit(vectors: Tensor, prompt: str, clip: Encoder, captions: Sequence[str]) -> dict[str, Any]:
     scores = clip_scores(vectors, prompt, clip)
     fit: dict[str, Any] = {"score": scores.mean().item(), "scores": scores.tolist()}
     choices = list(captions) or toybox_captions(prompt)

@@ -10,6 +10,14 @@ from utils.errors import UserError
 
 VERBS = {
     "judge": ("dreammapping.evaluation.command", "score a finished run by the toybox's CLIP"),
+    "evaluate": (
+        "dreammapping.evaluation.evaluate_command",
+        "score runs or pictures: CLIP score, FID and others",
+    ),
+    "study": (
+        "dreammapping.study.command",
+        "ask people: a page to rank systems on, and mean ranks of its answers",
+    ),
     "reproduce": ("dreammapping.reproduction.command", "make a table of the documents again"),
 }
 """Each verb: the module whose `main(words)` parses what follows it, and what it does. No module is loaded but the

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from arguments import GuidanceParams, load
+from dreammapping.evaluation.encoders import load_encoder
 from guidance import ScoreModel, models
 from guidance.models import hub
 from guidance.models.__main__ import main
 from tests.fake_hub import REVISION, FakeHub, serve
 from tests.small_models import narrow_configs, predict, save_family, score_model
-from tests.tiny_models import save_pipeline
+from tests.tiny_models import save_clip, save_pipeline
 from tests.tolerances import NETWORK
 from utils.errors import UserError
 
@@ -58,6 +59,26 @@ def published(folder: Path) -> dict[str, bytes]:
     unneeded = ("v2-1.ckpt", "v2-1.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
                 "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors")  # fmt: skip
     return files | dict.fromkeys(unneeded, weights)
+
+
+def test_a_clip_that_scores_pictures_is_fetched_without_its_pickles(online, tmp_path, capsys):
+    model = save_clip(tmp_path / "model")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    online.repositories[models.ENCODERS["vit-l-14"]] = files | {
+        "pytorch_model.bin": b"pickle",
+        "README.md": b"#",
+    }
+    assert models.check_encoder("vit-l-14") == [] and online.downloads() == []
+    assert main(["fetch", "vit-l-14"]) == 0
+    fetched = set(online.downloads())
+    assert {"config.json", "model.safetensors"} <= fetched and not fetched & {
+        "pytorch_model.bin",
+        "README.md",
+    }
+    assert "licence MIT" in capsys.readouterr().out
+    found = load_encoder("vit-l-14").clip.model.state_dict()
+    assert set(online.downloads()) == fetched
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
 
 
 def test_fetching_takes_what_a_run_needs_once_and_records_it(online, tmp_path, capsys):

@@ -13,7 +13,7 @@ from dreammapping.evaluation.judge import judge, judge_run, score, table
 from dreammapping.finished import FinishedRun
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians, write_points
-from tests.tiny_models import byte_tokenizer
+from tests.tiny_models import save_clip
 from tests.tolerances import NETWORK
 from toybox import raycast, world
 from toybox.clip import Clip
@@ -212,25 +212,6 @@ def test_a_broken_clip_is_named(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("not json")
     with pytest.raises(UserError, match="expected a CLIP, got files that fail to load"):
         Clip.from_pretrained(tmp_path)
-
-
-def save_clip(folder, activation, text_layers, image_layers):
-    """A random CLIP with the layers of a published one and few channels, as its publisher's folder has it."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    towers = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "hidden_act": activation}
-    ends = {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513}
-    model = CLIPModel(
-        CLIPConfig(
-            text_config={**towers, **ends, "num_hidden_layers": text_layers},
-            vision_config={**towers, "num_hidden_layers": image_layers, "patch_size": 14, "image_size": 224},
-            projection_dim=24,
-        )
-    ).eval()
-    model.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 224}).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return model
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from arguments import load
 from arguments.groups.guidance import METHODS
@@ -51,14 +50,6 @@ def test_the_operator_across_prompts_sees_none_of_the_tables():
     assert len(set(prompts)) == operator_chain.LENGTH and not set(prompts) & set(choose_prompts(2, TUNED_ON))
     starts = [load(words)[0].VDMParams.operator_init for words in cells.values()]
     assert starts == [None, *(f"output/{cell.workspace}" for cell in list(cells)[:-1])]
-
-
-def test_saturation_is_that_of_the_pixels_with_colour():
-    images = torch.ones(1, 3, 4, 4)
-    assert methods.saturation(images) == 0
-    images[0, :, 0, 0] = torch.tensor([1.0, 0.5, 0.5])
-    images[0, :, 0, 1] = torch.tensor([1.0, 0.0, 0.0])
-    assert methods.saturation(images) == pytest.approx(0.75)
 
 
 def test_the_table_has_means_spreads_and_its_own_size():

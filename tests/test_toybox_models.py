@@ -15,12 +15,13 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from tests.tolerances import NETWORK
 from toybox import dataset, models, report, train, train_clip, train_unet, train_vae, world
 from toybox.clip import PRIOR
-from toybox.report import frechet_distance, judge
+from toybox.report import judge
 from toybox.samples import load_pipeline, sample, save_grid
 from toybox.speed import fastest
 from toybox.train_loop import Average, Budget, Loop, learning_rate
 from toybox.train_views import COLOURS, Batch, Pool, Views, jitter, pair_captions, view_index
 from utils.errors import UserError
+from utils.frechet import frechet_distance
 
 
 @pytest.fixture(scope="module")

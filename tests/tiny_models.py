@@ -113,6 +113,25 @@ def byte_tokenizer():
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
 
 
+def save_clip(folder, activation="quick_gelu", text_layers=2, image_layers=2):
+    """A random CLIP with the layers of a published one and few channels, as its publisher's folder has it."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    towers = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "hidden_act": activation}
+    ends = {"vocab_size": 514, "bos_token_id": 512, "eos_token_id": 513}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**towers, **ends, "num_hidden_layers": text_layers},
+            vision_config={**towers, "num_hidden_layers": image_layers, "patch_size": 14, "image_size": 224},
+            projection_dim=24,
+        )
+    ).eval()
+    model.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 224}).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return model
+
+
 class LatentPrior:
     """A prior without autoencoder whose score is what `noise_of` says: images are latents, text is ignored.
 

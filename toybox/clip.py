@@ -44,7 +44,7 @@ class Clip:
         try:
             pixels = json.loads(_preprocessor(folder).read_text(encoding="utf-8"))
             pixels = pixels.get("image_processor", pixels)
-            model = CLIPModel.from_pretrained(folder, local_files_only=True)
+            model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             return cls(model.to(device), tokenizer, pixels["image_mean"], pixels["image_std"])
         except (OSError, ValueError, KeyError) as error:
@@ -75,7 +75,7 @@ class Clip:
             excess = len(self.tokenizer(text).input_ids) - self.text_length
             if excess > 0:
                 raise UserError(
-                    f"judge: the toybox's CLIP reads {self.text_length} tokens, got {excess} more; "
+                    f"prompt: CLIP reads {self.text_length} tokens, got {excess} more; "
                     f"shorten the prompt: {text!r}"
                 )
         vectors = []

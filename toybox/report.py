@@ -18,6 +18,7 @@ from toybox.samples import GUIDANCE_SCALE, STEPS, load_pipeline, sample, save_gr
 from toybox.train_vae import decode, encode
 from toybox.train_views import COLOURS, Batch, Views, jitter, pair_captions, to_pixels, view_index
 from utils.files import atomic
+from utils.frechet import frechet_distance
 
 _PROBES, _SAMPLES, _HELD_OUT_SAMPLES = 1000, 1000, 104
 _PART = 100
@@ -48,17 +49,6 @@ def judge(
         "view": seen.view == true.view,
     }
     return {name: round(each.float().mean().item(), 3) for name, each in right.items()}
-
-
-def frechet_distance(first: Float[Tensor, "N D"], second: Float[Tensor, "M D"]) -> float:
-    """Squared Wasserstein distance of the Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6)."""
-    first, second = first.double(), second.double()
-    shift = (first.mean(0) - second.mean(0)).square().sum()
-    here, there = first.T.cov(), second.T.cov()
-    values, axes = torch.linalg.eigh(here)
-    root = axes * values.clamp(min=0.0).sqrt() @ axes.T
-    cross = torch.linalg.eigvalsh(root @ there @ root).clamp(min=0.0).sqrt().sum()
-    return (shift + here.trace() + there.trace() - 2.0 * cross).item()
 
 
 def write(prior: Path, cache: Path, device: torch.device, stages: dict[str, dict], pictures: Path) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arguments import load
+from dreammapping.evaluation.appearance import saturation
 from dreammapping.evaluation.exhibit import Exhibit, front_side_back
 from dreammapping.reproduction.cells import RESULTS, CellStore, Result
 from dreammapping.reproduction.operator_chain import chain, train_chain
@@ -75,14 +76,6 @@ def settings_of(methods: list[str]) -> Overrides:
         said = any(word.startswith("GuidanceParams.guidance=") for word in METHODS[name])
         named[name] = METHODS[name] if said else (f"GuidanceParams.guidance={name}", *METHODS[name])
     return named
-
-
-def saturation(images: Float[Tensor, "V 3 H W"]) -> float:
-    """Mean of (max - min) / max over the channels of the pixels that have colour at all, in [0, 1]."""
-    high, low = images.amax(dim=1), images.amin(dim=1)
-    share = (high - low) / high.clamp_min(1e-6)
-    coloured = share > 0.05
-    return share[coloured].mean().item() if coloured.any() else 0.0
 
 
 def pictures(folder: Path) -> Float[Tensor, "V 3 H W"]:

@@ -5,10 +5,21 @@ One resolver for every model of a run, and every component of a model from that 
 """
 
 from guidance.models.hub import cached, go_offline, recorded
-from guidance.models.names import ALIASES, COMPONENTS, FORMS, HELPERS, MIRRORS, SHAPE_COMPONENTS, TOYBOX
+from guidance.models.names import (
+    ALIASES,
+    COMPONENTS,
+    ENCODERS,
+    FORMS,
+    HELPERS,
+    MIRRORS,
+    SHAPE_COMPONENTS,
+    TOYBOX,
+)
 from guidance.models.preflight import (
     addition,
     check_available,
+    check_encoder,
+    encoder_source,
     lent_settings,
     loading_error,
     local_folder,
@@ -20,7 +31,8 @@ from guidance.models.provenance import prior_provenance, shape_provenance
 from guidance.models.source import ModelSource, locate, resolve
 
 __all__ = [
-    "ALIASES", "COMPONENTS", "FORMS", "HELPERS", "MIRRORS", "SHAPE_COMPONENTS", "TOYBOX", "ModelSource", "addition",
-    "cached", "check_available", "go_offline", "lent_settings", "loading_error", "local_folder", "locate",
-    "missing_models", "prior_provenance", "recorded", "resolve", "shape_provenance", "shape_source", "vae_source",
+    "ALIASES", "COMPONENTS", "ENCODERS", "FORMS", "HELPERS", "MIRRORS", "SHAPE_COMPONENTS", "TOYBOX", "ModelSource",
+    "addition", "cached", "check_available", "check_encoder", "encoder_source", "go_offline", "lent_settings",
+    "loading_error", "local_folder", "locate", "missing_models", "prior_provenance", "recorded", "resolve",
+    "shape_provenance", "shape_source", "vae_source",
 ]  # fmt: skip

@@ -5,8 +5,8 @@ import logging
 import sys
 
 from guidance.models import hub
-from guidance.models.names import ALIASES, COMPONENTS, HELPERS, LICENCES, SHAPE_COMPONENTS, TOYBOX
-from guidance.models.preflight import loading_error
+from guidance.models.names import ALIASES, COMPONENTS, ENCODERS, HELPERS, LICENCES, SHAPE_COMPONENTS, TOYBOX
+from guidance.models.preflight import encoder_source, loading_error
 from guidance.models.source import ModelSource, locate
 from utils.errors import UserError
 
@@ -19,7 +19,7 @@ def fetch(key: str) -> str:
     """
     if key == "toybox":
         return f"toybox: comes with this program ({TOYBOX})\n"
-    source = locate(key, "fetch", ALIASES | HELPERS)
+    source = encoder_source(key) if key in ENCODERS else locate(key, "fetch", ALIASES | HELPERS)
     if source.kind == "folder":
         return f"{key}: is on this machine\n"
     try:
@@ -42,14 +42,15 @@ def fetch(key: str) -> str:
 def _components(source: ModelSource) -> tuple[str, ...]:
     if source.location == HELPERS["shap-e"]:
         return SHAPE_COMPONENTS
-    return () if source.location == HELPERS["taesd"] else COMPONENTS
+    alone = (HELPERS["taesd"], *ENCODERS.values())
+    return () if source.location in alone else COMPONENTS
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     parser = argparse.ArgumentParser(prog="python -m guidance.models", description=__doc__)
-    known = ", ".join((*ALIASES, *HELPERS))
+    known = ", ".join((*ALIASES, *HELPERS, *ENCODERS))
     parser.add_argument(
         "command", choices=("fetch",), help="fetch: download what a run needs, check and record it"
     )

@@ -5,8 +5,16 @@ from pathlib import Path
 
 from arguments import Config, GuidanceParams
 from guidance.models import hub, single_file
-from guidance.models.names import COMPONENTS, HELPERS, LENT, PICKLES, SHAPE_COMPONENTS, WITHOUT_WEIGHTS
-from guidance.models.source import BASE_MODEL, ModelSource, forms, locate, resolve
+from guidance.models.names import (
+    COMPONENTS,
+    ENCODERS,
+    HELPERS,
+    LENT,
+    PICKLES,
+    SHAPE_COMPONENTS,
+    WITHOUT_WEIGHTS,
+)
+from guidance.models.source import BASE_MODEL, ENCODER, ModelSource, forms, locate, resolve
 from utils.errors import UserError
 from utils.paths import user_path
 
@@ -47,6 +55,16 @@ def shape_source(key: str) -> ModelSource:
 def vae_source(params: GuidanceParams) -> ModelSource:
     """The autoencoder that takes the place of the model's own."""
     return locate(params.vae_key or "", TINY_VAE, HELPERS, marker="config.json")
+
+
+def encoder_source(key: str) -> ModelSource:
+    """The CLIP that scores pictures."""
+    return locate(key, ENCODER, ENCODERS, marker="config.json")
+
+
+def check_encoder(key: str) -> list[str]:
+    """What is missing to load such a CLIP, one line each; empty when all is there."""
+    return _problems(lambda: encoder_source(key), ())
 
 
 def local_folder(source: ModelSource, components: tuple[str, ...]) -> Path:

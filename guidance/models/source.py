@@ -9,13 +9,14 @@ from pathlib import Path
 
 from arguments import GuidanceParams
 from guidance.models import hub, single_file
-from guidance.models.names import ALIASES, FORMS, MIRRORS, PICKLES, TOYBOX
+from guidance.models.names import ALIASES, ENCODER_FORMS, FORMS, MIRRORS, PICKLES, TOYBOX
 from utils.errors import UserError
 from utils.paths import user_path
 
 log = logging.getLogger(__name__)
 
 MODEL_KEY, BASE_MODEL = single_file.MODEL_KEY, "GuidanceParams.base_model_key"
+ENCODER = "--encoder"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -87,13 +88,15 @@ def locate(
 
 def forms(setting: str) -> str:
     """What a setting can name, for messages."""
-    return f"one of {FORMS}" if setting == MODEL_KEY else "a folder in diffusers' layout, or a hub id"
+    known = {MODEL_KEY: f"one of {FORMS}", ENCODER: f"one of {ENCODER_FORMS}"}
+    return known.get(setting, "a folder in diffusers' layout, or a hub id")
 
 
 def _folder(key: str, path: Path, setting: str, marker: str) -> ModelSource:
     if not (path / marker).is_file():
+        layout = "transformers'" if setting == ENCODER else "diffusers'"
         raise UserError(
-            f"{setting}: expected a folder in diffusers' layout, got {path} without {marker}; try {forms(setting)}"
+            f"{setting}: expected a folder in {layout} layout, got {path} without {marker}; try {forms(setting)}"
         )
     return ModelSource(key, str(path), "folder", setting=setting)
 

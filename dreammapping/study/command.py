@@ -1,0 +1,84 @@
+"""A user study: `python -m dreammapping study build RUNS... --output DIR`, then `study score ANSWERS...`.
+
+`build` writes one page on which people put the systems' pictures in order, without their names, and save a file of
+answers; nothing is sent anywhere. `score` gives mean ranks with intervals, and how far people agree.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from dreammapping.command import exit_code
+from utils.console import write_out
+from utils.errors import UserError
+from utils.files import write_text
+
+
+def main(words: list[str]) -> int:
+    """The command line of `study`; returns the exit code."""
+    options = parser().parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    return exit_code(lambda: _build(options) if options.step == "build" else _score(options))
+
+
+def parser() -> argparse.ArgumentParser:
+    """What `study` understands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dreammapping study",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    steps = parser.add_subparsers(dest="step", required=True, metavar="build|score")
+    build = steps.add_parser("build", help="write the page and the key to it")
+    build.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[NAME=]RUN",
+        help="run folders, or folders of pictures; the system is NAME, else a run's method or a folder's name",
+    )
+    build.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="where index.html and key.json go"
+    )
+    build.add_argument("--prompt", help="of folders of pictures that have no prompt.txt")
+    build.add_argument("--seed", type=int, default=0, help="of the order for each participant (default 0)")
+    build.add_argument("--views", type=int, default=4, help="views of each asset (default 4)")
+    build.add_argument("--size", type=int, default=256, help="pixels of a view (default 256)")
+    score = steps.add_parser("score", help="mean ranks of answers")
+    score.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help="files that the page saved")
+    score.add_argument(
+        "--study", type=Path, metavar="DIR", help="the folder with key.json (default: that of the answers)"
+    )
+    score.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - for standard output")
+    return parser
+
+
+def _build(options: argparse.Namespace) -> int:
+    for name, least, most in (("views", 1, 16), ("size", 32, 2048)):
+        value = getattr(options, name)
+        if not least <= value <= most:
+            raise UserError(f"--{name}: expected {least} to {most}, got {value}; give a number in that range")
+    from dreammapping.study.build import KEY, PAGE, Entry, build
+    from dreammapping.study.names import opened
+
+    entries = [Entry(*opened(word, options.prompt)) for word in options.runs]
+    study = build(entries, seed=options.seed, views=options.views, size=options.size)
+    study.write(options.output)
+    trials = len(study.key["trials"])
+    write_out(
+        f"{options.output / PAGE}: {trials} trials; give it to participants\n"
+        f"{options.output / KEY}: whose picture each is; keep it\n"
+    )
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from dreammapping.study.build import KEY
+    from dreammapping.study.score import markdown, score
+
+    result = score(options.answers, (options.study or options.answers[0].parent) / KEY)
+    text = json.dumps(result.as_dict(), indent=2) + "\n"
+    if options.json not in (None, "-"):
+        write_text(Path(options.json), text)
+    write_out(text if options.json == "-" else markdown(result) + "\n")
+    return 0

@@ -1,0 +1,383 @@
+"""The user study: a page that is blind and sends nothing, tried in a browser, and what its answers come to."""
+
+import base64
+import itertools
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from dreammapping.evaluation.pictures import Source
+from dreammapping.study.build import Entry, build
+from dreammapping.study.command import main
+from dreammapping.study.names import opened
+from dreammapping.study.score import kendall_w, markdown, score, summarise
+from tests.webdriver import browser, missing_browser
+from utils.errors import UserError
+from utils.images import read_picture, write_picture
+
+NASTY = """</script><img src=x onerror="window.hurt=1"><!-- ${alert(1)} 'a' & "b" é 猫"""
+SHADES = {"ochre": 0.2, "slate": 0.5, "ivory": 0.8}
+ENTER, BACKSPACE, TAB = "\ue007", "\ue003", "\ue004"
+
+
+def entries(folder, prompts=("a red car", NASTY), shades=SHADES, views=4):
+    """Folders of flat pictures, a shade for each system."""
+    found = []
+    for number, prompt in enumerate(prompts):
+        for system, shade in shades.items():
+            place = folder / f"{number}_{system}"
+            for view in range(views):
+                write_picture(place / f"{view}.png", torch.full((1, 3, 8, 8), shade))
+            (place / "prompt.txt").write_text(prompt, encoding="utf-8")
+            found.append(Entry(system, Source.open(place)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    built = build(entries(folder / "made"), seed=3, size=32)
+    built.write(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def key(study):
+    return json.loads((study / "key.json").read_text(encoding="utf-8"))
+
+
+def data_of(page):
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
+    )
+
+
+def test_the_page_does_not_say_whose_a_picture_is(study, key):
+    page = (study / "index.html").read_text(encoding="utf-8")
+    assert not any(system in page for system in SHADES)
+    orders = [
+        [key["trials"][trial["id"]]["items"][item["id"]] for item in trial["items"]]
+        for trial in data_of(page)["trials"]
+    ]
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(SHADES)
+    names = [item["id"] for trial in data_of(page)["trials"] for item in trial["items"]]
+    assert len(set(names)) == 6 and names[:3] == sorted(names[:3])
+
+
+def test_the_page_has_everything_in_itself_and_may_reach_nothing(study):
+    page = (study / "index.html").read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert "default-src 'none'" in policy and "form-action 'none'" in policy and "unsafe" not in policy
+    assert not re.findall(r"(?:https?:)?//[\w.]", page.replace(data_text(page), ""))
+
+
+def data_text(page):
+    return re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]
+
+
+def test_texts_of_users_are_data_and_no_markup(study):
+    page = (study / "index.html").read_text(encoding="utf-8")
+    assert NASTY in {trial["prompt"] for trial in data_of(page)["trials"]}
+    assert "<img" not in page and 'onerror="' not in page and page.count("</script>") == 2
+
+
+def test_each_picture_is_that_of_its_system(study, key, tmp_path):
+    page = (study / "index.html").read_text(encoding="utf-8")
+    for trial in data_of(page)["trials"]:
+        for item in trial["items"]:
+            (tmp_path / "x.jpg").write_bytes(base64.b64decode(item["image"].partition(",")[2]))
+            shade = read_picture(tmp_path / "x.jpg").mean() / 255
+            assert shade == pytest.approx(SHADES[key["trials"][trial["id"]]["items"][item["id"]]], abs=0.02)
+
+
+def test_four_views_make_a_picture_of_two_rows(tmp_path):
+    (first, *_) = entries(tmp_path, prompts=["a cat"])
+    page = build([first, Entry("other", first.source)], size=40).page
+    (tmp_path / "x.jpg").write_bytes(
+        base64.b64decode(data_of(page)["trials"][0]["items"][0]["image"].partition(",")[2])
+    )
+    assert read_picture(tmp_path / "x.jpg").shape == (80, 80, 3)
+
+
+def test_the_same_seed_makes_the_same_study(tmp_path):
+    made = entries(tmp_path)
+    assert build(made, seed=1) == build(made, seed=1)
+    assert build(made, seed=1).key["study"] != build(made, seed=2).key["study"]
+
+
+@pytest.mark.parametrize(
+    ("systems", "message"),
+    [
+        (["vdm"], "expected at least two systems, got vdm alone"),
+        (["vdm", "sds", "vdm"], "expected vdm once, got it 2 times"),
+        ([f"s{index}" for index in range(10)], "expected at most 9 systems, got 10"),
+        ([], "expected runs of at least two systems, got none"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(tmp_path, systems, message):
+    (one, *_) = entries(tmp_path, prompts=["a cat"])
+    with pytest.raises(UserError, match=message):
+        build([Entry(system, one.source) for system in systems])
+
+
+def test_a_system_is_named_by_the_word_the_run_or_the_folder(tmp_path):
+    (one, *_) = entries(tmp_path, prompts=["a cat"])
+    assert opened(f"ours={one.source.folder}")[0] == "ours"
+    assert opened(str(one.source.folder))[0] == one.source.folder.name
+    odd = tmp_path / "a=b"
+    write_picture(odd / "0.png", torch.zeros(1, 3, 4, 4))
+    assert opened(str(odd), "a cat")[0] == "a=b"
+
+
+def complete(key, participant, order, questions=("alignment", "quality")):
+    """A participant who puts systems in one order everywhere."""
+    answers = []
+    for trial, about in key["trials"].items():
+        names = {system: item for item, system in about["items"].items()}
+        answers += [
+            {"trial": trial, "question": question, "order": [names[system] for system in order], "seconds": 1}
+            for question in questions
+        ]
+    return {"study": key["study"], "participant": participant, "answers": answers}
+
+
+def saved(folder, *answers):
+    paths = [folder / f"answers_{index}.json" for index in range(len(answers))]
+    for path, each in zip(paths, answers, strict=True):
+        path.write_text(json.dumps(each), encoding="utf-8")
+    return paths
+
+
+def test_those_who_agree_have_the_same_ranks_and_w_of_one(study, key, tmp_path):
+    paths = saved(tmp_path, *(complete(key, f"p{index}", ["slate", "ivory", "ochre"]) for index in range(4)))
+    result = score(paths, study / "key.json")
+    for question in ("alignment", "quality", "both"):
+        ranks = result.ranks[question]
+        assert list(ranks) == ["slate", "ivory", "ochre"]
+        assert [(each.mean, each.low, each.high) for each in ranks.values()] == [
+            (1, 1, 1),
+            (2, 2, 2),
+            (3, 3, 3),
+        ]
+    assert result.agreement["quality"].w == 1.0 and result.agreement["quality"].chance == 0.25
+    assert result.ranks["both"]["ochre"].rankings == 16
+    text = markdown(result)
+    assert text.splitlines()[2].startswith("| slate | 1.00 (1.00 to 1.00) |")
+    assert "4 participants and 2 trials" in text and "alignment 1.00 (0.25 by chance)" in text
+
+
+def test_opposite_orders_have_w_of_zero_and_equal_ranks(study, key, tmp_path):
+    order = ["ochre", "slate", "ivory"]
+    paths = saved(tmp_path, complete(key, "a", order), complete(key, "b", order[::-1]))
+    result = score(paths, study / "key.json")
+    assert result.agreement["alignment"].w == pytest.approx(0.0)
+    assert {each.mean for each in result.ranks["alignment"].values()} == {2.0}
+    assert all(
+        each.low < 2.0 < each.high for name, each in result.ranks["alignment"].items() if name != "slate"
+    )
+
+
+def test_kendall_s_w_is_that_of_the_mean_rank_correlation():
+    """W = (1 + (m - 1) r) / m, with r the mean of Spearman's correlation over all pairs of people."""
+    rng = np.random.default_rng(0)
+    ranks = np.stack([rng.permutation(6) + 1.0 for _ in range(5)])
+    mean = np.mean([np.corrcoef(x, y)[0, 1] for x, y in itertools.combinations(ranks, 2)])
+    assert kendall_w(ranks) == pytest.approx((1 + 4 * mean) / 5)
+
+
+def test_intervals_are_over_people_and_trials_and_not_over_single_answers():
+    """Ten people who each hold to one order in all of twelve trials are ten things that vary, not 120."""
+    orders = [{"x": 1.0, "y": 2.0} if person % 2 else {"x": 2.0, "y": 1.0} for person in range(10)]
+    ranks = {
+        f"p{person}": {("quality", f"t{trial}"): order for trial in range(12)}
+        for person, order in enumerate(orders)
+    }
+    found = summarise(ranks, ["quality"]).ranks["quality"]["x"]
+    deviation = 0.5 / np.sqrt(10)
+    assert found.mean == 1.5
+    assert found.high - found.low > 2 * 1.96 * deviation
+
+
+def test_unfinished_answers_count_as_far_as_they_go(study, key, tmp_path):
+    part = complete(key, "b", ["ivory", "slate", "ochre"])
+    part["answers"] = part["answers"][:1]
+    result = score(saved(tmp_path, complete(key, "a", list(SHADES)), part), study / "key.json")
+    ranks = result.ranks["alignment"]
+    assert ranks["ochre"].mean == pytest.approx((1 + 1 + 3) / 3) and ranks["ochre"].rankings == 3
+    assert result.agreement["quality"] is None and result.agreement["alignment"].trials == 1
+
+
+def test_one_ranking_of_one_person_has_no_interval():
+    result = summarise({"a": {("quality", "t"): {"x": 1.0, "y": 2.0}}}, ["alignment", "quality"])
+    assert result.ranks["quality"]["x"].low is None and "alignment" not in result.ranks
+    assert "| x | 1.00 | 1.00 |" in markdown(result)
+
+
+def error_of(capsys, *words):
+    """The one line that the command writes when it ends with code 2."""
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_answers_that_are_none_are_named(capsys, study, key, tmp_path):
+    good = complete(key, "a", list(SHADES))
+
+    def spoilt(change):
+        changed = json.loads(json.dumps(good))
+        change(changed)
+        return error_of(capsys, "score", *saved(tmp_path, changed), "--study", study)
+
+    assert "expected answers to study" in spoilt(lambda each: each.update(study="other"))
+    assert "not the trial's 3" in spoilt(lambda each: each["answers"][0]["order"].pop())
+    assert "twice, or no question" in spoilt(lambda each: each["answers"].append(each["answers"][0]))
+    assert "expected the answers that the page saves" in spoilt(
+        lambda each: each["answers"][0].update(trial="none")
+    )
+    assert "got none; save some first" in spoilt(lambda each: each.update(answers=[]))
+    twice = saved(tmp_path, good, good)
+    assert "expected a participant of its own, got 'a'" in error_of(capsys, "score", *twice, "--study", study)
+    (tmp_path / "answers_0.json").write_text("[1", encoding="utf-8")
+    assert "expected the answers of a study as JSON" in error_of(capsys, "score", twice[0], "--study", study)
+    (tmp_path / "answers_0.json").write_text("[1]", encoding="utf-8")
+    assert "got a list" in error_of(capsys, "score", twice[0], "--study", study)
+    assert "expected the key of a study, found none; give --study" in error_of(capsys, "score", twice[0])
+
+
+def test_the_commands_build_a_study_and_score_its_answers(capsys, tmp_path):
+    made = entries(tmp_path, prompts=["a cat"])
+    words = [f"{entry.system}={entry.source.folder}" for entry in made]
+    assert main(["build", *words, "--output", str(tmp_path / "out"), "--size", "32"]) == 0
+    assert "1 trials; give it to participants" in capsys.readouterr().out
+    key = json.loads((tmp_path / "out" / "key.json").read_text(encoding="utf-8"))
+    (path,) = saved(tmp_path / "out", complete(key, "a", list(SHADES)))
+    assert main(["score", str(path), "--json", str(tmp_path / "numbers.json")]) == 0
+    assert "| ochre | 1.00 | 1.00 | 1.00 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "numbers.json").read_text())["ranks"]["both"]["ivory"]["mean"] == 3.0
+    assert "--size: expected 32 to 2048, got 8" in error_of(
+        capsys, "build", *words, "--output", "x", "--size", "8"
+    )
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory):
+    if reason := missing_browser():
+        pytest.skip(reason)
+    with browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+def start(window, study, participant):
+    window.open((study / "index.html").as_uri())
+    window.click(window.find("#participant")[0])
+    window.type(participant + ENTER)
+
+
+def shown(window):
+    """Prompt and pictures, in the order in which they stand."""
+    return window.run(
+        "return [document.getElementById('prompt').textContent, "
+        "...[...document.querySelectorAll('#cards img')].map((image) => image.src)]"
+    )
+
+
+def ranks(window):
+    return window.run("return [...document.querySelectorAll('#cards .rank')].map((rank) => rank.textContent)")
+
+
+def test_a_participant_answers_with_keys_and_fingers_and_saves_a_file(window, study, key, tmp_path):
+    start(window, study, "7")
+    assert window.text("#progress") == "1 of 4" and window.text("#question") == "Which fits the text best?"
+    window.type("2")
+    assert ranks(window) == ["", "1", ""]
+    window.type("1")
+    assert ranks(window) == ["2", "1", "3"]  # the last one needs no choice
+    window.type(BACKSPACE + "3")
+    assert ranks(window) == ["3", "1", "2"]
+    window.type(ENTER)
+    assert window.text("#progress") == "2 of 4" and window.text("#question").startswith("Which looks best")
+    window.type(ENTER)  # nothing is chosen yet
+    assert window.text("#progress") == "2 of 4"
+    cards = window.find("#cards button")
+    window.tap(cards[2])
+    window.tap(cards[0])
+    assert ranks(window) == ["2", "3", "1"]
+    window.tap(cards[0])
+    assert ranks(window) == ["", "", "1"]
+    window.tap(cards[1])
+    window.click(window.find("#next")[0])
+    for keys in ("12", "31"):
+        window.type(keys + ENTER)
+    assert window.shown("#end") and "4 of 4 answers" in window.text("#state")
+    window.click(window.find("#save")[0])
+    path = window.downloads / "answers_7.json"
+    for _ in range(100):
+        if path.is_file() and path.stat().st_size:
+            break
+        time.sleep(0.1)
+    answers = json.loads(path.read_text(encoding="utf-8"))
+    assert answers == json.loads(window.run("return document.getElementById('text').value"))
+    assert answers["participant"] == "7" and answers["study"] == key["study"]
+    first, second, third, fourth = answers["answers"]
+    assert first["order"] == [first["shown"][place] for place in (1, 2, 0)]
+    assert second["order"] == [second["shown"][place] for place in (2, 1, 0)]
+    assert third["order"] == third["shown"] and fourth["order"] == [
+        fourth["shown"][place] for place in (2, 0, 1)
+    ]
+    result = score([path], study / "key.json")
+    assert (result.participants, result.trials) == (1, 2)
+
+
+def test_the_order_is_a_participant_s_own_and_always_the_same(window, study):
+    def seen(participant):
+        window.open((study / "index.html").as_uri())
+        window.run("localStorage.clear()")
+        start(window, study, participant)
+        first = shown(window)
+        window.type("12" + ENTER + "12" + ENTER)
+        return [*first, *shown(window)]
+
+    orders = {participant: seen(participant) for participant in map(str, range(8))}
+    assert seen("3") == orders["3"]
+    assert len({tuple(order) for order in orders.values()}) >= 6  # of 72 that there are
+    assert {order[0] for order in orders.values()} == {f"“{NASTY}”", "“a red car”"}
+
+
+def test_a_text_with_markup_is_shown_as_it_is_and_does_nothing(window, study):
+    window.log()  # what was said before
+    for participant in ("x", "y", "z", "<b>w</b>"):
+        start(window, study, participant)
+        window.type("12" + ENTER + "12" + ENTER)
+        texts = window.run("return document.getElementById('prompt').textContent")
+        assert texts in (f"“{NASTY}”", "“a red car”")
+    window.click(window.find("#stop")[0])
+    assert json.loads(window.run("return document.getElementById('text').value"))["participant"] == "<b>w</b>"
+    assert window.run("return window.hurt === undefined && document.querySelectorAll('b').length === 0")
+    assert window.log() == []
+
+
+def test_answers_outlive_the_page(window, study):
+    start(window, study, "later")
+    window.type("21" + ENTER)
+    before = shown(window)
+    start(window, study, "later")
+    assert window.text("#progress") == "2 of 4" and shown(window) == before
+    start(window, study, "another")
+    assert window.text("#progress") == "1 of 4"
+
+
+def test_the_page_cannot_send_anything(window, study):
+    start(window, study, "sender")
+    refused = window.run(
+        "return fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => `refused: ${error.message}`)"
+    )
+    assert refused.startswith("refused")
+    assert any("Content Security Policy" in message for message in window.log())

@@ -14,9 +14,9 @@ from utils.console import write_out
 FORMATS = {
     "ply": "3D Gaussian Splatting's own; every splat viewer",
     "splat": "32 bytes a Gaussian, no harmonics; web viewers",
-    "spz": "Niantic's; about a tenth of the .ply",
+    "spz": "Niantic's, with harmonics; a quarter to a tenth of the .ply",
     "glb": "glTF with KHR_gaussian_splatting; three.js, PlayCanvas, Cesium",
-    "compressed.ply": "SuperSplat's; about a quarter of the .ply or less",
+    "compressed.ply": "SuperSplat's, with harmonics; about a quarter of the .ply",
     "sog": "PlayCanvas's, the smallest; needs splat-transform (Node)",
     "usd": "OpenUSD 26.03 and newer; Omniverse, Houdini; needs usd-core",
 }
@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
         "--sh",
         type=int,
         choices=range(4),
-        help="degree of the harmonics that are written (default: the run's own); 3 suits Unity, 0 halves the size",
+        help="degree of the harmonics that are written (default: the run's own); 3 suits Unity, 0 is the smallest",
     )
     parser.add_argument(
         "--spz-version",

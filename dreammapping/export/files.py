@@ -54,6 +54,7 @@ def export_run(
     for name in formats:
         if name in CHECKS:
             CHECKS[name]()
+    cameras = json.dumps(cameras_json(run.cameras()))
     model = run.gaussians(iteration)
     if sh_degree is not None:
         model = with_degree(model, sh_degree)
@@ -69,7 +70,7 @@ def export_run(
         lost = "; without harmonics" if name == "splat" and bands else ""
         yield f"{path}: {_megabytes(path.stat().st_size)}{lost}"
     path = out / "cameras.json"
-    write_text(path, json.dumps(cameras_json(run.cameras())))
+    write_text(path, cameras)
     yield f"{path}: the cameras of the test views, in the frame of the .ply"
 
 

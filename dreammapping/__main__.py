@@ -18,6 +18,7 @@ VERBS = {
         "dreammapping.study.command",
         "ask people: a page to rank systems on, and mean ranks of its answers",
     ),
+    "export": ("dreammapping.export.command", "write its Gaussians in the formats of viewers and engines"),
     "reproduce": ("dreammapping.reproduction.command", "make a table of the documents again"),
 }
 """Each verb: the module whose `main(words)` parses what follows it, and what it does. No module is loaded but the

@@ -29,6 +29,7 @@ from scene.gaussian_optimizer import build_optimizer, set_learning_rates
 from scene.initialization import initial_points
 from scene.ply import read_gaussians, write_gaussians
 from scene.regularizers import total_variation
+from scene.splat_formats import read_any
 from utils.errors import UserError
 from utils.files import atomic
 from utils.optimizers import load_moments
@@ -244,7 +245,7 @@ def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device
     model, cameras = config.ModelParams, config.GenerateCamParams
     if model.pretrained_model_path:
         path = user_path(model.pretrained_model_path, "ModelParams.pretrained_model_path")
-        return read_gaussians(path, model.sh_degree)
+        return read_any(path, model.sh_degree)
     prompt = cameras.init_prompt or config.GuidanceParams.text
 
     def made_from_text() -> Any:

@@ -6,7 +6,6 @@ upright. A comment marks such files, and reading turns them back. A file without
 """
 
 import contextlib
-import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,29 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from plyfile import PlyData, PlyElement, PlyParseError
 from torch import Tensor
 
-from scene.frame import FRAME_COMMENT, WORLD_TO_FILE, rotation_matrix, to_file
+from scene.frame import FRAME_COMMENT, WORLD_TO_FILE, to_file
 from scene.gaussian_model import GaussianModel
+from scene.raw_gaussians import finite_rows, model_of, raw_table
 from utils.errors import UserError
 from utils.files import atomic
 from utils.inputs import WithHeader, regular_file
-from utils.rotations import conjugate_quaternions, multiply_quaternions
-from utils.spherical_harmonics import MAX_DEGREE, coefficient_count, rotate_sh, sh_dc_to_rgb
-
-log = logging.getLogger(__name__)
+from utils.spherical_harmonics import MAX_DEGREE, coefficient_count, sh_dc_to_rgb
 
 MAX_HEADER_BYTES = 128 * 1024
 MOST_LIST_ROWS = 200_000
 """Rows with lists, at most, that are read to reach the vertices: plyfile takes 150 bytes and microseconds for each."""
-
-OPAQUE_LOGIT = 15.0
-"""Stands for an infinite logit: of opacity 1, or negative of opacity 0, to 3e-7; its gradient is not quite zero."""
-FLAT_LOG_SCALE = -20.0
-"""Stands for the logarithm of 0: thinner than any pixel, and finite."""
 
 COLUMNS = {
     "means": ("x", "y", "z"),
@@ -62,20 +53,12 @@ def write_gaussians(path: Path | str, model: GaussianModel, comments: Sequence[s
     Raises:
         UserError: a parameter is not finite, or the file cannot be written.
     """
-    tensors = {name: getattr(model, name).detach().cpu().float() for name in model.parameter_names}
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise UserError(
-                f"{path}: expected finite Gaussians, got NaN or infinity in {name}; nothing was written"
-            )
-    tensors["quats"] = model.rotations.detach().cpu().float()
-    turned = _turn(tensors, torch.tensor(WORLD_TO_FILE))
-
-    rest = turned["sh_rest"].transpose(1, 2).flatten(1)
+    turned = raw_table(path, model, WORLD_TO_FILE)
+    rest = turned["sh"][:, 1:].transpose(1, 2).flatten(1)
     values = [
         turned["means"],
         torch.zeros_like(turned["means"]),
-        turned["sh_dc"].flatten(1),
+        turned["sh"][:, 0],
         rest,
         turned["opacity_logits"],
         turned["log_scales"],
@@ -117,20 +100,11 @@ def read_gaussians(path: Path | str, sh_degree: int = 0) -> GaussianModel:
         )
     vertices = _read_vertices(path, header)
     tensors = {name: _table(vertices, group) for name, group in columns.items() if name != "means"}
-    tensors["opacity_logits"] = tensors["opacity_logits"].nan_to_num(torch.nan, OPAQUE_LOGIT, -OPAQUE_LOGIT)
-    tensors["log_scales"] = tensors["log_scales"].nan_to_num(torch.nan, torch.inf, FLAT_LOG_SCALE)
     tensors["means"] = _table(vertices, COLUMNS["means"], np.float64)
-    tensors = _finite(path, tensors)
-    tensors["means"] = _near_the_origin(path, tensors["means"])
-    tensors["sh_dc"] = tensors["sh_dc"][:, None]
-    tensors["sh_rest"] = tensors["sh_rest"].unflatten(1, (3, rest_count // 3)).transpose(1, 2)
-    if FRAME_COMMENT in header.comments:
-        tensors = _turn(tensors, conjugate_quaternions(torch.tensor(WORLD_TO_FILE)))
-    missing_bands = max(coefficient_count(sh_degree) - coefficient_count(degree), 0)
-    tensors["sh_rest"] = F.pad(tensors["sh_rest"], (0, 0, 0, missing_bands))
-    model = GaussianModel(**tensors)
-    model.active_sh_degree = degree
-    return model
+    rest = tensors.pop("sh_rest").unflatten(1, (3, rest_count // 3)).transpose(1, 2)
+    tensors["sh"] = torch.cat([tensors.pop("sh_dc")[:, None], rest], dim=1)
+    ours = WORLD_TO_FILE if FRAME_COMMENT in header.comments else None
+    return model_of(path, tensors, ours, sh_degree)
 
 
 def write_points(path: Path | str, points: Float[Tensor, "N 3"], colors: Float[Tensor, "N 3"]) -> None:
@@ -165,7 +139,7 @@ def read_points(path: Path | str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "
     points = _table(vertices, COLUMNS["means"], np.result_type(np.float32, *(kinds[axis] for axis in "xyz")))
     ours = to_file if FRAME_COMMENT in header.comments else torch.clone
     if set(COLUMNS["sh_dc"]) <= names:
-        found = _finite(path, {"means": points, "sh_dc": _table(vertices, COLUMNS["sh_dc"])})
+        found = finite_rows(path, {"means": points, "sh_dc": _table(vertices, COLUMNS["sh_dc"])})
         return ours(found["means"]), sh_dc_to_rgb(found["sh_dc"]).clamp(0, 1)
     _refuse_broken(path, points, COLUMNS["means"])
     channels: tuple[str, ...] = next((each for each in COLORS if set(each) <= names), ())
@@ -202,42 +176,6 @@ COLORS = (_RGB, ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"
 
 def _rest_columns(count: int) -> tuple[str, ...]:
     return tuple(f"f_rest_{index}" for index in range(count))
-
-
-def _turn(tensors: dict[str, Tensor], quat: Float[Tensor, "4"]) -> dict[str, Tensor]:
-    """Rotate Gaussians about the origin: positions, orientations and the bands above 0."""
-    matrix = rotation_matrix(quat)
-    sh = torch.cat([tensors["sh_dc"], tensors["sh_rest"]], dim=1)
-    return tensors | {
-        "means": tensors["means"] @ matrix.float().T,
-        "quats": multiply_quaternions(quat, tensors["quats"]),
-        "sh_rest": rotate_sh(sh, matrix)[:, 1:],
-    }
-
-
-def _finite(path: Path | str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The Gaussians without those that float32 cannot reckon with. Raises UserError where none is left."""
-    lengths = [tensor.float().square().sum(dim=1) for tensor in tensors.values()]  # as turning them needs
-    whole = torch.stack(lengths).isfinite().all(dim=0)
-    count, broken = len(whole), int((~whole).sum())
-    if broken == 0:
-        return tensors
-    if broken == count:
-        raise UserError(f"{path}: expected finite Gaussians, got none among {count}; export it again")
-    log.warning("%s: %d of %d Gaussians are not finite and are left out", path, broken, count)
-    return {name: tensor[whole] for name, tensor in tensors.items()}
-
-
-def _near_the_origin(path: Path | str, means: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-    """Positions as float32; those that it would round by a thousandth of their extent are centred before."""
-    low, high = means.amin(dim=0), means.amax(dim=0)
-    lost = (means - means.float().double()).abs().max()
-    if lost <= 1e-3 * (high - low).max() or len(means) == 1:
-        return means.float()
-    middle = (low + high) / 2
-    where = ", ".join(f"{x:g}" for x in middle.tolist())
-    log.warning("%s: lies around (%s), too far from the origin for float32; moved to the origin", path, where)
-    return (means - middle).float()
 
 
 def _write_vertices(path: Path | str, table: np.ndarray, comments: Iterable[str]) -> None:

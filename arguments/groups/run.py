@@ -16,7 +16,7 @@ class ModelParams:
     output_path: str = option("output", "folder that holds the folders of all runs")
     model_path: str = option("", "folder of this run; empty: output_path/workspace")
     pretrained_model_path: str | None = option(
-        None, "start from the Gaussians of this .ply instead of init_shape"
+        None, "start from the Gaussians of this .ply, .splat, .spz or .glb instead of init_shape"
     )
     sh_degree: int = option(
         0, "highest degree of spherical harmonics; 0: colour does not depend on the view", low=0, high=3

@@ -1,0 +1,1 @@
+"""`python -m dreammapping export`: a run's Gaussians in the formats of viewers and engines."""

@@ -1,0 +1,105 @@
+"""The files of an export, one after another."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from dreammapping.export import sog, usd
+from dreammapping.finished import FinishedRun
+from scene.cameras import cameras_json
+from scene.gaussian_model import GaussianModel
+from scene.ply import write_gaussians
+from scene.splat_formats import compressed_ply, glb, splat, spz
+from utils.files import write_text
+from utils.spherical_harmonics import coefficient_count
+
+Write = Callable[[Path, GaussianModel], None]
+
+PER_GAUSSIAN = {
+    "ply": lambda bands: 68 + 12 * bands,
+    "splat": lambda _bands: 32,
+    "spz": lambda bands: 20 + 3 * bands,
+    "glb": lambda bands: 64 + 12 * bands,
+    "compressed.ply": lambda bands: 17 + 3 * bands,
+    "sog": lambda bands: 20 + 3 * bands,
+    "usd": lambda bands: 68 + 12 * bands,
+}
+"""Bytes of a format, at most, by the coefficients above band 0 of a colour channel."""
+
+
+def export_run(
+    folder: Path,
+    formats: list[str],
+    out: Path,
+    iteration: int | None = None,
+    sh_degree: int | None = None,
+    spz_version: int = 3,
+) -> Iterator[str]:
+    """Write a run's Gaussians into `out`, as RUN.FORMAT each, and cameras.json; yields a line for each file.
+
+    Args:
+        formats: of `dreammapping.export.command.FORMATS`.
+        iteration: which saved iteration; the last one if None.
+        sh_degree: harmonics that are written, 0 to 3, cut or padded with zeros; the run's own if None.
+
+    Raises:
+        UserError: the folder is no run or holds no such Gaussians, a format needs what is not installed, or a file
+            cannot be written. Files of formats before that one stay.
+    """
+    run = FinishedRun.open(folder)
+    iteration = run.iteration(iteration)
+    for name in formats:
+        if name in CHECKS:
+            CHECKS[name]()
+    cameras = json.dumps(cameras_json(run.cameras()))
+    model = run.gaussians(iteration)
+    if sh_degree is not None:
+        model = with_degree(model, sh_degree)
+    bands = model.sh_rest.shape[1]
+    size = sum(PER_GAUSSIAN[name](bands) for name in formats) * len(model)
+    yield (
+        f"{folder}, iteration {iteration}: {len(model):,} Gaussians, harmonics of degree {model.sh_degree}; "
+        + (f"about {_megabytes(size)} at most")
+    )
+    for name in formats:
+        path = out / f"{folder.resolve().name}.{name}"
+        _writer(name, run.prompt, spz_version)(path, model)
+        lost = "; without harmonics" if name == "splat" and bands else ""
+        yield f"{path}: {_megabytes(path.stat().st_size)}{lost}"
+    path = out / "cameras.json"
+    write_text(path, cameras)
+    yield f"{path}: the cameras of the test views, in the frame of the .ply"
+
+
+CHECKS: dict[str, Callable[[], object]] = {"sog": sog.splat_transform, "usd": usd.library}
+"""What says that a format cannot be written here, before anything is."""
+
+
+def _writer(name: str, prompt: str, spz_version: int) -> Write:
+    writers: dict[str, Write] = {
+        "ply": partial(write_gaussians, comments=(f"prompt {prompt}",)),
+        "splat": splat.write,
+        "spz": partial(spz.write, version=spz_version),
+        "glb": glb.write,
+        "compressed.ply": compressed_ply.write,
+        "sog": sog.write,
+        "usd": usd.write,
+    }
+    return writers[name]
+
+
+def with_degree(model: GaussianModel, degree: int) -> GaussianModel:
+    """The same Gaussians with bands up to `degree`: those above are cut, those that are missing are zero."""
+    rest = model.sh_rest.detach()[:, : coefficient_count(degree) - 1]
+    missing = coefficient_count(degree) - 1 - rest.shape[1]
+    changed = GaussianModel(**{name: getattr(model, name) for name in model.parameter_names})
+    changed.replace({"sh_rest": F.pad(rest, (0, 0, 0, missing))})
+    changed.active_sh_degree = degree
+    return changed
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -1,0 +1,30 @@
+"""Files of Gaussians in the formats of viewers and engines, a module each, and the one reader of them all.
+
+Each module has `read(path, sh_degree)` into our frame and `write(path, model)` from it.
+"""
+
+from pathlib import Path
+
+from scene import ply
+from scene.gaussian_model import GaussianModel
+from scene.splat_formats import compressed_ply, glb, splat, spz
+
+READERS = {".splat": splat.read, ".spz": spz.read, ".glb": glb.read}
+"""By suffix; any other file is taken for a .ply, plain or compressed."""
+
+
+def read_any(path: Path | str, sh_degree: int = 0) -> GaussianModel:
+    """Read Gaussians from a .ply (plain or compressed), .splat, .spz or .glb, into our frame (z up, front +y).
+
+    Args:
+        sh_degree: bands up to this degree can be learnt; those that the file does not hold are zero.
+
+    Raises:
+        UserError: the file is missing, broken, cut off, empty, of no such format, or has no finite Gaussian.
+    """
+    read = READERS.get(Path(path).suffix.lower())
+    if read is None:
+        read = (
+            compressed_ply.read if compressed_ply.is_compressed(ply.read_header(path)) else ply.read_gaussians
+        )
+    return read(path, sh_degree)

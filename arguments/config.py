@@ -45,6 +45,7 @@ class Config:
     checkpoint_interval: int = option(500, "steps between checkpoints", unit="steps", low=1)
     log_interval: int = option(10, "steps between lines of metrics.jsonl", unit="steps", low=1)
     save_video: bool = option(True, "write a turntable video with each set of test pictures")
+    page: bool = option(True, "write index.html, the run's page, when it is finished")
     video_frames: int = option(120, "frames of one turn of that video", unit="frames", low=1, high=10_000)
 
     @property

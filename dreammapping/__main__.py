@@ -10,6 +10,7 @@ from utils.errors import UserError
 
 VERBS = {
     "judge": ("dreammapping.evaluation.command", "score a finished run by the toybox's CLIP"),
+    "page": ("dreammapping.page.command", "write a run's page, which a browser opens from the disk"),
     "reproduce": ("dreammapping.reproduction.command", "make a table of the documents again"),
 }
 """Each verb: the module whose `main(words)` parses what follows it, and what it does. No module is loaded but the

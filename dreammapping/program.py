@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from arguments import Config, differences, load, to_yaml
+from dreammapping.finished import FinishedRun
 from dreammapping.known_prompts import warn_of_unknown_prompt
 from dreammapping.loop import Callback, loop
 from dreammapping.manifest import manifest
@@ -130,11 +131,23 @@ def _carry_out(
         optimization.subject.check(run.folder, last)
         outputs.write_end()
         run.write_manifest(**manifest(optimization, finished=True))
+        if optimization.config.page:
+            _write_page(FinishedRun(run.folder, optimization.config))
         return Result(optimization.subject, run.folder, 0)
     log.warning(
         "saved after iteration %d of %d; the same command with --resume goes on", optimization.step, last
     )
     return Result(optimization.subject, run.folder, interruption.exit_code)
+
+
+def _write_page(run: FinishedRun) -> None:
+    """The page of a finished run; whatever goes wrong with it costs one warning and nothing of the run."""
+    try:
+        from dreammapping.page.page import write_page
+
+        write_page(run)
+    except Exception as error:  # noqa: BLE001 - the run is finished
+        log.warning("%s: the page cannot be written (%s)", run.folder, str(error) or type(error).__name__)
 
 
 def _go_on(optimization: Optimization, run: Run) -> None:

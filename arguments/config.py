@@ -37,6 +37,8 @@ class Config:
     )
     device: str = option("auto", "where to run: auto, cpu, mps, cuda or cuda:1")
     offline: bool = option(False, "never ask a hub for weights")
+    viewer: bool = option(False, "show the run in a browser on this machine as it grows")
+    port: int = option(8080, "port of that viewer, or the next free one", low=1, high=65535)
     preset: str = option(
         "", "the --preset that these settings were made with, written by it: a label", choices=("", *PRESETS)
     )

@@ -12,6 +12,7 @@ VERBS = {
     "judge": ("dreammapping.evaluation.command", "score a finished run by the toybox's CLIP"),
     "page": ("dreammapping.page.command", "write a run's page, which a browser opens from the disk"),
     "reproduce": ("dreammapping.reproduction.command", "make a table of the documents again"),
+    "view": ("dreammapping.viewer.command", "look at a run in a browser"),
 }
 """Each verb: the module whose `main(words)` parses what follows it, and what it does. No module is loaded but the
 one that is asked for, and none of them loads torch before its words are understood."""

@@ -16,7 +16,7 @@ from scene.cameras import Cameras, wrap_degrees
 from scene.frame import FRAME, to_file
 from scene.gaussian_model import GaussianModel
 from scene.initialization import initial_points
-from scene.ply import read_gaussians, read_points
+from scene.ply import read_gaussians, read_header, read_points
 from utils.errors import UserError
 
 SETTINGS = "config.yaml"
@@ -76,6 +76,16 @@ class FinishedRun:
             UserError: that iteration was not saved, or its file is broken.
         """
         return read_gaussians(self.folder / _ply(self.iteration(iteration)))
+
+    def size(self, iteration: int | None = None) -> tuple[int, int]:
+        """Gaussians of a saved iteration, and the bytes of its file, which is not read for it.
+
+        Raises:
+            UserError: that iteration was not saved, or its file is broken.
+        """
+        path = self.folder / _ply(self.iteration(iteration))
+        counts = {element.name: element.count for element in read_header(path).elements}
+        return counts.get("vertex", 0), path.stat().st_size
 
     def start(self) -> GaussianModel:
         """The Gaussians that the run started from: its own points, or what its settings and seed make."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from dreammapping.manifest import manifest
 from dreammapping.optimization import Build, Optimization, start
 from dreammapping.outputs import Outputs, outputs_of
 from dreammapping.subject import Subject
+from dreammapping.viewer.beside import Beside
+from dreammapping.viewer.needs import require_viser
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
 from utils.device import choose_device, fullness, is_out_of_memory
@@ -94,6 +96,8 @@ def optimize(
     Raises:
         UserError: something that the user can mend.
     """
+    if config.viewer:
+        require_viser("viewer=true")
     run = Run(config.ModelParams.run_folder, resume=resume, force=force)
     try:
         # a caller may have switched gradients off
@@ -126,7 +130,9 @@ def _carry_out(
     if optimization.step == 0:
         outputs.write_start()
     run.write_manifest(**manifest(optimization, finished=False))
-    loop(optimization, run, outputs, interruption, quiet, callback)
+    config = optimization.config
+    with Beside(run.folder, config.port) if config.viewer else nullcontext() as viewer:
+        loop(optimization, run, outputs, interruption, quiet, callback, viewer)
     if optimization.step == last:
         optimization.subject.check(run.folder, last)
         outputs.write_end()

@@ -52,7 +52,7 @@ def pack(gaussians: GaussianModel, *, direct_rgb: bool = False, most_bytes: int 
     degree = 0 if direct_rgb else gaussians.active_sh_degree
     rest = gaussians.sh_rest[:, : (degree + 1) ** 2 - 1].flatten(1)
     texels = 2 + -(-rest.shape[1] // 8)
-    kept = _most_visible(gaussians, max(most_bytes // (TEXEL * texels), 1))
+    kept = most_visible(gaussians, max(most_bytes // (TEXEL * texels), 1))
     colors = gaussians.sh_dc[:, 0].sigmoid() if direct_rgb else sh_dc_to_rgb(gaussians.sh_dc[:, 0])
     quats = _upright(gaussians.rotations)[:, 1:]
     halves = torch.cat([colors, gaussians.opacities, gaussians.log_scales], dim=1)[kept]
@@ -76,7 +76,7 @@ def _upright(quats: torch.Tensor) -> torch.Tensor:
     return torch.where(best[:, :1] < 0, -best, best)
 
 
-def _most_visible(gaussians: GaussianModel, most: int) -> torch.Tensor:
+def most_visible(gaussians: GaussianModel, most: int) -> torch.Tensor:
     """Indices, in order, of the `most` Gaussians with the largest opacity times area."""
     if len(gaussians) <= most:
         return torch.arange(len(gaussians))

@@ -40,6 +40,8 @@ class Config:
     )
     device: str = option("auto", "where to run: auto, cpu, mps, cuda or cuda:1")
     offline: bool = option(False, "never ask a hub for weights")
+    viewer: bool = option(False, "show the run in a browser on this machine as it grows")
+    port: int = option(8080, "port of that viewer, or the next free one", low=1, high=65535)
     preset: str = option(
         "", "the --preset that these settings were made with, written by it: a label", choices=("", *PRESETS)
     )
@@ -48,6 +50,7 @@ class Config:
     checkpoint_interval: int = option(500, "steps between checkpoints", unit="steps", low=1)
     log_interval: int = option(10, "steps between lines of metrics.jsonl", unit="steps", low=1)
     save_video: bool = option(True, "write a turntable video with each set of test pictures")
+    page: bool = option(True, "write index.html, the run's page, when it is finished")
     video_frames: int = option(120, "frames of one turn of that video", unit="frames", low=1, high=10_000)
 
     @property

@@ -15,6 +15,7 @@ FLAGS = {
     "--dry-run": ("", "load all that a run needs, print the memory and time that it will take, then stop"),
     "--print-config": ("", "print all settings as YAML, then stop"),
     "--offline": ("", "the same as offline=true: never ask a hub for weights"),
+    "--viewer": ("", "the same as viewer=true: show the run in a browser as it grows"),
     "--quiet": ("", "say nothing but warnings and errors"),
     "--debug": ("", "show tracebacks"),
     "--help": ("", "print this"),

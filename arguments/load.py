@@ -71,6 +71,8 @@ def load(
             overrides.append(_override(f"{flag.removeprefix('--')}={value}"))
     if flags.offline:
         overrides.append(Entry("offline", True, COMMAND_LINE))
+    if flags.viewer:
+        overrides.append(Entry("viewer", True, COMMAND_LINE))
     overrides += [_change(key, value) for key, value in (changes or {}).items()]
     path = _settings_file(flags.opt) if flags.opt is not None else None
     entries = read_file(path) if path else []

@@ -18,7 +18,6 @@ _WITHOUT_EFFECT = {
     "the top-level device is meant": "GenerateCamParams.device GuidanceParams.g_device",
     "the kernels compute covariances": "PipelineParams.compute_cov3D_python",
     "the suffix of model_key says it": "GuidanceParams.is_safe_tensor",
-    "there is no live viewer": "port",
 }
 
 WITHOUT_EFFECT = {name: reason for reason, names in _WITHOUT_EFFECT.items() for name in names.split()}

@@ -19,7 +19,9 @@ VERBS = {
         "ask people: a page to rank systems on, and mean ranks of its answers",
     ),
     "export": ("dreammapping.export.command", "write its Gaussians in the formats of viewers and engines"),
+    "page": ("dreammapping.page.command", "write a run's page, which a browser opens from the disk"),
     "reproduce": ("dreammapping.reproduction.command", "make a table of the documents again"),
+    "view": ("dreammapping.viewer.command", "look at a run in a browser"),
 }
 """Each verb: the module whose `main(words)` parses what follows it, and what it does. No module is loaded but the
 one that is asked for, and none of them loads torch before its words are understood."""

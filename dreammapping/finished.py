@@ -16,9 +16,11 @@ from scene.cameras import Cameras, wrap_degrees
 from scene.frame import FRAME, to_file
 from scene.gaussian_model import GaussianModel
 from scene.initialization import initial_points
-from scene.ply import read_gaussians, read_points
+from scene.ply import read_gaussians, read_header, read_points
 from utils.errors import UserError
 from utils.paths import user_path
+
+SETTINGS = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class FinishedRun:
             UserError: the folder is no run, or its settings are broken.
         """
         user_path(str(folder), "run folder")  # can be one
-        settings = folder / "config.yaml"
+        settings = folder / SETTINGS
         if not settings.is_file():
             raise UserError(f"{folder}: expected a run with its config.yaml, found none; name a run folder")
         config, _ = load(["--opt", str(settings)])
@@ -82,6 +84,16 @@ class FinishedRun:
         """
         return read_gaussians(self.folder / _ply(self.iteration(iteration)))
 
+    def size(self, iteration: int | None = None) -> tuple[int, int]:
+        """Gaussians of a saved iteration, and the bytes of its file, which is not read for it.
+
+        Raises:
+            UserError: that iteration was not saved, or its file is broken.
+        """
+        path = self.folder / _ply(self.iteration(iteration))
+        counts = {element.name: element.count for element in read_header(path).elements}
+        return counts.get("vertex", 0), path.stat().st_size
+
     def start(self) -> GaussianModel:
         """The Gaussians that the run started from: its own points, or what its settings and seed make."""
         path = self.folder / "init_points3d.ply"
@@ -91,6 +103,34 @@ class FinishedRun:
             rng = torch.Generator().manual_seed(self.config.seed)
             points, colors = initial_points(self.config.GenerateCamParams, rng)
         return GaussianModel.from_points(points, colors, self.config.ModelParams.sh_degree)
+
+    def test_views(self) -> list[tuple[Path, Path]]:
+        """The newest test views, colour and depth, in the order of `cameras`; none where none were written whole."""
+        folders = self._by_step("test_six_views", "*_iteration")
+        pairs = [
+            (folder / f"render_view_{index}.png", folder / f"render_depth_{index}.png")
+            for folder in folders[-1:]
+            for index in range(len(list(folder.glob("render_view_*.png"))))
+        ]
+        return pairs if all(path.is_file() for pair in pairs for path in pair) else []
+
+    def videos(self) -> dict[str, Path]:
+        """The newest videos that are there: `turntable`, `depth`, and `process`, of the asset as it forms."""
+        newest = self._by_step("videos", "*_iteration")[-1:]
+        found = {
+            name: path
+            for folder in newest
+            for name, part in (("turntable", "rgb"), ("depth", "depth"))
+            for path in folder.glob(f"video_{part}_*.mp4")
+        }
+        process = self.folder / "process_videos" / "video_rgb.mp4"
+        return found | ({"process": process} if process.is_file() else {})
+
+    def _by_step(self, *pattern: str) -> list[Path]:
+        """Folders named by an iteration, in order."""
+        found = self.folder.glob("/".join(pattern))
+        steps = {int(path.name.partition("_")[0]): path for path in found if path.name[0].isdecimal()}
+        return [steps[step] for step in sorted(steps)]
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -131,6 +171,18 @@ class FinishedRun:
             return _cameras(found, self.config.GenerateCamParams.default_azimuth)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path}: expected cameras, got {error!r}; restore the file") from error
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder, where it is a run; else the runs in it, by their names.
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = [folder] if (folder / SETTINGS).is_file() else sorted(folder.glob(f"*/{SETTINGS}"))
+    if not found:
+        raise UserError(f"{folder}: expected a run, or a folder of runs, found neither; name a run folder")
+    return [path if path == folder else path.parent for path in found]
 
 
 def _cameras(listed: list[dict[str, Any]], default_azimuth: float) -> Cameras:

@@ -12,6 +12,7 @@ from dreammapping.manifest import manifest
 from dreammapping.metrics import Metrics
 from dreammapping.optimization import Optimization
 from dreammapping.outputs import Outputs
+from dreammapping.viewer.beside import Beside
 from utils import checkpoint
 from utils.console import Forgiving
 from utils.device import is_out_of_memory
@@ -32,8 +33,12 @@ def loop(
     interruption: Interruption,
     quiet: bool = False,
     callback: Callback | None = None,
+    viewer: Beside | None = None,
 ) -> None:
     """Go on until the last iteration, or until `interruption`; what was done is then saved.
+
+    Args:
+        viewer: shows the run as it grows.
 
     Raises:
         UserError: as `Optimization.iteration`; what can be saved is.
@@ -68,6 +73,8 @@ def loop(
                     metrics.add(step, values, optimization.subject.numbers())
                 outputs.write_due(step, optimization.pictures)
             metrics.write_arrived()
+            if viewer is not None:
+                viewer.after(step, optimization, save, lambda: bool(interruption))
             if callback is not None:
                 with _saved_when_it_fails(save):
                     callback(step, optimization)

@@ -228,10 +228,14 @@ def _readable(paths: list[Path]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
             yield read_picture(path)
 
 
-def _write_process_picture(path: Path, rows: dict[str, Float[Tensor, "B _ H W"]]) -> None:
+def process_picture(rows: dict[str, Float[Tensor, "B _ H W"]]) -> UInt8[np.ndarray, "H W 3"]:
     """Rows with their names, the disparity among them in colour."""
     shown = {name: colored_depth(row) if name == "disparity" else row for name, row in rows.items()}
-    write_picture(path, contact_sheet(shown.items()))
+    return contact_sheet(shown.items())
+
+
+def _write_process_picture(path: Path, rows: dict[str, Float[Tensor, "B _ H W"]]) -> None:
+    write_picture(path, process_picture(rows))
 
 
 def outputs_of(config: Config, run: Run, subject: Subject) -> Outputs:

@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ import torch
 
 from arguments import Config, differences, load, to_yaml
 from dreammapping.beside import beside_its_run
+from dreammapping.finished import FinishedRun
 from dreammapping.known_prompts import warn_of_unknown_prompt
 from dreammapping.loop import Callback, loop
 from dreammapping.manifest import manifest
 from dreammapping.optimization import Build, Optimization, start
 from dreammapping.outputs import Outputs, outputs_of
 from dreammapping.subject import Subject
+from dreammapping.viewer.beside import Beside
+from dreammapping.viewer.needs import require_viser
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
 from utils.device import choose_device, fullness, is_out_of_memory
@@ -97,6 +100,8 @@ def optimize(
     Raises:
         UserError: something that the user can mend.
     """
+    if config.viewer:
+        require_viser("viewer=true")
     run = Run(config.ModelParams.run_folder, resume=resume, force=force)
     try:
         # a caller may have switched gradients off
@@ -129,16 +134,30 @@ def _carry_out(
     if optimization.step == 0:
         outputs.write_start()
     run.write_manifest(**manifest(optimization, finished=False))
-    loop(optimization, run, outputs, interruption, quiet, callback)
+    config = optimization.config
+    with Beside(run.folder, config.port) if config.viewer else nullcontext() as viewer:
+        loop(optimization, run, outputs, interruption, quiet, callback, viewer)
     if optimization.step == last:
         optimization.subject.check(run.folder, last)
         outputs.write_end()
         run.write_manifest(**manifest(optimization, finished=True))
+        if optimization.config.page:
+            _write_page(FinishedRun(run.folder, optimization.config))
         return Result(optimization.subject, run.folder, 0)
     log.warning(
         "saved after iteration %d of %d; the same command with --resume goes on", optimization.step, last
     )
     return Result(optimization.subject, run.folder, interruption.exit_code)
+
+
+def _write_page(run: FinishedRun) -> None:
+    """The page of a finished run; whatever goes wrong with it costs one warning and nothing of the run."""
+    try:
+        from dreammapping.page.page import write_page
+
+        write_page(run)
+    except Exception as error:  # noqa: BLE001 - the run is finished
+        log.warning("%s: the page cannot be written (%s)", run.folder, str(error) or type(error).__name__)
 
 
 def _go_on(optimization: Optimization, run: Run) -> None:

@@ -83,6 +83,8 @@ def test_override_reaches_config(word: str, name: str, value: object) -> None:
         (["--save_ratio", "4"], "save_ratio", 4),
         (["--save_video", "False"], "save_video", False),
         (["--offline"], "offline", True),
+        (["--viewer"], "viewer", True),
+        (["--port", "2355"], "port", 2355),
     ],
 )
 def test_flags_set_top_level(words: list[str], name: str, value: object) -> None:
@@ -422,7 +424,7 @@ def test_upstream_guidance_is_remarked_once(
 
 
 def test_keys_without_effect_share_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tree = {"port": 2355, "GuidanceParams": {"text": "a fox", "model_key": "toybox", "guidance": "vdm"}}
+    tree = {"GuidanceParams": {"text": "a fox", "model_key": "toybox", "guidance": "vdm"}}
     for name in WITHOUT_EFFECT:
         group, _, key = name.rpartition(".")
         (tree.setdefault(group, {}) if group else tree)[key] = [{"any": "thing"}]
@@ -432,14 +434,6 @@ def test_keys_without_effect_share_one_warning(tmp_path: Path, caplog: pytest.Lo
     assert len(caplog.records) == 1
     assert all(name in caplog.messages[0] for name in WITHOUT_EFFECT)
     assert all(caplog.messages[0].count(reason) == 1 for reason in WITHOUT_EFFECT.values())
-
-
-@pytest.mark.parametrize("words", [["port=8000"], ["--port", "8000"]])
-def test_the_port_of_no_viewer_is_said_to_have_no_effect(words: list[str], caplog) -> None:
-    assert load([*ENOUGH, "guidance=vdm", *words])[0] == configured("guidance=vdm")
-    assert caplog.messages == [
-        "command line: these keys have no effect and are ignored: port (there is no live viewer)"
-    ]
 
 
 def test_no_setting_is_without_effect() -> None:

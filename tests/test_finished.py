@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.run import Run
 
 ROOT = Path(__file__).parent.parent
-READERS = ("dreammapping/evaluation", "dreammapping/reproduction", "benchmarks")
+READERS = ("dreammapping/evaluation", "dreammapping/page", "dreammapping/reproduction", "benchmarks")
 """What works on finished runs."""
 
 

@@ -1,0 +1,59 @@
+"""One page for a run, that a browser opens from the disk: `python -m dreammapping page output/quickstart`.
+
+The page is RUN/index.html: the asset in 3D, videos, test views, curves, settings, where the models come from. Several
+runs, or a folder that holds some, get a page each and a gallery beside them.
+"""
+
+import argparse
+import logging
+import os
+from itertools import count
+from pathlib import Path
+
+from dreammapping.command import exit_code
+from utils.console import write_out
+
+
+def main(words: list[str]) -> int:
+    """The command line of `page`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dreammapping page", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of runs")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        metavar="FOLDER",
+        help="write there: index.html of one run; of several a folder each, and index.html, the gallery",
+    )
+    options = parser.parse_args(words)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    return exit_code(lambda: _write(options.runs, options.to))
+
+
+def _write(named: list[Path], to: Path | None) -> int:
+    from dreammapping.finished import FinishedRun, runs_in
+    from dreammapping.page.gallery import write_gallery
+    from dreammapping.page.page import NAME, write_page
+
+    folders = dict.fromkeys(run for folder in named for run in runs_in(folder))
+    runs = [FinishedRun.open(folder) for folder in folders]
+    if len(runs) == 1:
+        write_out(f"{write_page(runs[0], to and to / NAME)}\n")
+        return 0
+    above = to or Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
+    names = _own_names([run.folder for run in runs])
+    pages = [(run, write_page(run, to and to / name / NAME)) for run, name in zip(runs, names, strict=True)]
+    for _, page in pages:
+        write_out(f"{page}\n")
+    write_out(f"gallery: {write_gallery(pages, above / NAME)}\n")
+    return 0
+
+
+def _own_names(folders: list[Path]) -> list[str]:
+    """A name for each run: its folder's, with a number where another has the same."""
+    names: list[str] = []
+    for folder in folders:
+        name, tries = folder.resolve().name, count(2)
+        while name in names:
+            name = f"{folder.resolve().name}-{next(tries)}"
+        names.append(name)
+    return names

@@ -1,0 +1,96 @@
+"""Look at a run in a browser: `python -m dreammapping view output/quickstart`.
+
+The viewer listens on 127.0.0.1, at the next free port, and prints its address and the line for a tunnel. The asset is
+drawn by the browser, or by our renderer with exact background, depth, opacity and harmonics.
+"""
+
+import argparse
+import logging
+import os
+import time
+from pathlib import Path
+
+from dreammapping.command import exit_code
+from utils.console import complain, write_out
+from utils.errors import UserError
+
+PORT = 8080
+
+
+def main(words: list[str]) -> int:
+    """The command line of `view`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dreammapping view", description=__doc__)
+    parser.add_argument("run", type=Path, help="run folder, such as output/quickstart")
+    parser.add_argument("--iteration", type=int, help="saved iteration to begin with (default: the last)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
+    )
+    parser.add_argument("--port", type=int, default=PORT, help=f"port, or the next free one (default {PORT})")
+    parser.add_argument("--beside", type=Path, help=argparse.SUPPRESS)  # the exchange of a run that goes on
+    options = parser.parse_args(words)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    return exit_code(lambda: _view(options))
+
+
+def _view(options: argparse.Namespace) -> int:
+    if not 1 <= options.port <= 65535:
+        raise UserError(f"--port: expected 1 to 65535, got {options.port}; {PORT} is usual")
+    from dreammapping.viewer.needs import require_viser
+
+    require_viser("view")
+    from dreammapping.finished import FinishedRun
+    from dreammapping.viewer.server import directions, free_port, warn_if_open
+
+    run = FinishedRun.open(options.run)
+    iteration = None if options.beside else run.iteration(options.iteration)
+    warn_if_open(options.host)
+    port = free_port(options.host, options.port)
+    if options.beside:
+        _give_way()
+    elif iteration is not None:
+        write_out(_said_size(*run.size(iteration)))  # before anything is read
+
+    import viser
+
+    from dreammapping.viewer.stage import Stage
+
+    server = viser.ViserServer(options.host, port, verbose=False)
+    server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
+    stage = Stage(server, run.config)
+    said = directions(options.host, server.get_port())
+    if options.beside:
+        from dreammapping.viewer.running import Running, wait_for_the_end
+
+        Running(stage, run, options.beside)
+        complain(said)  # the run's standard output is its own
+        wait_for_the_end()
+    else:
+        from dreammapping.viewer.saved import Saved
+
+        assert iteration is not None
+        Saved(stage, run, iteration)
+        write_out(f"{said}Ctrl-C ends it.\n")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            pass
+    server.stop()
+    return 0
+
+
+def _said_size(count: int, size: int) -> str:
+    """How much there is to show."""
+    here = size + 250 * count  # what was read, and its covariances, colours and projections
+    return (
+        f"{count:,} Gaussians: {32 * count / 1e6:,.1f} MB for each browser, about {here / 1e6:,.0f} MB here\n"
+    )
+
+
+def _give_way() -> None:
+    """Let the run have the machine: this process takes what is left of it."""
+    import torch
+
+    torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(19)

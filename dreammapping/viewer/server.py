@@ -1,0 +1,71 @@
+"""A viewer's address: on this machine alone unless it is asked otherwise, at the next free port, said in words."""
+
+import getpass
+import ipaddress
+import logging
+import socket
+from contextlib import suppress
+
+from utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TRIES = 100
+"""Ports that are tried, from the one that was asked for."""
+
+
+def free_port(host: str, port: int) -> int:
+    """The first port from `port` on at which nobody listens.
+
+    Raises:
+        UserError: `host` is no address of this machine, or all ports are taken.
+    """
+    refusal: OSError | None = None
+    for candidate in range(port, min(port + TRIES, 65536)):
+        try:
+            family = socket.getaddrinfo(host, candidate, type=socket.SOCK_STREAM)[0][0]
+            with socket.socket(family, socket.SOCK_STREAM) as trial:
+                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                trial.bind((host, candidate))
+                return candidate
+        except socket.gaierror as error:
+            raise UserError(
+                f"--host: expected an address of this machine, got {host!r} ({error.strerror})"
+            ) from error
+        except OSError as error:
+            refusal = error
+    raise UserError(
+        f"--port: expected a free one from {port} to {min(port + TRIES, 65536) - 1} at {host}, found none "
+        f"({refusal and refusal.strerror}); choose another"
+    )
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def directions(host: str, port: int) -> str:
+    """Where a browser finds the viewer, here and from elsewhere."""
+    shown = "127.0.0.1" if is_local(host) or host in ("0.0.0.0", "::") else host
+    return (
+        f"viewer: http://{shown}:{port}\n"
+        f"from another machine: ssh -L {port}:127.0.0.1:{port} {_user()}@{socket.gethostname()}, then the same address "
+        "there\n"
+    )
+
+
+def warn_if_open(host: str) -> None:
+    """Say what it means to listen to all the world."""
+    if not is_local(host):
+        log.warning("--host %s: whoever reaches this machine can see and steer the viewer", host)
+
+
+def _user() -> str:
+    with suppress(OSError, KeyError, ImportError):
+        return getpass.getuser()
+    return "user"

@@ -1,0 +1,493 @@
+"""The page of a run holds all of it, asks nobody for anything, and turns no text into markup."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dreammapping import optimize
+from dreammapping.__main__ import main as verbs
+from dreammapping.finished import FinishedRun
+from dreammapping.page import page as pages
+from dreammapping.page.document import picture_uri
+from dreammapping.page.facts import changed_settings
+from dreammapping.page.gallery import write_gallery
+from dreammapping.page.page import write_page
+from dreammapping.page.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve, heat_map, nice, number
+from dreammapping.page.splats import pack
+from scene.ply import write_gaussians
+from tests.finished_run import finished_run
+from tests.gaussians import random_gaussians
+from tests.tiny_models import save_pipeline
+from utils.errors import UserError
+from utils.images import write_picture
+from utils.rotations import quaternions_to_matrices
+from utils.spherical_harmonics import sh_dc_to_rgb
+
+HOSTILE = '</script></style><img src=x onerror="alert(1)">\'"><script>alert(2)</script>{{ 7*7 }}'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return finished_run(tmp_path_factory.mktemp("runs") / "car")
+
+
+class Elements(HTMLParser):
+    """All elements of a page with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self._raw = False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self._raw = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._raw = False
+
+    def handle_data(self, data):
+        if not self._raw:
+            self.text.append(data)
+
+    def addresses(self) -> list[str]:
+        """Whatever the page leads to or loads."""
+        return [
+            value or ""
+            for _, attributes in self.found
+            for name, value in attributes.items()
+            if name in ("src", "href", "action", "poster", "data", "srcset", "data-page")
+        ]
+
+
+def opened(folder: Path) -> FinishedRun:
+    return FinishedRun.open(folder)
+
+
+def elements(path: Path) -> Elements:
+    return Elements(path.read_text(encoding="utf-8"))
+
+
+# What is packed
+
+
+def shapes(quats, scales):
+    """Covariances."""
+    axes = quaternions_to_matrices(quats) * scales[:, None]
+    return axes @ axes.transpose(1, 2)
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_packed_gaussians_are_those_of_the_model(degree):
+    model = random_gaussians(40, sh_degree=degree)
+    packed = pack(model)
+    rest = 3 * ((degree + 1) ** 2 - 1)
+    assert packed.texels == 2 + -(-rest // 8) and len(packed.data) == 40 * packed.texels * 16
+    table = np.frombuffer(packed.data, "<u4").reshape(40, -1)
+    halves = torch.from_numpy(table.view("<f2").astype(np.float32))
+    near = {"rtol": 2**-11, "atol": 2**-24}  # a half's last bit, and its smallest number
+    torch.testing.assert_close(torch.from_numpy(table[:, :3].copy().view("<f4")), model.means.detach())
+    torch.testing.assert_close(halves[:, 6:9], sh_dc_to_rgb(model.sh_dc[:, 0]).detach(), **near)
+    torch.testing.assert_close(halves[:, 9:10], model.opacities.detach(), **near)
+    torch.testing.assert_close(halves[:, 10:13], model.log_scales.detach(), **near)
+    torch.testing.assert_close(halves[:, 16 : 16 + rest], model.sh_rest.flatten(1).detach(), **near)
+    axis = torch.from_numpy(table.view("<i2")[:, 13:16] / 32767.0)
+    quats = torch.cat([(1 - axis.square().sum(1, keepdim=True)).clamp_min(0).sqrt(), axis], dim=1)
+    found, expected = (
+        shapes(each, model.scales.detach().double()) for each in (quats, model.rotations.detach().double())
+    )
+    largest = float(model.scales.detach().max()) ** 2
+    torch.testing.assert_close(found, expected, rtol=0, atol=16 * 2**-15 * largest)
+
+
+def test_colours_without_harmonics_are_packed_as_they_are_rendered():
+    model = random_gaussians(10, sh_degree=2)
+    packed = pack(model, direct_rgb=True)
+    halves = np.frombuffer(packed.data, "<f2").reshape(10, -1)[:, 6:9].astype(np.float32)
+    torch.testing.assert_close(
+        torch.from_numpy(halves), model.sh_dc[:, 0].sigmoid().detach(), rtol=2**-11, atol=0
+    )
+    assert (packed.degree, packed.texels) == (0, 2)
+
+
+def test_of_too_many_gaussians_the_most_visible_are_kept_in_their_order():
+    model = random_gaussians(30)
+    with torch.no_grad():
+        model.opacity_logits[10:20] = 4.0
+        model.log_scales[10:20] = 1.0
+    packed = pack(model, most_bytes=10 * 32 + 31)
+    assert (packed.count, packed.total) == (10, 30)
+    means = np.frombuffer(packed.data, "<f4").reshape(10, -1)[:, :3]
+    torch.testing.assert_close(torch.from_numpy(means.copy()), model.means[10:20].detach())
+
+
+# Curves
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_round_and_within(low, span):
+    high = low + span
+    ticks = nice(low, high)
+    assert all(low - 1e-6 * span <= tick <= high + 1e-6 * span for tick in ticks)
+    assert len(ticks) <= 12
+    steps = np.diff(ticks)
+    assert len(steps) == 0 or np.allclose(steps, steps[0], atol=1e-9 * max(abs(low), span))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1250, "1,250"),
+        (0.00312, "0.00312"),
+        (-4.5, "-4.5"),
+        (0.5, "0.5"),
+        (3e-7, "3e-07"),
+        (100, "100"),
+    ],
+)
+def test_numbers_are_written_as_persons_write_them(value, text):
+    assert number(value) == text
+
+
+def path_points(path: str) -> list[tuple[str, float, float]]:
+    return [(kind, float(x), float(y)) for kind, x, y in re.findall(r"([ML])([\d.]+) ([\d.]+)", path)]
+
+
+def test_a_curve_has_gaps_where_values_are_not_known_and_stays_in_its_field():
+    drawn = curve("loss", range(6), [1.0, 2.0, None, 3.0, float("inf"), 2.5])
+    points = path_points(drawn.raw)
+    assert [kind for kind, *_ in points] == ["M", "L", "M", "M"]
+    assert all(LEFT <= x <= WIDTH - RIGHT and TOP <= y <= HEIGHT - BOTTOM for _, x, y in points)
+    heights = [y for *_, y in points]
+    assert heights[0] == max(heights) and heights[2] == min(heights), "1 is lowest, 3 highest, on the screen"
+    assert "from 1 at iteration 0 to 2.5 at iteration 5, between 1 and 3" in drawn.about
+    assert curve("loss", [1, 2], [None, float("nan")]) is None
+
+
+def test_a_curve_over_decades_is_logarithmic():
+    drawn = curve("loss", range(5), [1.0, 10.0, 100.0, 1000.0, 10000.0])
+    heights = [y for *_, y in path_points(drawn.raw)]
+    assert np.allclose(np.diff(heights), np.diff(heights)[0], atol=0.11)
+    assert [text for _, text in drawn.y_ticks] == ["1", "10", "100", "1,000", "10,000"]
+
+
+def test_a_running_mean_of_a_line_is_the_line_and_a_long_curve_is_short():
+    drawn = curve("line", range(50_000), [2.0 * step + 5 for step in range(50_000)])
+    raw, smooth = (np.array([point[1:] for point in path_points(path)]) for path in (drawn.raw, drawn.smooth))
+    assert len(raw) <= 600 and np.allclose(raw, smooth, atol=0.11), "a digit is written after the point"
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [5.0, 5.0], [-1e-30, 1e30]])
+def test_curves_of_every_kind_are_drawn(values):
+    drawn = curve("x", range(len(values)), values)
+    assert "nan" not in drawn.raw + drawn.smooth and drawn.y_ticks is not None
+
+
+def test_a_map_has_a_row_for_each_range_the_last_one_above():
+    drawn = heat_map("error", [1, 2, 3], {"0–99": [1.0, 0.5, None], "100–199": [0.8, None, 0.2]})
+    assert [(name, last) for _, name, last in drawn.rows] == [("100–199", "0.2"), ("0–99", "0.5")]
+    assert heat_map("error", [1], {"0–99": [None]}) is None and heat_map("error", [], {}) is None
+
+
+# The page
+
+
+def test_the_page_has_all_that_the_run_left(folder):
+    found = elements(write_page(opened(folder)))
+    text = " ".join(found.text)
+    for part in (
+        "a red car",
+        "vdm",
+        "20",
+        "50",
+        "GenerateCamParams.image_w",
+        "GuidanceParams.text",
+        "loss: vdm",
+    ):
+        assert part in text
+    assert "Not finished" not in text
+    kinds = [kind for kind, _ in found.found]
+    assert (kinds.count("canvas"), kinds.count("video"), kinds.count("img")) == (1, 1, 8)
+    assert kinds.count("svg") == 3, "one loss, the number of Gaussians, the error by range of t"
+    for kind, attributes in found.found:
+        words = attributes.get("alt") if kind == "img" else attributes.get("aria-label")
+        assert words or kind not in ("img", "canvas", "svg", "video"), (
+            f"{kind} says nothing to who cannot see it"
+        )
+
+
+def test_a_setting_of_the_default_is_not_named_and_one_that_differs_is_with_both_values(folder):
+    rows = {name: rest for name, *rest in changed_settings(FinishedRun.open(folder).config)}
+    assert (
+        rows["GenerateCamParams.image_w"][:2] == ["48", "512"] and "GenerateCamParams.init_shape" not in rows
+    )
+
+
+def test_the_page_leads_to_nothing_but_itself_and_files_that_are_there(folder, tmp_path):
+    (folder / "export").mkdir(exist_ok=True)
+    (folder / "export" / "a b#?.spz").write_bytes(b"x")
+    for target in (folder / "index.html", tmp_path / "else" / "where.html"):
+        found = elements(write_page(opened(folder), target))
+        assert "export/a b#?.spz" in found.text
+        for address in found.addresses():
+            parts = urlsplit(address)
+            assert parts.scheme in ("data", "") and not parts.netloc
+            assert parts.scheme or (target.parent / unquote(parts.path)).resolve().is_file()
+        styles = re.findall(r"url\(|@import", target.read_text(encoding="utf-8"))
+        assert styles == []
+
+
+def test_no_text_of_a_user_becomes_markup(tmp_path):
+    words = [f"text={HOSTILE}", f"negative={HOSTILE}"]
+    plain = finished_run(tmp_path / "plain", "negative=b")
+    hostile = finished_run(tmp_path / "<b>&'\"{{x}}", *words)
+    manifest = json.loads((hostile / "run.json").read_text())
+    manifest |= {"platform": HOSTILE, "device": HOSTILE, "prior": {HOSTILE: HOSTILE}}
+    (hostile / "run.json").write_text(json.dumps(manifest))
+    manifest = json.loads((plain / "run.json").read_text()) | {
+        "platform": "p",
+        "device": "d",
+        "prior": {"a": "b"},
+    }
+    (plain / "run.json").write_text(json.dumps(manifest))
+    lines = [
+        json.loads(line) | {f"loss/{HOSTILE}": 1.0}
+        for line in (hostile / "metrics.jsonl").read_text().splitlines()
+    ]
+    (hostile / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [
+        json.loads(line) | {"loss/b": 1.0} for line in (plain / "metrics.jsonl").read_text().splitlines()
+    ]
+    (plain / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    for write in (
+        lambda run: write_page(opened(run)),
+        lambda run: write_gallery([(opened(run), run / "index.html")], run / "all" / "index.html"),
+    ):
+        one, other = (elements(write(run)) for run in (plain, hostile))
+        assert [kind for kind, _ in one.found] == [kind for kind, _ in other.found]
+        assert [sorted(attributes) for _, attributes in one.found] == [
+            sorted(each) for _, each in other.found
+        ]
+        assert HOSTILE in "".join(other.text)
+
+
+def test_the_browser_may_run_the_pages_script_alone_and_load_nothing(folder):
+    html = write_page(opened(folder)).read_text(encoding="utf-8")
+    policy = (
+        dict(elements(folder / "index.html").found)["meta"]
+        and re.search(r'Policy" content="([^"]*)"', html)[1]
+    )
+    assert "default-src &#39;none&#39;" in policy and "unsafe" not in policy and "http" not in policy
+
+
+def test_a_run_that_is_not_finished_says_so(tmp_path):
+    run = finished_run(tmp_path / "run")
+    manifest = json.loads((run / "run.json").read_text()) | {"finished": False, "iterations": 7}
+    (run / "run.json").write_text(json.dumps(manifest))
+    assert "Not finished: 7 of 20 iterations." in elements(write_page(opened(run))).text
+
+
+BROKEN = {
+    "no asset": lambda run: [path.unlink() for path in run.rglob("*.ply")],
+    "an empty asset": lambda run: [path.write_bytes(b"") for path in run.rglob("*.ply")],
+    "no manifest": lambda run: (run / "run.json").unlink(),
+    "a manifest of nothing": lambda run: (run / "run.json").write_text("{}"),
+    "a broken manifest": lambda run: (run / "run.json").write_text("{"),
+    "a manifest of other things": lambda run: (run / "run.json").write_text(
+        '{"seconds": "x", "versions": 3}'
+    ),
+    "no metrics": lambda run: (run / "metrics.jsonl").unlink(),
+    "metrics of nothing": lambda run: (run / "metrics.jsonl").write_text(""),
+    "metrics of other things": lambda run: (run / "metrics.jsonl").write_text(
+        '3\n{"step": "a", "loss/x": "b"}\n'
+    ),
+    "no cameras": lambda run: (run / "cameras.json").unlink(),
+    "no pictures": lambda run: [path.unlink() for path in run.rglob("*.png")],
+    "a missing picture": lambda run: next(run.rglob("render_depth_2.png")).unlink(),
+    "a broken picture": lambda run: next(run.rglob("render_view_2.png")).write_bytes(b"x" * 100_000),
+    "no videos": lambda run: [path.unlink() for path in run.rglob("*.mp4")],
+    "an empty video": lambda run: [path.write_bytes(b"") for path in run.rglob("*.mp4")],
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_page_does_without_what_is_missing_or_broken(tmp_path, how):
+    run = finished_run(tmp_path / "run")
+    BROKEN[how](run)
+    text = " ".join(elements(write_page(opened(run))).text)
+    assert "a red car" in text
+    assert ("No asset can be shown" in text) == ("asset" in how)
+    assert elements(write_gallery([(opened(run), run / "index.html")], tmp_path / "index.html")).found
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_page_of_very_few_gaussians(tmp_path, count):
+    run = finished_run(tmp_path / "run", gaussians=random_gaussians(count))
+    assert (
+        json.loads(re.search(r'id="about">(.*?)<', write_page(opened(run)).read_text())[1])["count"] == count
+    )
+
+
+def test_gaussians_that_are_not_finite_are_left_out(tmp_path):
+    run = finished_run(tmp_path / "run")
+    path = run / "point_cloud" / "iteration_20" / "point_cloud.ply"
+    data = bytearray(path.read_bytes())
+    data[-68:-64] = np.float32(np.nan).tobytes()  # x of the last of 17 columns
+    path.write_bytes(data)
+    assert json.loads(re.search(r'id="about">(.*?)<', write_page(opened(run)).read_text())[1])["count"] == 49
+
+
+def test_somebody_elses_page_is_left_alone(folder, tmp_path):
+    mine = tmp_path / "index.html"
+    mine.write_text("<p>my thesis</p>")
+    for write in (
+        lambda: write_page(opened(folder), mine),
+        lambda: write_gallery([(opened(folder), mine)], mine),
+    ):
+        with pytest.raises(
+            UserError, match=r"index\.html: expected a page of ours or nothing, found another file"
+        ):
+            write()
+    assert mine.read_text() == "<p>my thesis</p>"
+    write_page(opened(folder), tmp_path / "ours.html")
+    write_page(opened(folder), tmp_path / "ours.html")
+
+
+def test_a_large_video_is_linked(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "MOST_VIDEO_BYTES", 10)
+    sources = [
+        attributes["src"]
+        for kind, attributes in elements(write_page(opened(folder))).found
+        if kind == "video"
+    ]
+    assert sources == ["videos/20_iteration/video_rgb_20.mp4"]
+
+
+def test_a_large_picture_is_embedded_as_it_looks(tmp_path):
+    noise = torch.nn.functional.interpolate(torch.rand(1, 3, 40, 40), size=(400, 400), mode="bicubic").clamp(
+        0, 1
+    )
+    write_picture(tmp_path / "a.png", noise)
+    data = picture_uri(tmp_path / "a.png")
+    assert data is not None and data.startswith("data:image/webp")
+    found = np.asarray(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGB")) / 255
+    error = np.square(found - noise[0].permute(1, 2, 0).numpy()).mean()
+    assert -10 * np.log10(error) > 30
+
+
+# The verb
+
+
+def test_one_run_gets_a_page_and_several_get_a_gallery(tmp_path, capsys):
+    for name in ("one", "two"):
+        finished_run(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "notes").mkdir()
+    assert verbs(["page", str(tmp_path / "runs" / "one")]) == 0
+    assert not (tmp_path / "runs" / "index.html").exists()
+    assert verbs(["page", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"gallery: {tmp_path / 'runs' / 'index.html'}"
+    assert elements(tmp_path / "runs" / "index.html").addresses().count("two/index.html") == 2
+    first = (tmp_path / "runs" / "index.html").read_bytes()
+    assert (
+        verbs(["page", str(tmp_path / "runs")]) == 0
+        and (tmp_path / "runs" / "index.html").read_bytes() == first
+    )
+
+
+def test_pages_go_elsewhere_and_runs_of_one_name_do_not_meet(tmp_path, capsys):
+    runs = [finished_run(tmp_path / name / "car") for name in ("a", "b")]
+    before = sorted(tmp_path.rglob("*"))
+    assert verbs(["page", *map(str, runs), "--to", str(tmp_path / "web")]) == 0
+    found = {path.relative_to(tmp_path / "web").as_posix() for path in (tmp_path / "web").rglob("*.html")}
+    assert found == {"index.html", "car/index.html", "car-2/index.html"}
+    assert [path for path in sorted(tmp_path.rglob("*")) if "web" not in path.parts] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nothing", "expected a run, or a folder of runs, found neither"), ("file", "found neither")],
+)
+def test_what_is_no_run_is_one_line(tmp_path, capsys, name, said):
+    (tmp_path / "file").write_text("x")
+    assert verbs(["page", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_leaves_nothing(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert verbs(["page", str(folder), "--to", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert "index.html" in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# At the end of a run
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
+
+
+@pytest.fixture
+def config(prior, tmp_path):
+    from arguments import load
+
+    words = [
+        f"model_key={prior}", f"output_path={tmp_path}", "workspace=run", "device=cpu", "text=a red car",
+        "fp16=false", "guidance=vdm", "perpneg=false", "iterations=2", "log_interval=1", "video_frames=2",
+        "pro_frames_num=1", "init_num_pts=60", "image_w=32", "image_h=32", "C_batch_size=1",
+    ]  # fmt: skip
+    return lambda *more: load([*words, *more])[0]
+
+
+def test_every_run_leaves_its_page(config, tmp_path):
+    assert optimize(config(), quiet=True).exit_code == 0
+    text = " ".join(elements(tmp_path / "run" / "index.html").text)
+    assert "Not finished" not in text and "error of the operator M by range of t" in text
+    optimize(config("page=false"), quiet=True, force=True)
+    assert not (tmp_path / "run" / "index.html").exists(), "--force takes the old run's page away"
+
+
+def test_a_page_that_fails_costs_one_warning(config, tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(pages, "write_page", fail)
+    assert optimize(config(), quiet=True).exit_code == 0
+    assert FinishedRun.open(tmp_path / "run").manifest["finished"]
+    assert (
+        sum("the page cannot be written (a mistake of ours)" in message for message in caplog.messages) == 1
+    )
+
+
+def test_a_picture_gets_a_page(config, tmp_path):
+    settings = config("representation=image", "ImageParams.steps=2", "particle=pixel")
+    assert optimize(settings, quiet=True).exit_code == 0
+    found = elements(tmp_path / "run" / "index.html")
+    assert [attributes["alt"] for kind, attributes in found.found if kind == "img"] == [
+        "What the run made of: a red car"
+    ]
+
+
+def test_the_page_of_an_asset_is_that_of_its_last_iteration(tmp_path):
+    run = finished_run(tmp_path / "run")
+    write_gaussians(run / "point_cloud" / "iteration_20" / "point_cloud.ply", random_gaussians(7))
+    assert json.loads(re.search(r'id="about">(.*?)<', write_page(opened(run)).read_text())[1])["count"] == 7

@@ -30,6 +30,7 @@ class Config:
     NFSDParams: groups.NFSDParams = field(default_factory=groups.NFSDParams)
     SSDParams: groups.SSDParams = field(default_factory=groups.SSDParams)
     Consistent3DParams: groups.Consistent3DParams = field(default_factory=groups.Consistent3DParams)
+    FieldParams: groups.FieldParams = field(default_factory=groups.FieldParams)
     ImageParams: groups.ImageParams = field(default_factory=groups.ImageParams)
     HardwareParams: groups.HardwareParams = field(default_factory=groups.HardwareParams)
     seed: int = option(

@@ -63,6 +63,11 @@ class Config:
         return self.ModelParams.representation == "image"
 
     @property
+    def is_field(self) -> bool:
+        """Whether a radiance field is optimised."""
+        return self.ModelParams.representation in ("grid", "hash")
+
+    @property
     def starts_from_text(self) -> bool:
         """Whether Shap-E makes what the run starts from."""
         if self._is_picture or self.ModelParams.pretrained_model_path:

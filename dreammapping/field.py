@@ -92,7 +92,7 @@ class Field(Subject):
 
     def show(self, step: int, rng: torch.Generator) -> Shown:
         params, optimization = self.params, self.config.OptimizationParams
-        rate = log_linear(step, params.lr, params.lr_final, optimization.iterations)
+        rate = log_linear(step, params.field_lr, params.field_lr_final, optimization.iterations)
         self.optimizer.param_groups[0]["lr"] = rate
         if isinstance(self.field, HashGrid):
             self.field.active = levels_at(step, params)
@@ -103,9 +103,8 @@ class Field(Subject):
         poses = cameras.world_to_camera.inverse().to(self.device, non_blocking=True)
         text = self.prompts(cameras.azimuth_deg, poses)  # on the host, where angles are
         backgrounds = sample_backgrounds(self.config.ModelParams, self.views, rng)
-        views = self._render(
-            cameras, backgrounds, rng=rng, chunk=self.chunk, normals=any(params.lambda_orient)
-        )
+        normals = ramped(params.lambda_orient, params.ramp_iter, step) > 0
+        views = self._render(cameras, backgrounds, rng=rng, chunk=self.chunk, normals=normals)
         shapes = disparity(views, cameras.to(self.device))
         by_shape = step < optimization.geo_iter or chance(optimization.as_latent_ratio, rng)
         images = shapes.expand(-1, 3, -1, -1) if by_shape else views.images
@@ -181,10 +180,10 @@ class Field(Subject):
     @torch.no_grad()
     def look(self, cameras: Cameras) -> Iterator[tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 1 H W"]]]:
         """Images and disparities of `cameras` before the plain background, one view at a time."""
-        for index in range(len(cameras)):
-            view = cameras[index : index + 1]
-            views = self._render(view, plain_background(self.config), chunk=self.chunk)
-            yield views.images, disparity(views, view.to(self.device))
+        occupancy = self.occupancy if self.params.occupancy_interval else None
+        seen = look(self.field, cameras, plain_background(self.config), self.params, self.chunk, occupancy)
+        for index, views in enumerate(seen):
+            yield views.images, disparity(views, cameras[index : index + 1].to(self.device))
 
     @property
     def sh_degree(self) -> int:
@@ -219,10 +218,9 @@ class Field(Subject):
         if not path.is_file():
             self.save(folder, step)
         saved = read_field(path).to(self.device)
-        around = orbit(SIDES, self.config.GenerateCamParams).to(self.device)
-        sampling = Sampling(self.params.samples, self.params.importance_samples)
-        views = render(saved, around, plain_background(self.config), sampling, chunk=self.chunk)
-        opacity = float(views.alphas.amax())
+        around = orbit(SIDES, self.config.GenerateCamParams)
+        seen = look(saved, around, plain_background(self.config), self.params, self.chunk)
+        opacity = max(float(views.alphas.amax()) for views in seen)
         if not opacity > FAINTEST:
             raise UserError(
                 f"{path}: expected a field that can be seen, got none in sight with an opacity over {FAINTEST} (the "
@@ -262,6 +260,30 @@ class Field(Subject):
         if self.views > 1:
             tries.append(f"a smaller C_batch_size (now {self.views})")
         return [*tries, f"a smaller image_w (now {width}) or fewer samples (now {self.params.samples})"]
+
+
+@torch.no_grad()
+def look(
+    field: RadianceField,
+    cameras: Cameras,
+    background: Float[Tensor, "3"],
+    params: FieldParams,
+    chunk: int | None = None,
+    occupancy: Occupancy | None = None,
+) -> Iterator[FieldViews]:
+    """Views of a field as it is, one at a time.
+
+    Args:
+        occupancy: where to look; None: what the settings' own says of this field.
+    """
+    device = next(field.parameters()).device
+    sampling = Sampling(params.samples, params.importance_samples)
+    if occupancy is None and params.occupancy_interval:
+        occupancy = Occupancy(field.bound, params.occupancy_resolution, params.occupancy_threshold, device)
+        occupancy.update(field, torch.Generator().manual_seed(0))
+    for index in range(len(cameras)):
+        view = cameras[index : index + 1].to(device)
+        yield render(field, view, background.to(device), sampling, occupancy=occupancy, chunk=chunk)
 
 
 def initial_field(config: Config, rng: torch.Generator, device: torch.device) -> RadianceField:
@@ -310,7 +332,7 @@ def build_optimizer(field: RadianceField, params: FieldParams) -> torch.optim.Op
     """One group for the grid or the tables, and one for the network where there is one."""
     tables = [value for name, value in field.named_parameters() if name.startswith("table")]
     network = [value for name, value in field.named_parameters() if not name.startswith("table")]
-    groups = [{"params": tables, "lr": params.lr}]
+    groups = [{"params": tables, "lr": params.field_lr}]
     if network:
         groups.append({"params": network, "lr": params.network_lr})
     fused = {} if params.optimizer == "adamax" else {"fused": True}

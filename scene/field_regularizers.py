@@ -17,7 +17,9 @@ def ramped(weights: tuple[float, float], steps: tuple[float, float], step: int) 
     first, last = steps
     if step >= last:
         return weights[1]
-    done = max(step - first, 0.0) / (last - first)
+    if step <= first:
+        return weights[0]
+    done = (step - first) / (last - first)
     return weights[0] + done * (weights[1] - weights[0])
 
 

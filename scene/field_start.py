@@ -1,6 +1,5 @@
 """What a radiance field starts from: a density before the softplus, of a blob, a box, or the solid within a shape."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -151,8 +150,8 @@ def solid(
         )
     depth = _signed_distance(filled) * spacing
     density = scale * np.clip(STEEPNESS * depth / depth.max(), -1.0, 1.0)
-    _, places = ndimage.distance_transform_edt(~surface, return_indices=True)
-    paint = painted.view(side, side, side, 3).numpy()[tuple(places)]
+    places = ndimage.distance_transform_edt(~surface, return_distances=False, return_indices=True)
+    paint = painted.view(side, side, side, 3).numpy()[tuple(np.asarray(places))]
     table = np.concatenate([density[..., None], paint], axis=-1).reshape(-1, 4).astype(np.float32)
     return Solid(torch.from_numpy(table), bound, float(points.norm(dim=1).max()))
 
@@ -161,5 +160,5 @@ def _signed_distance(filled: "NDArray[np.bool_]") -> "NDArray[np.float64]":
     """Distance to the border between cells in and out, in cells; positive inside."""
     from scipy import ndimage
 
-    inward: Callable[..., np.ndarray] = ndimage.distance_transform_edt
-    return np.where(filled, inward(filled) - 0.5, 0.5 - inward(~filled))
+    within, without = (np.asarray(ndimage.distance_transform_edt(each)) for each in (filled, ~filled))
+    return np.where(filled, within - 0.5, 0.5 - without)

@@ -5,6 +5,7 @@ Points are in the world's frame, components first, `(3, P)`; outside of the cube
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,10 @@ HASH_PRIMES = (1, 2654435761, 805459861)
 """Instant-NGP's."""
 HASH_SPREAD = 1e-4
 """Hash tables start uniform in plus and minus this (Instant-NGP)."""
+
+
+Colors = Callable[[Tensor], Tensor]
+"""Colours in [0, 1], (P, 3), of points (3, P)."""
 
 
 class RadianceField(nn.Module, ABC):
@@ -207,9 +212,9 @@ def new_voxel_grid(
     bound: float,
     density_scale: float,
     resolution: int,
-    colors: nn.Module | None = None,
+    colors: Colors | None = None,
 ) -> VoxelGrid:
-    """A grid with the density of `start` at its vertices; colours mid-grey, or those of `colors` (P, 3) in [0, 1]."""
+    """A grid with the density of `start` at its vertices; colours mid-grey, or those of `colors`."""
     points = vertices(resolution, bound)
     table = torch.zeros(resolution**3, CHANNELS)
     table[:, 0] = start(points)

@@ -40,7 +40,7 @@ def surface(field: RadianceField, level: float, resolution: int) -> SurfaceMesh 
     if not volume.max() > level:
         return None
     spacing = 2 * field.bound / (resolution - 1)
-    found, faces, _, _ = marching_cubes(volume, level, gradient_direction="ascent")
+    found, faces, _, _ = marching_cubes(volume, level, gradient_direction="ascent", allow_degenerate=False)
     positions = torch.from_numpy((found - 1) * spacing - field.bound).float()
     colors = [field(part.to(device))[1].cpu() for part in positions.t().contiguous().split(AT_ONCE, dim=1)]
     return SurfaceMesh(positions, torch.from_numpy(faces.astype(np.int64)), torch.cat(colors))

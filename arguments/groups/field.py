@@ -60,8 +60,8 @@ class FieldParams:
     optimizer: str = option(
         "adam", "betas 0.9 and 0.99, eps 1e-15 for all", choices=("adam", "adamw", "adamax")
     )
-    lr: float = option(0.01, "learning rate of the grid or the tables at the start", above=0)
-    lr_final: float = option(0.01, "and at the end, reached exponentially", above=0)
+    field_lr: float = option(0.01, "learning rate of the grid or the tables at the start", above=0)
+    field_lr_final: float = option(0.01, "and at the end, reached exponentially", above=0)
     network_lr: float = option(0.001, "hash: learning rate of the network", above=0)
     ramp_iter: tuple[float, float] = option(
         (0, 0),

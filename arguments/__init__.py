@@ -10,6 +10,7 @@ from arguments.groups import (
     Consistent3DParams,
     CSDParams,
     DreamFlowParams,
+    FieldParams,
     GenerateCamParams,
     GuidanceParams,
     HardwareParams,
@@ -27,8 +28,8 @@ from arguments.groups import (
 from arguments.load import differences, load
 
 __all__ = [
-    "ASDParams", "CSDParams", "Command", "Config", "Consistent3DParams", "DreamFlowParams", "GenerateCamParams",
-    "GuidanceParams", "HardwareParams", "ImageParams", "LMCParams", "LODSParams", "LoRAParams", "ModelParams",
-    "NFSDParams", "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams", "differences", "load",
-    "to_yaml",
+    "ASDParams", "CSDParams", "Command", "Config", "Consistent3DParams", "DreamFlowParams", "FieldParams",
+    "GenerateCamParams", "GuidanceParams", "HardwareParams", "ImageParams", "LMCParams", "LODSParams", "LoRAParams",
+    "ModelParams", "NFSDParams", "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams", "differences",
+    "load", "to_yaml",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ class Config:
     NFSDParams: groups.NFSDParams = field(default_factory=groups.NFSDParams)
     SSDParams: groups.SSDParams = field(default_factory=groups.SSDParams)
     Consistent3DParams: groups.Consistent3DParams = field(default_factory=groups.Consistent3DParams)
+    FieldParams: groups.FieldParams = field(default_factory=groups.FieldParams)
     ImageParams: groups.ImageParams = field(default_factory=groups.ImageParams)
     HardwareParams: groups.HardwareParams = field(default_factory=groups.HardwareParams)
     seed: int = option(
@@ -66,6 +67,11 @@ class Config:
     @property
     def _is_picture(self) -> bool:
         return self.ModelParams.representation == "image"
+
+    @property
+    def is_field(self) -> bool:
+        """Whether a radiance field is optimised."""
+        return self.ModelParams.representation in ("grid", "hash")
 
     @property
     def starts_from_text(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+import dreammapping.field
 import dreammapping.gaussians
 from arguments import Config, load
 from benchmarks.command import RESULTS, finish_measurement
@@ -88,11 +89,13 @@ def measure(config: Config, iterations: int) -> dict[str, Any]:
 def _break_down(optimization: Optimization, steps: range) -> dict[str, float]:
     """Mean seconds of an iteration's parts (a pass of its own, because the stopwatch makes a GPU wait)."""
     watch = Stopwatch(optimization.device)
+    is_field = optimization.config.is_field
+    renderer = dreammapping.field if is_field else dreammapping.gaussians
     places: list[tuple[Any, str, str]] = [
-        (dreammapping.gaussians, "render", "render, forward"),
+        (renderer, "render", "render, forward"),
         (optimization.score_model, "encode_images", "encoder, forward"),
         (optimization.score_model, "predict_noise", "U-Net, forward"),
-        (optimization.subject.density, "update", "density control"),
+        (optimization.subject, "grow", "growth, occupancy" if is_field else "density control"),
         (torch.autograd, "backward", "backward, all of it"),
     ]
     degradation = getattr(optimization.guidance, "degradation", None)

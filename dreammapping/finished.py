@@ -13,14 +13,18 @@ from torch import Tensor
 
 from arguments import Config, load
 from scene.cameras import Cameras, wrap_degrees
+from scene.field_file import iteration_of, read_field
 from scene.frame import FRAME, to_file
 from scene.gaussian_model import GaussianModel
 from scene.initialization import initial_points
 from scene.ply import read_gaussians, read_header, read_points
+from scene.radiance_field import RadianceField
 from utils.errors import UserError
 from utils.paths import user_path
 
 SETTINGS = "config.yaml"
+
+FIELD = "field.safetensors"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,10 @@ class FinishedRun:
 
     @property
     def iterations(self) -> list[int]:
-        """The iterations whose Gaussians were saved, in order."""
+        """The iterations whose Gaussians were saved, in order; the last one that a field was saved after."""
+        if self.config.is_field:
+            path = self.folder / FIELD
+            return [iteration_of(path)] if path.exists() else []
         names = (path.parent.name.removeprefix("iteration_") for path in self.folder.glob(_ply("*")))
         return sorted(int(name) for name in names if name.isdigit())
 
@@ -65,12 +72,13 @@ class FinishedRun:
         """
         saved = self.iterations
         kind = self.config.ModelParams.representation
-        if not saved and kind != "gaussians":
+        if not saved and kind == "image":
             raise UserError(
                 f"{self.folder}: expected a run of Gaussians, got one of kind {kind}; name another"
             )
         if not saved:
-            raise UserError(f"{self.folder}: expected {_ply('*')}, found none; let the run save first")
+            name = FIELD if self.config.is_field else _ply("*")
+            raise UserError(f"{self.folder}: expected {name}, found none; let the run save first")
         if wanted is not None and wanted not in saved:
             known = ", ".join(map(str, saved))
             raise UserError(f"{self.folder}: expected iteration {known}, got {wanted}; choose a saved one")
@@ -84,6 +92,17 @@ class FinishedRun:
         """
         return read_gaussians(self.folder / _ply(self.iteration(iteration)))
 
+    def asset(self, iteration: int | None = None) -> GaussianModel | RadianceField:
+        """What the run made, be it Gaussians or a field; as `gaussians`.
+
+        Raises:
+            UserError: that iteration was not saved, or its file is broken.
+        """
+        if not self.config.is_field:
+            return self.gaussians(iteration)
+        self.iteration(iteration)
+        return read_field(self.folder / FIELD)
+
     def size(self, iteration: int | None = None) -> tuple[int, int]:
         """Gaussians of a saved iteration, and the bytes of its file, which is not read for it.
 
@@ -94,8 +113,14 @@ class FinishedRun:
         counts = {element.name: element.count for element in read_header(path).elements}
         return counts.get("vertex", 0), path.stat().st_size
 
-    def start(self) -> GaussianModel:
-        """The Gaussians that the run started from: its own points, or what its settings and seed make."""
+    def start(self) -> GaussianModel | RadianceField:
+        """What the run started from: Gaussians at its own points, or what its settings and seed make."""
+        if self.config.is_field:
+            from dreammapping.field import initial_field  # which renders, and not every reader does
+
+            return initial_field(
+                self.config, torch.Generator().manual_seed(self.config.seed), torch.device("cpu")
+            )
         path = self.folder / "init_points3d.ply"
         if path.is_file():
             points, colors = read_points(path)

@@ -100,7 +100,7 @@ class Gaussians(Subject):
         cameras = cameras.to(self.device)
         views, scales = self.render_augmented(cameras, rng)
         shapes = disparity(views, cameras)
-        by_shape = step < params.geo_iter or _chance(params.as_latent_ratio, rng)
+        by_shape = step < params.geo_iter or chance(params.as_latent_ratio, rng)
         images = shapes.expand(-1, 3, -1, -1) if by_shape else views.images
         if sample_flip(rng):
             images = images.flip(-1)
@@ -246,6 +246,13 @@ def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device
     if model.pretrained_model_path:
         path = user_path(model.pretrained_model_path, "ModelParams.pretrained_model_path")
         return read_any(path, model.sh_degree)
+    points, colors = initial_points(cameras, rng, shape_from_text(config, device))
+    return GaussianModel.from_points(points, colors, model.sh_degree)
+
+
+def shape_from_text(config: Config, device: torch.device) -> Callable[[], Any]:
+    """What makes Shap-E's mesh of the settings' prompt, as trimesh has it."""
+    cameras = config.GenerateCamParams
     prompt = cameras.init_prompt or config.GuidanceParams.text
 
     def made_from_text() -> Any:
@@ -255,8 +262,7 @@ def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device
         colors = (mesh.colors * 255).round().byte().numpy()
         return trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), vertex_colors=colors, process=False)
 
-    points, colors = initial_points(cameras, rng, made_from_text)
-    return GaussianModel.from_points(points, colors, model.sh_degree)
+    return made_from_text
 
 
 def _asset(folder: Path, step: int) -> Path:
@@ -273,5 +279,6 @@ def _options(config: Config) -> dict[str, Any]:
     return {"backend": params.backend, "direct_rgb": params.convert_SHs_python, "debug": params.debug}
 
 
-def _chance(probability: float, rng: torch.Generator) -> bool:
+def chance(probability: float, rng: torch.Generator) -> bool:
+    """Whether something that happens with a probability happens now."""
     return bool(torch.rand((), generator=rng) < probability)

@@ -256,6 +256,10 @@ def representation(config: Config) -> Build:
             from dreammapping.picture import Picture
 
             return Picture
+        case "grid" | "hash":
+            from dreammapping.field import Field
+
+            return Field
         case _:
             from dreammapping.gaussians import Gaussians
 

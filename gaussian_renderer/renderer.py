@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from diff_gaussian_rasterization import rasterize
@@ -31,6 +32,17 @@ class Views:
     alphas: Float[Tensor, "B 1 H W"]
     depths: Float[Tensor, "B 1 H W"]
     footprint: Footprint
+
+
+@runtime_checkable
+class Covered(Protocol):
+    """What `disparity` asks of views, whatever was rendered."""
+
+    @property
+    def alphas(self) -> Float[Tensor, "B 1 H W"]: ...
+
+    @property
+    def depths(self) -> Float[Tensor, "B 1 H W"]: ...
 
 
 def render(
@@ -93,7 +105,7 @@ def projections(cameras: Cameras) -> Float[Tensor, "B 4 4"]:
     return matrices
 
 
-def disparity(views: Views, cameras: Cameras) -> Float[Tensor, "B 1 H W"]:
+def disparity(views: Covered, cameras: Cameras) -> Float[Tensor, "B 1 H W"]:
     """LucidDreamer's depth picture: 1 at the nearest pixel, 0 at the object's farthest and in the background.
 
     A view without any difference in distance (an empty one, say) is 0 everywhere.

@@ -43,16 +43,9 @@ def sample_augmentation(
     """Draw backgrounds, degrees and noise for `views` training renders of Gaussians with features of `sh_shape`.
 
     Noise comes on `device`, the rest on the CPU.
-
-    A view keeps the base background (white or black) with probability `1 - bg_aug_ratio`; otherwise it gets
-    black or one random colour, evenly (upstream `bg_aug_ratio`, facts of its renderer).
     """
     gaussians = sh_shape[0]
-    base = torch.full((views, 3), 1.0 if params.white_background else 0.0)
-    augmented, coloured = (torch.rand(views, 1, generator=rng) for _ in range(2))
-    colour = torch.where(coloured < 0.5, torch.rand(views, 3, generator=rng), 0.0)
-    backgrounds = torch.where(augmented < params.bg_aug_ratio, colour, base)
-
+    backgrounds = sample_backgrounds(params, views, rng)
     flat = torch.rand(views, generator=rng) < params.sh_deg_aug_ratio
     sh_degrees = [0 if is_flat else active_degree for is_flat in flat.tolist()]
 
@@ -66,6 +59,18 @@ def sample_augmentation(
     if torch.rand((), generator=rng) < params.shs_aug_ratio:
         sh_factors = 1.0 + standard_normal(sh_shape, rng, device) * SH_NOISE
     return Augmentation(backgrounds, sh_degrees, scale_factors, sh_factors)
+
+
+def sample_backgrounds(params: ModelParams, views: int, rng: torch.Generator) -> Float[Tensor, "B 3"]:
+    """One colour for each view.
+
+    A view keeps the base background (white or black) with probability `1 - bg_aug_ratio`; otherwise it gets
+    black or one random colour, evenly (upstream `bg_aug_ratio`, facts of its renderer).
+    """
+    base = torch.full((views, 3), 1.0 if params.white_background else 0.0)
+    augmented, coloured = (torch.rand(views, 1, generator=rng) for _ in range(2))
+    colour = torch.where(coloured < 0.5, torch.rand(views, 3, generator=rng), 0.0)
+    return torch.where(augmented < params.bg_aug_ratio, colour, base)
 
 
 def sample_flip(rng: torch.Generator) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("arguments", "benchmarks", "gaussian_renderer", "guidance", "scene", "toybox", "utils")
+PACKAGES = (
+    "arguments", "benchmarks", "field_renderer", "gaussian_renderer", "guidance", "scene", "toybox", "utils",
+)  # fmt: skip
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",

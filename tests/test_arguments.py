@@ -22,7 +22,14 @@ from arguments.names import MOVED, WITHOUT_EFFECT
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-READERS = ("dreammapping", "gaussian_renderer", "guidance", "scene", "train.py")
+READERS = (
+    "dreammapping",
+    "field_renderer",
+    "gaussian_renderer",
+    "guidance",
+    "scene",
+    "train.py",
+)
 """Where a setting is read, if it is. Not the benchmarks: a setting must change a run."""
 ENOUGH = ["model_key=toybox", "text=a red car"]
 

@@ -331,6 +331,49 @@ def test_baselines_control_density_when_their_programs_do(name: str, monkeypatch
     assert (acts, resets) == ([(step, step >= wide_from) for step in steps], expected)
 
 
+FIELDS = {path.stem: path for path in SHIPPED if path.parent.name == "field"}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields_name_their_source_and_what_is_inferred(name: str) -> None:
+    head = FIELDS[name].read_text(encoding="utf-8").split("\n\n")[0]
+    assert "# Source: " in head and "# Inferred: " in head
+    assert all(len(line) <= 120 for line in head.splitlines())
+    assert read(FIELDS[name]).is_field
+
+
+PUBLISHED_FIELDS = """
+prolificdreamer: {representation: hash, guidance: vsd, guidance_scale: 7.5, weighting: sds, iterations: 25000,
+  early_width: 64, early_iter: 5000, image_w: 512, C_batch_size: 1, hash_levels: 16, hash_features: 2, hash_table: 19,
+  hash_base: 16, hash_finest: 4096, blob_scale: 10, blob_std: 0.5, bound: 1.0, samples: 64, importance_samples: 32,
+  optimizer: adamw, field_lr: 0.01, network_lr: 0.001, lambda_sparsity: [10, 10], lambda_opaque: [0, 1000],
+  ramp_iter: [10000, 10001], t_range: [0.02, 0.5], max_t_range: 0.98, timestep_schedule: two_stage, lora_lr: 0.0001}
+dreamfusion: {representation: hash, guidance: sds, guidance_scale: 100, weighting: sds, iterations: 10000, image_w: 64,
+  bound: 2.0, hash_start_levels: 8, hash_level_iter: [2000, 500], lambda_sparsity: [1, 1], lambda_orient: [10, 1000],
+  ramp_iter: [0, 5000], optimizer: adam, field_lr: 0.01, t_range: [0.02, 0.98], radius_range: [1.5, 2.0]}
+sjc: {representation: grid, guidance: sds, guidance_scale: 100, iterations: 10000, image_w: 64, resolution: 100,
+  resolution_final: 100, optimizer: adamax, field_lr: 0.05, lambda_emptiness: [10000, 200000], C_batch_size: 1}
+"""
+"""What threestudio's and SJC's own settings say."""
+
+
+def test_fields_have_their_published_numbers() -> None:
+    for name, keys in yaml.safe_load(PUBLISHED_FIELDS).items():
+        config = read(FIELDS[name])
+        ours = {name.rpartition(".")[2]: value_of(config, name) for name in settings()}
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
+        assert {key: ours[key] for key in keys} == given, name
+
+
+def test_figure_9_differs_from_prolificdreamer_in_the_loss_alone() -> None:
+    ours, theirs = read(FIELDS["dreammapping"]), read(FIELDS["prolificdreamer"])
+    assert ours.GuidanceParams.guidance_method == "vdm"
+    same = {"guidance", "workspace", "m_norm"}
+    for name in settings():
+        if name.rpartition(".")[2] not in same:
+            assert value_of(ours, name) == value_of(theirs, name), name
+
+
 def test_luciddreamers_own_file_runs_ism_with_its_own_keys() -> None:
     words = ["--opt", str(LUCIDDREAMER["axe"]), "GuidanceParams.guidance=ism"]
     guidance = load(words)[0].GuidanceParams

@@ -181,7 +181,8 @@ def test_the_search_for_text_in_the_machines_encoding_finds_it(code, found):
 
 def test_text_files_are_utf_8_whatever_the_machine_prefers():
     sources = [*ROOT.glob("*.py"), *(file for folder in (
-        "arguments", "benchmarks", "dreammapping", "gaussian_renderer", "guidance", "scene", "toybox", "utils",
+        "arguments", "benchmarks", "dreammapping", "field_renderer", "gaussian_renderer", "guidance", "scene", "toybox",
+        "utils",
     ) for file in (ROOT / folder).rglob("*.py"))]  # fmt: skip
     found = {
         path.relative_to(ROOT).as_posix(): without_encoding(ast.parse(path.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""The laws of a subject, over Gaussians, a picture, and one that these tests make: whatever is optimised obeys them."""
+"""The laws of a subject, over Gaussians, a picture, fields, and one that these tests make."""
 
 import dataclasses
 import json
@@ -33,10 +33,12 @@ def palette() -> type[Subject]:
 
 
 Palette = palette()
-SUBJECTS = {"gaussians": None, "image": None, "palette": Palette}
+SUBJECTS = {"gaussians": None, "image": None, "grid": None, "hash": None, "palette": Palette}
 ASSETS = {
     "gaussians": "point_cloud/iteration_8/point_cloud.ply",
     "image": "picture.png",
+    "grid": "field.safetensors",
+    "hash": "field.safetensors",
     "palette": "palette.png",
 }
 
@@ -67,7 +69,12 @@ def configured(kind, prior, tmp_path):
             "guidance=vdm", "perpneg=false", "fp16=false", "warmup_iter=4", "checkpoint_interval=4", "log_interval=2",
             "iterations=8",
             "ImageParams.steps=8", "vis_interval=4", "picture_interval=4", "ImageParams.particles=2",
-            f"representation={'image' if kind == 'image' else 'gaussians'}",
+            f"representation={'gaussians' if kind == 'palette' else kind}",
+            "FieldParams.resolution=6", "FieldParams.resolution_final=10", "FieldParams.samples=12",
+            "hash_levels=3", "hash_table=8", "hash_base=3", "hash_finest=12", "hash_width=8", "importance_samples=4",
+            "hash_start_levels=2", "hash_level_iter=[3, 2]", "occupancy_resolution=6", "occupancy_interval=3",
+            "lambda_orient=[0, 1]", "lambda_opaque=[0.1, 1]", "FieldParams.ramp_iter=[2, 6]", "early_width=24",
+            "early_iter=4",
             "init_num_pts=120", "image_w=32", "image_h=32", "C_batch_size=2", "densify_from_iter=1", "video_frames=2",
             "densification_interval=3", "densify_grad_threshold=0.00001", "opacity_reset_interval=5",
             "pro_frames_num=4", "sh_degree=1", "shs_aug_ratio=0.5", "progressive_view_iter=3",
@@ -180,8 +187,8 @@ def test_the_manifest_says_what_was_run_on_what_and_at_what_cost(build, configur
 def test_a_run_leaves_its_asset_and_pictures_of_what_the_prior_made_of_it(kind, build, configured):
     result = optimize(configured(), quiet=True, build=build)
     assert (result.folder / ASSETS[kind]).stat().st_size > 0
-    rows = {"gaussians": 5, "image": 3, "palette": 3}[kind]
-    side = 32 if kind == "gaussians" else 64
+    rows = 3 if kind in ("image", "palette") else 5
+    side = 64 if kind in ("image", "palette") else 32
     height, width, _ = read_picture(result.folder / "train_process" / "iter_8.jpg").shape
     assert width == 2 * side + GAP and height == rows * (side + LINE) + (2 * rows - 1) * GAP
     assert not [path for path in result.folder.rglob("*") if "partial" in path.name]

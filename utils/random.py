@@ -17,3 +17,11 @@ def standard_normal(
         return torch.randn(shape, generator=rng)
     seed = int(torch.randint(2**62, (), generator=rng))
     return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+
+
+def uniform(shape: tuple[int, ...], rng: torch.Generator, device: torch.device) -> Float[Tensor, "*shape"]:
+    """Uniform in [0, 1) on `device`; as `standard_normal`."""
+    if device.type == "cpu":
+        return torch.rand(shape, generator=rng)
+    seed = int(torch.randint(2**62, (), generator=rng))
+    return torch.rand(shape, generator=torch.Generator(device).manual_seed(seed), device=device)

@@ -4,6 +4,7 @@ A frozen dataclass is the only place where a setting has a default, a type, a un
 """
 
 from arguments.groups.cameras import GenerateCamParams
+from arguments.groups.field import FieldParams
 from arguments.groups.guidance import GuidanceParams
 from arguments.groups.hardware import HardwareParams
 from arguments.groups.image import ImageParams
@@ -24,7 +25,7 @@ from arguments.groups.renderer import PipelineParams
 from arguments.groups.run import ModelParams
 
 __all__ = [
-    "ASDParams", "CSDParams", "Consistent3DParams", "DreamFlowParams", "GenerateCamParams", "GuidanceParams",
-    "HardwareParams", "ImageParams", "LMCParams", "LODSParams", "LoRAParams", "ModelParams", "NFSDParams",
-    "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams",
+    "ASDParams", "CSDParams", "Consistent3DParams", "DreamFlowParams", "FieldParams", "GenerateCamParams",
+    "GuidanceParams", "HardwareParams", "ImageParams", "LMCParams", "LODSParams", "LoRAParams", "ModelParams",
+    "NFSDParams", "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams",
 ]  # fmt: skip

@@ -11,7 +11,9 @@ from utils.paths import user_path
 class ModelParams:
     """The run's folder, what it optimises, and what is augmented in the renders."""
 
-    representation: str = option("gaussians", "what is optimised", choices=("gaussians", "image"))
+    representation: str = option(
+        "gaussians", "what is optimised", choices=("gaussians", "image", "grid", "hash")
+    )
     workspace: str = option("debug", "name of the run: its folder under output_path")
     output_path: str = option("output", "folder that holds the folders of all runs")
     model_path: str = option("", "folder of this run; empty: output_path/workspace")

@@ -14,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arguments import GenerateCamParams
+from dreammapping.field import look
 from dreammapping.finished import FinishedRun
 from gaussian_renderer import render
 from scene.cameras import Cameras, orbit
 from scene.gaussian_model import GaussianModel
+from scene.radiance_field import RadianceField
 from toybox import raycast, world
 from toybox.objects import solids
 from toybox.recognition import parse_caption
@@ -77,19 +79,22 @@ class Exhibit:
             "cuda" if torch.cuda.is_available() and self.run.config.device != "cpu" else "cpu"
         )
 
-    def asset(self) -> GaussianModel:
-        """The Gaussians that the run made."""
-        return self.run.gaussians(self.iteration)
+    def asset(self) -> GaussianModel | RadianceField:
+        """What the run made."""
+        return self.run.asset(self.iteration)
 
     @torch.inference_mode()
-    def render(self, gaussians: GaussianModel) -> Float[Tensor, "V 3 H W"]:
-        """Views of Gaussians at the run's image size."""
-        gaussians, params = gaussians.to(self.device), self.run.config.PipelineParams
+    def render(self, asset: GaussianModel | RadianceField) -> Float[Tensor, "V 3 H W"]:
+        """Views of Gaussians or a field at the run's image size."""
+        asset, params = asset.to(self.device), self.run.config.PipelineParams
+        if isinstance(asset, RadianceField):
+            views = look(asset, self.cameras, self.background, self.run.config.FieldParams)
+            return torch.cat([each.images.clamp(0.0, 1.0).cpu() for each in views])
         options = {"backend": params.backend, "direct_rgb": params.convert_SHs_python}
         images = []
         for first in range(0, len(self.cameras), CHUNK):
             cameras = self.cameras[first : first + CHUNK]
-            views = render(gaussians, cameras, self.background, **options)
+            views = render(asset, cameras, self.background, **options)
             images.append(views.images.clamp(0.0, 1.0).cpu())
         return torch.cat(images)
 

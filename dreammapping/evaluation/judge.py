@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dreammapping.evaluation.exhibit import Exhibit, all_around
+from scene.gaussian_model import GaussianModel
+from scene.radiance_field import RadianceField
 from toybox import world
 from toybox.clip import Clip
 from toybox.recognition import caption_pairs, parse_caption, recognise
@@ -131,7 +133,7 @@ def judge_run(
         "held_out": None if exhibit.pair is None else exhibit.pair in world.HELD_OUT,
         "views": views,
         "background": exhibit.background.tolist(),
-        "gaussians": len(asset),
+        **_size(asset),
     }
     for name, images in pictures.items():
         result[name] = dataclasses.asdict(judge(images, exhibit.prompt, exhibit.cameras.azimuth_deg, clip))
@@ -139,6 +141,18 @@ def judge_run(
         temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     _write_sheet(folder / "judge_views.png", pictures, exhibit.cameras.azimuth_deg.tolist())
     return result
+
+
+def _size(asset: GaussianModel | RadianceField) -> dict[str, int]:
+    if isinstance(asset, GaussianModel):
+        return {"gaussians": len(asset)}
+    return {"parameters": sum(parameter.numel() for parameter in asset.parameters())}
+
+
+def _size_of(result: dict[str, Any]) -> str:
+    if "gaussians" in result:
+        return f"{result['gaussians']} Gaussians"
+    return f"a field of {result['parameters']} numbers"
 
 
 def _write_sheet(path: Path, pictures: dict[str, Tensor], azimuth_deg: list[float]) -> None:
@@ -155,8 +169,7 @@ def table(result: dict[str, Any]) -> str:
     held_out = result["held_out"]
     known = "" if held_out is None else f" ({'held out of' if held_out else 'in'} the prior's training)"
     lines = [
-        f"{result['run']}, iteration {result['iteration']}: {result['gaussians']} Gaussians, "
-        f"{result['views']} views",
+        f"{result['run']}, iteration {result['iteration']}: {_size_of(result)}, {result['views']} views",
         f"prompt: {result['prompt']!r}{known}",
         "",
         " " * 16 + "".join(f"{title:>13}" for title in COLUMNS.values()),

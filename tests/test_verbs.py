@@ -41,4 +41,4 @@ def test_a_wrong_verb_is_one_line_with_the_nearest(capsys):
 
 def test_methods_are_an_option_of_their_table_alone(capsys):
     assert main(["reproduce", "prompts", "--methods", "sds"]) == 2
-    assert "--methods: expected the table `methods` or `pictures`, got 'prompts'" in capsys.readouterr().err
+    assert "--methods: expected a figure or the table `methods`, got 'prompts'" in capsys.readouterr().err

@@ -180,7 +180,12 @@ def digest(*parts: str | Path) -> str:
     """Eight hexadecimal digits of texts and of the contents of files."""
     total = hashlib.sha256()
     for part in parts:
-        total.update(part.read_bytes() if isinstance(part, Path) else part.encode())
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    total.update(block)
+        else:
+            total.update(part.encode())
         total.update(b"\0")
     return total.hexdigest()[:8]
 

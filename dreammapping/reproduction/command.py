@@ -1,7 +1,7 @@
-"""Make a table of the documents again: `python -m dreammapping reproduce TABLE`.
+"""Make a figure or a table of the paper, or a table of the documents: `python -m dreammapping reproduce NAME`.
 
-Every cell (prompt, method, seed) is one `train.py` run and its judgement. Finished cells are kept, so the command can
-be stopped and given again; a table always has all that are finished, whatever part of it was asked for.
+Every cell (prompt, variant, seed) is one `train.py` run and its judgement. Finished cells are kept, so the command can
+be stopped and given again; a run that two figures share is made once.
 """
 
 import argparse
@@ -13,12 +13,23 @@ from dreammapping.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.paths import user_path
-from utils.repository import QUICKSTART, ROOT
+from utils.repository import QUICKSTART
 
+FIGURES = {
+    "fig6": "VDM and DCA against SDS at CFG 7.5",
+    "fig7": "the operator: linear, with noise, noise-free",
+    "fig8": "the cut-off of DCA: 100, 300, 500",
+    "fig9": "on a radiance field: SDS, VSD, VDM + DCA",
+    "fig10": "in 2D, method beside method from one start; figure 14 with another --model",
+    "fig11": "variance of the predicted noise, and its correlation with the noise, over t",
+    "table1": "the methods: evaluations of the score model, counted",
+    "table2": "the systems: CLIP score and time",
+    "table3": "the systems: 3D-FID",
+    "table4": "the systems: a page for participants, and the ranks of their answers",
+}
 TABLES = {
     "prompts": "VDM against SDS over prompts that nothing was tuned on (docs/results.md)",
     "methods": "every method of Table 1 on the same prompts and seeds (docs/methods.md)",
-    "pictures": "text to 2D, method beside method from one start: figures 10 and 14",
 }
 
 
@@ -31,28 +42,45 @@ def main(words: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """What `reproduce` understands."""
-    tables = "\n".join(f"  {name:10}{about}" for name, about in TABLES.items())
+    figures, tables = (
+        "\n".join(f"  {name:10}{about}" for name, about in names.items()) for names in (FIGURES, TABLES)
+    )
     parser = argparse.ArgumentParser(
         prog="python -m dreammapping reproduce",
-        description=f"{__doc__}\ntables:\n{tables}",
+        description=f"{__doc__}\nof the paper:\n{figures}\n  {'all':10}all of these\nof the documents:\n{tables}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", choices=TABLES, metavar="TABLE", help="one of those above")
+    parser.add_argument("name", choices=(*FIGURES, "all", *TABLES), metavar="NAME", help="one of those above")
     parser.add_argument(
-        "--opt", help="settings of every run (the quick start's, or configs/image/toybox.yaml)"
+        "--model", help="the prior of a figure's runs: a folder, a file or a hub id (default toybox)"
+    )
+    parser.add_argument(
+        "--opt", help="settings of every run (default: the toybox's own, or the paper's for another --model)"
     )
     parser.add_argument(
         "--methods",
         default="",
-        help="of `methods` and `pictures`: names with commas between, of pictures such as sds@7.5 (default: all)",
+        help="names with commas between, of fig10 such as sds@7.5 (default: all)",
     )
-    parser.add_argument("--prompts", type=int, help="default 6; of `methods` 2, with a GPU 6")
-    parser.add_argument("--seeds", type=int, help="runs of each (default 1; of `methods` with a GPU 3)")
-    parser.add_argument("--views", type=int, default=24, help="views that judge each (default 24)")
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE|N",
+        help="a file with a prompt a line (not of the documents' tables), or how many of our own",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each")
+    parser.add_argument("--iterations", type=int, metavar="N", help="of each run of a figure: a reduced form")
+    parser.add_argument(
+        "--views", type=int, help="views that judge each (default 24; of table3 40, of fig11 64)"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="where a figure's picture, numbers, page and cells go (default output/reproduction)",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, sharing the cores (default 1)")
     parser.add_argument("--again", action="store_true", help="run those again that other code has made")
     parser.add_argument("--report", action="store_true", help="run nothing, only show what is finished")
-    parser.add_argument("--write", action="store_true", help="put the table and its picture into docs/")
+    parser.add_argument("--write", action="store_true", help="put the numbers and the picture into docs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
     return parser
 
@@ -60,35 +88,65 @@ def parser() -> argparse.ArgumentParser:
 def _reproduce(options: argparse.Namespace) -> int:
     if options.opt is not None:
         options.opt = user_path(options.opt, "--opt")
-    if options.methods and options.table == "prompts":
-        raise UserError("--methods: expected the table `methods` or `pictures`, got 'prompts'; leave it out")
-    if options.table == "pictures":
-        return _pictures(options)
-    from dreammapping.reproduction import methods, prompts
-
-    if options.table == "methods":
-        named = [name for name in options.methods.split(",") if name]
-        plan = _plan(options, *((6, 3) if _has_gpu() else (2, 1)))
-        failures, text = methods.reproduce(plan, named, train=not options.report, write=options.write)
+    if options.name in TABLES:
+        failures, text = _table(options)
     else:
-        plan = _plan(options, 6, 1)
-        failures, text = prompts.reproduce(plan, train=not options.report, write=options.write)
+        failures, text = _figures(options)
     write_out(text + "\n")
-    if not options.write:
+    if options.name in TABLES and not options.write:
         write_out("\n(nothing was written; --write puts it into docs/)\n")
     for failure in failures:
         sys.stderr.write(f"failed: {failure}\n")
     return 1 if failures else 0
 
 
-def _pictures(options: argparse.Namespace) -> int:
-    from dreammapping.reproduction.pictures import METHODS, compare
+def _figures(options: argparse.Namespace) -> tuple[list[str], str]:
+    if options.methods and options.name == "all":
+        raise UserError("--methods: expected one figure or table, got 'all'; leave it out")
+    from dreammapping.reproduction.work import OUTPUT, Order, reproduce
 
-    opt = options.opt or ROOT / "configs" / "image" / "toybox.yaml"
-    words = ["--opt", str(opt), *options.overrides]
-    path, lines = compare((options.methods or METHODS).split(","), words, train=not options.report)
-    sys.stdout.write("\n".join([*lines, str(path)]) + "\n")
-    return 0
+    order = Order(
+        model=options.model or "toybox",
+        opt=options.opt,
+        prompts=options.prompts,
+        seeds=options.seeds,
+        iterations=options.iterations,
+        views=options.views,
+        overrides=tuple(options.overrides),
+        methods=_named(options),
+        output=user_path(options.output or str(OUTPUT), "--output"),
+        jobs=options.jobs,
+        again=options.again,
+        train=not options.report,
+        write=options.write,
+    )
+    failures, texts = [], []
+    for name in FIGURES if options.name == "all" else [options.name]:
+        failed, text = reproduce(name, order)
+        failures += failed
+        texts.append(text)
+    return failures, "\n".join([*texts, f"(also in {order.output})"])
+
+
+def _table(options: argparse.Namespace) -> tuple[list[str], str]:
+    if options.methods and options.name == "prompts":
+        raise UserError("--methods: expected a figure or the table `methods`, got 'prompts'; leave it out")
+    for name in ("model", "iterations", "output"):
+        if getattr(options, name) is not None:
+            raise UserError(
+                f"--{name}: expected a figure or table of the paper, got {options.name!r}; leave it out"
+            )
+    from dreammapping.reproduction import methods, prompts
+
+    if options.name == "methods":
+        plan = _plan(options, *((6, 3) if _has_gpu() else (2, 1)))
+        return methods.reproduce(plan, list(_named(options)), train=not options.report, write=options.write)
+    plan = _plan(options, 6, 1)
+    return prompts.reproduce(plan, train=not options.report, write=options.write)
+
+
+def _named(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name for name in options.methods.split(",") if name)
 
 
 def _plan(options: argparse.Namespace, prompts: int, seeds: int) -> Any:
@@ -98,12 +156,18 @@ def _plan(options: argparse.Namespace, prompts: int, seeds: int) -> Any:
     return Plan(
         opt=options.opt or QUICKSTART,
         overrides=tuple(options.overrides),
-        prompts=prompts if options.prompts is None else options.prompts,
+        prompts=prompts if options.prompts is None else _count(options.prompts),
         seeds=seeds if options.seeds is None else options.seeds,
-        views=options.views,
+        views=24 if options.views is None else options.views,
         jobs=options.jobs,
         again=options.again,
     )
+
+
+def _count(given: str) -> int:
+    if not given.isdecimal():
+        raise UserError(f"--prompts: expected a number for a table of the documents, got {given}; correct it")
+    return int(given)
 
 
 def _has_gpu() -> bool:

@@ -24,6 +24,7 @@ from dreammapping.reproduction.table import (
     make_cells,
     size_note,
     standing,
+    toybox_judge,
     write_report,
 )
 from utils.contact_sheet import contact_sheet
@@ -156,7 +157,10 @@ def reproduce(
     if train:
         if any(cell.method == "vdm_warm" and store.get(cell) is None for cell in cells):
             failures += train_chain(operators, output)
-        failures += finish_cells(cells, store, plan, lambda run: {"saturation": saturation(pictures(run))})
+        judge = toybox_judge(plan)
+        failures += finish_cells(
+            cells, store, plan, lambda run: judge(run) | {"saturation": saturation(pictures(run))}
+        )
     results, outdated = standing(store, plan, rows, all_prompts(TUNED_ON))
     if not results:
         return failures, "no finished cells yet"

@@ -22,6 +22,7 @@ from dreammapping.reproduction.table import (
     make_cells,
     size_note,
     standing,
+    toybox_judge,
     write_report,
 )
 from toybox import world
@@ -242,7 +243,7 @@ def reproduce(plan: Plan, *, train: bool = True, write: bool = False) -> tuple[l
     """
     store = CellStore(RESULTS / "prompts.json")
     cells = make_cells(plan, choose_prompts(plan.prompts, TUNED_ON), METHODS)
-    failures = finish_cells(cells, store, plan) if train else []
+    failures = finish_cells(cells, store, plan, toybox_judge(plan)) if train else []
     results, outdated = standing(store, plan, METHODS, all_prompts(TUNED_ON))
     if not results:
         return failures, "no finished cells yet"

@@ -82,13 +82,15 @@ def make_cell(
     given = [f"GuidanceParams.text={prompt}", f"seed={seed}"]
     settings = ["--opt", str(plan.opt), "save_video=false", *plan.overrides, *overrides, *given]
     resolved, _ = load([*settings, "ModelParams.workspace=bench"])
-    return Cell(prompt, method, seed, digest(to_yaml(resolved), _prior())), settings
+    weights = _prior(resolved.GuidanceParams.model_key)
+    return Cell(prompt, method, seed, digest(to_yaml(resolved), weights)), settings
 
 
 @cache
-def _prior() -> str:
-    """Stands for the prior's weights."""
-    return digest(*sorted(PRIOR.rglob("*.safetensors")))
+def _prior(model_key: str | None) -> str:
+    """Stands for the prior's weights, where they lie on this machine; a hub's model is its name, in the settings."""
+    folder = PRIOR if model_key in (None, "toybox") else Path(model_key)
+    return digest(*([folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))))
 
 
 def make_cells(plan: Plan, prompts: list[str], rows: Overrides) -> dict[Cell, list[str]]:
@@ -105,16 +107,17 @@ def finish_cells(
     cells: dict[Cell, list[str]],
     store: CellStore,
     plan: Plan,
-    measure: Callable[[Path], Result] = lambda _: {},
+    judge: Callable[[Path], Result],
+    outdated: Callable[[Result], bool] = lambda _: False,
 ) -> list[str]:
     """Train and judge what is missing; the messages of the cells that failed.
 
     Args:
-        measure: what else to keep of a run's folder.
+        judge: the numbers of a run's folder.
+        outdated: which of the finished cells are judged again, and trained again where other code has made them.
     """
     threads = None if plan.jobs == 1 else max(1, (os.cpu_count() or 1) // plan.jobs)
     trainer = Trainer(plan.output, threads)
-    clip = Clip.from_pretrained()
 
     def finish(cell: Cell) -> Result:
         folder = trainer.train(cell, cells[cell])
@@ -122,11 +125,22 @@ def finish_cells(
         kept = {key: manifest.get(key) for key in ("seconds", "peak_memory_bytes")}
         known = {"method": cell.method, "seed": cell.seed, "jobs": plan.jobs}
         known |= {"run": os.path.relpath(folder, ROOT), "asked": plan.asked, "code": code_digest()}
-        return judge_run(folder, plan.views, clip=clip) | known | kept | measure(folder)
+        return judge(folder) | known | kept
 
     return run_missing(
-        cells, store, finish, plan.jobs, trainer.stop, lambda result: plan.again and of_other_code(result)
+        cells,
+        store,
+        finish,
+        plan.jobs,
+        trainer.stop,
+        lambda result: outdated(result) or (plan.again and of_other_code(result)),
     )
+
+
+def toybox_judge(plan: Plan) -> Callable[[Path], Result]:
+    """What `judge` says of a run, by the toybox's CLIP, which is loaded once."""
+    clip = Clip.from_pretrained()
+    return lambda folder: judge_run(folder, plan.views, clip=clip)
 
 
 def of_other_code(result: Result) -> bool:

@@ -1,0 +1,348 @@
+"""The paper's claims: what it says and printed, the command that tries each, and what the kept numbers say of it.
+
+A claim holds, or does not, where the interval of a difference is on one side of zero; else it is not told apart.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreammapping.evaluation.statistics import compare
+from dreammapping.reproduction.cells import RESULTS, CellStore
+from dreammapping.reproduction.figures import (
+    CLIP,
+    DETAIL,
+    EVALUATIONS,
+    FID,
+    SATURATION,
+    SECONDS,
+    SYSTEMS,
+)
+from dreammapping.reproduction.report import shown, write_json
+from dreammapping.reproduction.table import Plan, write_report
+from utils.files import atomic
+from utils.repository import ROOT
+
+PAGE = ROOT / "docs" / "reproduction.md"
+IMAGES = ROOT / "docs" / "images"
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"
+HOLDS, FAILS, UNTOLD, NOT_RUN = "holds", "does not", "not told apart", "not run yet"
+
+Kept = dict[str, Any]
+Finding = tuple[str, str]
+"""What came out, in a few words, and the verdict."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row.
+
+    Attributes:
+        figure: whose numbers decide: a figure or table of the paper, or the documents' table `methods`.
+        printed: the paper's own evidence; a number that it took from elsewhere says so.
+        judge: the finding of the figure's numbers; None where they lack what it takes.
+    """
+
+    statement: str
+    figure: str
+    printed: str
+    judge: Callable[[Kept], Finding | None]
+
+    @property
+    def command(self) -> str:
+        return f"python -m dreammapping reproduce {self.figure}"
+
+
+def differs(first: str, second: str, measure: str, expected: str) -> Callable[[Kept], Finding | None]:
+    """Whether the first variant's scores are `higher` or `lower` than the second's."""
+
+    def judge(kept: Kept) -> Finding | None:
+        for each in kept["comparisons"]:
+            if (each["first"], each["second"], each["measure"]) == (first, second, measure):
+                return f"{measure}: {shown(each['difference'])}", _verdict(each["verdict"], expected)
+        return None
+
+    return judge
+
+
+def counted(first: str, second: str, expected: str) -> Callable[[Kept], Finding | None]:
+    """Whether one variant takes as many evaluations as another, or fewer: counted, so that one run tells."""
+
+    def judge(kept: Kept) -> Finding | None:
+        variants = kept["variants"]
+        found = [variants.get(name, {}).get("measures", {}).get(EVALUATIONS) for name in (first, second)]
+        if None in found:
+            return None
+        ours, others = (each["mean"] for each in found)
+        holds = math.isclose(ours, others) if expected == "equal" else ours < others
+        return f"{ours:.2f} and {others:.2f} evaluations per view", HOLDS if holds else FAILS
+
+    return judge
+
+
+def falls(kind: str) -> Callable[[Kept], Finding | None]:
+    """Whether the correlation of figure 11 falls with t."""
+
+    def judge(kept: Kept) -> Finding | None:
+        if kind not in kept["curves"]:
+            return None
+        found = kept["curves"][kind]["falls"]
+        return f"rank correlation with t: {shown(found)}", _verdict(_side(found), "higher")
+
+    return judge
+
+
+def first_of(question: str, system: str) -> Callable[[Kept], Finding | None]:
+    """Whether a system has the best mean rank, its interval below all others'."""
+
+    def judge(kept: Kept) -> Finding | None:
+        ranks = (kept["study"] or {}).get("ranks", {}).get(question, {})
+        if system not in ranks:
+            return None
+        others = [rank for name, rank in ranks.items() if name != system]
+        ours = ranks[system]
+        if ours["low"] is None or any(each["low"] is None for each in others):
+            return f"mean rank {shown(ours)}", UNTOLD
+        if all(ours["high"] < each["low"] for each in others):
+            return f"mean rank {shown(ours)}", HOLDS
+        beaten = any(each["high"] < ours["low"] for each in others)
+        return f"mean rank {shown(ours)}", FAILS if beaten else UNTOLD
+
+    return judge
+
+
+def _verdict(side: str, expected: str) -> str:
+    if side == UNTOLD:
+        return UNTOLD
+    return HOLDS if side == expected else FAILS
+
+
+def _side(found: Kept) -> str:
+    if found["low"] is None or found["low"] <= 0.0 <= found["high"]:
+        return UNTOLD
+    return "higher" if found["low"] > 0.0 else "lower"
+
+
+def _methods(first: str, second: str) -> Callable[[Kept], Finding | None]:
+    """Whether the first of two rows of the table over methods has the higher R-precision."""
+
+    def judge(kept: Kept) -> Finding | None:
+        scores = [
+            {
+                (each["prompt"], each["seed"], 0): each["asset"]["r_precision"]
+                for each in kept["cells"].values()
+                if each["method"] == name and each["asked"] == Plan().asked
+            }
+            for name in (first, second)
+        ]
+        if not scores[0].keys() & scores[1].keys():
+            return None
+        found = compare(*scores)
+        runs = f"{found.difference.runs} run{'s' * (found.difference.runs > 1)}"
+        return f"R-precision: {shown(vars(found.difference))}, {runs}", _verdict(found.verdict, "higher")
+
+    return judge
+
+
+def _beats(name: str, measure: str, expected: str, printed: str) -> Claim:
+    system = SYSTEMS[name].caption
+    table = "table3" if measure == FID else "table2"
+    word = {"higher": "a higher", "lower": "a lower"}[expected]
+    return Claim(
+        f"DreamMapping has {word} {measure} than {system}",
+        table,
+        printed,
+        differs("vdm", name, measure, expected),
+    )
+
+
+_COPIED = "copied from GaussianDreamer's paper"
+CLAIMS = (
+    Claim(
+        "VDM adds detail to SDS at CFG 7.5, which is over-smooth",
+        "fig6",
+        "pictures",
+        differs("vdm_without_dca", "sds", DETAIL, "higher"),
+    ),
+    Claim(
+        "DCA takes away the saturation that VDM alone has",
+        "fig6",
+        "pictures",
+        differs("vdm", "vdm_without_dca", SATURATION, "lower"),
+    ),
+    Claim(
+        "VDM + DCA fits the text better than SDS at CFG 7.5",
+        "fig6",
+        "pictures",
+        differs("vdm", "sds", CLIP, "higher"),
+    ),
+    Claim(
+        "VDM + DCA fits the text better than VDM alone",
+        "fig6",
+        "pictures",
+        differs("vdm", "vdm_without_dca", CLIP, "higher"),
+    ),
+    Claim(
+        "a nonlinear operator is better than a linear one",
+        "fig7",
+        "pictures",
+        differs("vdm", "vdm_linear", CLIP, "higher"),
+    ),
+    Claim(
+        "a linear operator leaves more noise",
+        "fig7",
+        "pictures",
+        differs("vdm", "vdm_linear", DETAIL, "lower"),
+    ),
+    Claim(
+        "learnable noise behind the operator makes it no better, but worse",
+        "fig7",
+        "pictures, artifacts in some",
+        differs("vdm_ulite_noise", "vdm", CLIP, "lower"),
+    ),
+    Claim(
+        "a cut-off of 100 saturates more than 300",
+        "fig8",
+        "pictures",
+        differs("vdm", "vdm_cutoff_100", SATURATION, "lower"),
+    ),
+    Claim(
+        "a cut-off of 500 is smoother than 300",
+        "fig8",
+        "pictures",
+        differs("vdm", "vdm_cutoff_500", DETAIL, "higher"),
+    ),
+    *(
+        Claim(
+            f"a cut-off of 300 fits the text better than {other}",
+            "fig8",
+            "pictures",
+            differs("vdm", f"vdm_cutoff_{other}", CLIP, "higher"),
+        )
+        for other in (100, 500)
+    ),
+    Claim(
+        "on a radiance field VDM + DCA fits the text better than SDS at CFG 7.5",
+        "fig9",
+        "pictures",
+        differs("vdm", "sds", CLIP, "higher"),
+    ),
+    Claim(
+        "on a radiance field VDM + DCA takes a fraction of VSD's time",
+        "fig9",
+        f"1.9 h; VSD 10 h, {_COPIED}",
+        differs("vdm", "vsd", SECONDS, "lower"),
+    ),
+    Claim(
+        "in 2D VDM + DCA saturates less than SDS at CFG 100",
+        "fig10",
+        "pictures",
+        differs("vdm", "sds@100", SATURATION, "lower"),
+    ),
+    Claim(
+        "in 2D VDM + DCA takes less time than VSD",
+        "fig10",
+        "pictures",
+        differs("vdm", "vsd", SECONDS, "lower"),
+    ),
+    Claim(
+        "the noise and its prediction correlate the less, the smaller t is, in renders",
+        "fig11",
+        "a curve",
+        falls("renders"),
+    ),
+    Claim("the same in the prior's own samples", "fig11", "a curve", falls("samples")),
+    Claim(
+        "an iteration of VDM takes as many evaluations of the U-Net as one of SDS",
+        "table1",
+        "in words",
+        counted("vdm", "sds", "equal"),
+    ),
+    Claim(
+        "and fewer than one of VSD, with none backward",
+        "table1",
+        "Figure 3, in words",
+        counted("vdm", "vsd", "fewer"),
+    ),
+    _beats("dreamfusion", CLIP, "higher", f"30.16; 23.60, {_COPIED}"),
+    _beats("dreamgaussian", CLIP, "higher", "30.16; 20.85"),
+    _beats("gaussiandreamer", CLIP, "higher", f"30.16; 27.23, {_COPIED}"),
+    _beats("prolificdreamer", CLIP, "higher", f"30.16; 27.39, {_COPIED}"),
+    Claim(
+        "DreamMapping takes a fraction of ProlificDreamer's time",
+        "table2",
+        f"15 min; 10 h, {_COPIED}",
+        differs("vdm", "prolificdreamer", SECONDS, "lower"),
+    ),
+    _beats("dreamfusion", FID, "lower", "139.03; 191.82, copied from ProlificDreamer's paper"),
+    _beats("prolificdreamer", FID, "lower", "139.03; 159.84"),
+    _beats("dreamgaussian", FID, "lower", "139.03; 265.88"),
+    _beats("gaussiandreamer", FID, "lower", "139.03; 156.71"),
+    _beats("luciddreamer", FID, "lower", "139.03; 142.63"),
+    Claim(
+        "people find that DreamMapping fits the text best",
+        "table4",
+        "mean rank 1.05; the next 2.50",
+        first_of("alignment", "DreamMapping"),
+    ),
+    Claim(
+        "people find that DreamMapping looks best",
+        "table4",
+        "mean rank 1.49; the next 2.34",
+        first_of("quality", "DreamMapping"),
+    ),
+    Claim(
+        "a cut-off that is learned would be better (a last wish of the paper)",
+        "methods",
+        "none",
+        _methods("vdm_dca_learned", "vdm"),
+    ),
+    Claim(
+        "an operator trained before the run would be better (the other)",
+        "methods",
+        "none",
+        _methods("vdm_warm", "vdm"),
+    ),
+)
+
+
+def table() -> str:
+    """A row for each claim, of the kept numbers alone."""
+    lines = [
+        "| the paper's claim | it printed | command | came out | verdict |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for claim in CLAIMS:
+        said, verdict = finding(claim)
+        lines.append(f"| {claim.statement} | {claim.printed} | `{claim.command}` | {said} | {verdict} |")
+    return "\n".join(lines)
+
+
+def finding(claim: Claim) -> Finding:
+    """What the kept numbers say of a claim."""
+    path = RESULTS / f"{claim.figure}.json"
+    if not path.is_file():
+        return "-", NOT_RUN
+    kept = (
+        {"cells": CellStore(path).results}
+        if claim.figure == "methods"
+        else json.loads(path.read_text("utf-8"))
+    )
+    return claim.judge(kept) or ("-", NOT_RUN)
+
+
+def keep(name: str, found: Kept, picture: Path | None) -> None:
+    """Keep a figure's numbers and picture in the repository, and write the page anew.
+
+    Raises:
+        UserError: a file cannot be written, or the page has no place for the table.
+    """
+    write_json(RESULTS / f"{name}.json", found)
+    if picture is not None:
+        with atomic(IMAGES / f"reproduction_{name}.png") as temporary:
+            shutil.copy(picture, temporary)
+    write_report(table(), PAGE, BEGIN, END)

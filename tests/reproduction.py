@@ -1,0 +1,38 @@
+"""Figures of the paper in a reduced form: in this process, with a prior and pictures of a few pixels."""
+
+import json
+from pathlib import Path
+
+import train
+from dreammapping.__main__ import main
+
+SMALL = ["--prompts", "1", "--seeds", "1", "--iterations", "40", "--views", "4"]
+GAUSSIANS = [
+    "init_shape=sphere", "init_num_pts=60", "image_w=32", "image_h=32", "densify_until_iter=20", "densify_from_iter=10",
+    "C_batch_size=2",
+]  # fmt: skip
+FIELD = [
+    "image_w=32", "image_h=32", "early_width=null", "C_batch_size=2", "FieldParams.resolution=8",
+    "FieldParams.resolution_final=12", "FieldParams.samples=8", "occupancy_resolution=8",
+]  # fmt: skip
+
+
+def trained_here(_trainer, command, _printed) -> int:
+    """In the place of `Trainer._run`: the same program without the seconds that a new process takes to begin."""
+    return train.main(command[2:])
+
+
+def small_words(prior: Path, folder: Path) -> list[str]:
+    """What makes any run small, and keeps it in a folder."""
+    return [
+        "--model", str(prior), "--output", str(folder / "report"), f"output_path={folder / 'runs'}", "device=cpu",
+        "fp16=false", "page=false", "perpneg=false", "test_ratio=1", "pro_frames_num=2",
+    ]  # fmt: skip
+
+
+def numbers_of(folder: Path, name: str) -> dict:
+    return json.loads((folder / "report" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def reproduce(name: str, *words: str) -> int:
+    return main(["reproduce", name, *words])

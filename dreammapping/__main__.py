@@ -11,6 +11,7 @@ from utils.errors import UserError
 VERBS = {
     "judge": ("dreammapping.evaluation.command", "score a finished run by the toybox's CLIP"),
     "export": ("dreammapping.export.command", "write its Gaussians in the formats of viewers and engines"),
+    "mesh": ("dreammapping.mesh.command", "make a textured mesh of a run: .glb, .obj, .ply"),
     "reproduce": ("dreammapping.reproduction.command", "make a table of the documents again"),
 }
 """Each verb: the module whose `main(words)` parses what follows it, and what it does. No module is loaded but the

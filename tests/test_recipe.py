@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDED = (
-    "arguments", "benchmarks", "configs", "docs", "dreammapping", "gaussian_renderer", "guidance", "scene",
-    "submodules/diff-gaussian-rasterization/tests", "tests", "toybox", "utils",
+    *sorted(path.parent.name for path in ROOT.glob("*/__init__.py")),
+    "configs", "docs", "submodules/diff-gaussian-rasterization/tests", "tests",
     "CONTRIBUTING.md", "README.md", "Makefile", "constraints.txt", "pyproject.toml", "train.py",
 )  # fmt: skip
 LOSS = '''"""SDS with a part of its noise: a loss that only a test needs."""
@@ -68,7 +68,7 @@ def copy(tmp_path) -> Path:
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=leave)
+            shutil.copytree(source, target, ignore=leave, dirs_exist_ok=True)
         else:
             shutil.copy(source, target)
     for weights in (ROOT / "toybox" / "prior").rglob("*.safetensors"):

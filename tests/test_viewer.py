@@ -153,6 +153,20 @@ def test_wishes_are_heard_once_and_a_pause_ends_with_its_viewer(tmp_path):
     assert not exchange.paused
 
 
+def test_an_exchange_is_removed_and_nothing_else_with_it(tmp_path):
+    for name in ("empty", "shared"):
+        (tmp_path / name).mkdir()
+        exchange = Exchange(tmp_path / name)
+        exchange.leave(1, None, (torch.rand(2, 2, 3) * 255).byte().numpy())
+        exchange.ask_to_save()
+        exchange.renew_pause(True)
+        (tmp_path / name / ".snapshot.0123abcd.partial.npz").write_bytes(b"cut off by a kill")
+    (tmp_path / "shared" / "thesis.txt").write_text("x")
+    for name in ("empty", "shared", "gone"):
+        Exchange(tmp_path / name).remove()
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["shared", "thesis.txt"]
+
+
 def test_an_exchange_that_is_gone_disturbs_nobody(tmp_path):
     exchange = Exchange(tmp_path / "gone")
     exchange.ask_to_save()

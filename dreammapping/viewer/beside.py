@@ -5,7 +5,6 @@ whether somebody asked it to save or to pause.
 """
 
 import logging
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,7 +78,7 @@ class Beside:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self.exchange.folder, ignore_errors=True)
+        self.exchange.remove()
 
     def after(
         self, step: int, optimization: Optimization, save: Callable[[], None], stopping: Callable[[], bool]

@@ -59,11 +59,14 @@ def _view(options: argparse.Namespace) -> int:
     stage = Stage(server, run.config)
     said = directions(options.host, server.get_port())
     if options.beside:
+        from dreammapping.viewer.exchange import Exchange
         from dreammapping.viewer.running import Running, wait_for_the_end
 
-        Running(stage, run, options.beside)
+        exchange = Exchange(options.beside)
+        Running(stage, run, exchange)
         complain(said)  # the run's standard output is its own
         wait_for_the_end()
+        exchange.remove()  # a run that was killed has not
     else:
         from dreammapping.viewer.saved import Saved
 

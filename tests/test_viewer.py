@@ -312,6 +312,14 @@ def test_a_full_disk_costs_one_warning(run, viewer, monkeypatch, caplog):
     assert sum("the viewer stays at what it has" in message for message in caplog.messages) == 1
 
 
+def test_a_viewer_that_cannot_be_started_is_one_line(run, viewer, monkeypatch, tmp_path):
+    viewer("")
+    monkeypatch.setattr(beside, "COMMAND", (str(tmp_path / "nothing"),))
+    with pytest.raises(UserError, match=r"viewer=true: expected a viewer that starts, got: .*nothing"):
+        run("run", "viewer=true")
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_viser_one_line_says_how_to_get_it_and_nothing_begins(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(needs, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"viewer=true: expected the package viser.*pip install .*\[viewer\]"):

@@ -56,10 +56,13 @@ class Beside:
         self._broken = False
 
     def __enter__(self) -> "Beside":
+        exchange = None
         try:
-            self.exchange = Exchange(Path(tempfile.mkdtemp(prefix="dreammapping-viewer-")))
+            self.exchange = exchange = Exchange(Path(tempfile.mkdtemp(prefix="dreammapping-viewer-")))
             self._process = self._start()
         except OSError as error:
+            if exchange is not None:
+                exchange.remove()
             raise UserError(
                 f"viewer=true: expected a viewer that starts, got: {error}; leave it out, or see TMPDIR"
             ) from error

@@ -5,9 +5,11 @@ drawn by the browser, or by our renderer with exact background, depth, opacity a
 """
 
 import argparse
+import io
 import logging
 import os
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from dreammapping.command import exit_code
@@ -52,18 +54,22 @@ def _view(options: argparse.Namespace) -> int:
 
     import viser
 
-    from dreammapping.viewer.stage import Stage
+    from dreammapping.viewer.stage import MOST_LIVE_SPLATS, MOST_SPLATS, Stage
 
-    server = viser.ViserServer(options.host, port, verbose=False)
+    with redirect_stdout(io.StringIO()):  # it says its address in a way of its own
+        server = viser.ViserServer(options.host, port, verbose=False)
     server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
-    stage = Stage(server, run.config)
+    stage = Stage(server, run.config, MOST_LIVE_SPLATS if options.beside else MOST_SPLATS)
     said = directions(options.host, server.get_port())
     if options.beside:
+        from dreammapping.viewer.exchange import Exchange
         from dreammapping.viewer.running import Running, wait_for_the_end
 
-        Running(stage, run, options.beside)
+        exchange = Exchange(options.beside)
+        Running(stage, run, exchange)
         complain(said)  # the run's standard output is its own
         wait_for_the_end()
+        exchange.remove()  # a run that was killed has not
     else:
         from dreammapping.viewer.saved import Saved
 

@@ -34,7 +34,7 @@ from utils.run import Run
 from utils.spherical_harmonics import rgb_to_sh_dc
 
 for library in ("skimage", "fast_simplification", "xatlas"):
-    pytest.importorskip(library, reason=f"{library} is not installed: pip install .[mesh]")
+    pytest.importorskip(library, reason=f"{library} is not installed: pip install .")
 
 PARAMS = GenerateCamParams(image_w=48, image_h=48, default_fovy=0.46)
 RED, BLUE, GREEN = (torch.tensor(rgb) for rgb in ([0.8, 0.1, 0.1], [0.1, 0.2, 0.9], [0.1, 0.7, 0.2]))

@@ -322,7 +322,7 @@ def test_a_viewer_that_cannot_be_started_is_one_line(run, viewer, monkeypatch, t
 
 def test_without_viser_one_line_says_how_to_get_it_and_nothing_begins(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(needs, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"viewer=true: expected the package viser.*pip install .*\[viewer\]"):
+    with pytest.raises(UserError, match=r"viewer=true: expected the package viser.*pip install .*"):
         run("run", "viewer=true")
     assert not (tmp_path / "run").exists()
     assert verbs(["view", str(tmp_path)]) == 2
@@ -399,7 +399,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_finished_run_is_shown_to_this_machine_alone_until_ctrl_c(folder):
-    pytest.importorskip("viser", reason="needs viser: pip install .[viewer]")
+    pytest.importorskip("viser", reason="needs viser: pip install .")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -426,7 +426,7 @@ def test_a_finished_run_is_shown_to_this_machine_alone_until_ctrl_c(folder):
 
 
 def test_the_viewer_of_a_run_ends_with_it(folder, tmp_path):
-    pytest.importorskip("viser", reason="needs viser: pip install .[viewer]")
+    pytest.importorskip("viser", reason="needs viser: pip install .")
     process = started(folder, "--beside", str(tmp_path), "--port", "8300", stdin=subprocess.PIPE)
     try:
         address_said(process.stderr)

@@ -26,7 +26,7 @@ KNOWN = (
 
 @pytest.fixture(scope="module")
 def browser():
-    pytest.importorskip("viser", reason="needs viser: pip install .[viewer]")
+    pytest.importorskip("viser", reason="needs viser: pip install .")
     with chromium() as found:
         yield found
 

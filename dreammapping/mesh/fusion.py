@@ -106,7 +106,7 @@ def library() -> Any:
 
 def missing(library: str) -> UserError:
     return UserError(
-        f'mesh: needs {library}, which is not installed; run `python -m pip install -c constraints.txt .`'
+        f"mesh: needs {library}, which is not installed; run `python -m pip install -c constraints.txt .`"
     )
 
 

@@ -195,7 +195,7 @@ def _outside(covered: Float[Tensor, "1 1 H W"]) -> Float[Tensor, "1 1 H W"]:
 def _one_body(field: Float[np.ndarray, "X Y Z"]) -> Float[np.ndarray, "X Y Z"]:
     """The field without floaters and without hollows that nothing leads into."""
     inside = field < 0
-    labels, count = ndimage.label(inside)
+    labels, count = ndimage.label(inside)  # pyright: ignore[reportGeneralTypeIssues]
     if count == 0:
         raise UserError(
             "mesh: expected a solid object, got views that agree on none; try a smaller --resolution"

@@ -54,7 +54,7 @@ def tidy(surface: Surface, target_faces: int) -> Surface:
     except ImportError as error:
         raise missing("fast-simplification") from error
     for aggressiveness in (5, 3, 1):
-        vertices, faces = fast_simplification.simplify(
+        vertices, faces = fast_simplification.simplify(  # pyright: ignore[reportAssignmentType]
             surface.vertices.astype(np.float32), surface.faces, target_count=target_faces, agg=aggressiveness
         )
         simpler = Surface(vertices.astype(np.float64), faces.astype(np.int64))

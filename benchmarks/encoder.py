@@ -168,7 +168,7 @@ def operators(device: torch.device, compiled: bool) -> dict[str, Callable[[Tenso
         return operator
 
     def graph(latents: Tensor, timesteps: Tensor) -> nn.Module:
-        return torch.cuda.make_graphed_callables(eager(latents, timesteps), (latents, timesteps))
+        return torch.cuda.make_graphed_callables(eager(latents, timesteps), (latents, timesteps))  # pyright: ignore[reportReturnType]
 
     found: dict[str, Callable[[Tensor, Tensor], nn.Module]] = {"eager": eager}
     if compiled:

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from benchmarks.card import main
+
+pytestmark = pytest.mark.slow
 
 
 def test_all_parts_run_tiny_on_a_cpu(tmp_path, capfd):

@@ -72,6 +72,7 @@ class Exchange:
             OSError,
             ValueError,
             KeyError,
+            EOFError,
             zipfile.BadZipFile,
         ):  # between two of them, or the run has ended
             return None
@@ -104,7 +105,7 @@ class Exchange:
 
     def remove(self) -> None:
         """Remove what was left, and the folder where nothing else is in it."""
-        remove_unfinished(self.folder)
+        remove_unfinished(self.folder, ())
         for path in (self._snapshot, self._save, self._pause):
             with suppress(OSError):
                 path.unlink()

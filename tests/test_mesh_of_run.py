@@ -424,7 +424,7 @@ def test_gaussians_that_nobody_sees_are_one_line(tmp_path, capsys):
 def test_a_missing_library_is_named_with_the_line_that_installs_it(monkeypatch, module, name):
     monkeypatch.setitem(sys.modules, module, None)
     seen = views(Balls(((0.0, 0.0, 0.0), 0.4)), count=8, size=24)
-    with pytest.raises(UserError, match=rf"{name}.*\[mesh\]"):
+    with pytest.raises(UserError, match=rf"{name}.*pip install"):
         paint(seen, tidy(Surface(*fuse(seen, 16)), 100), 64)
 
 

@@ -200,8 +200,6 @@ def test_pictures_before_the_first_iteration_are_those_of_the_start(build, confi
 
 
 def test_memory_that_runs_out_is_saved_and_goes_on_with_the_same_bits(kind, build, configured, monkeypatch):
-    if kind == "hash":
-        pytest.xfail("not mended yet: the moments of a field of hash tables do not fit")
     whole = optimize(configured("workspace=whole"), quiet=True, build=build)
     guide = Optimization._guide
 
@@ -229,9 +227,7 @@ def test_a_checkpoint_of_another_subject_is_refused(kind, build, configured):
         optimize(configured(), resume=True, quiet=True, build=other)
 
 
-def test_a_checkpoint_that_had_it_all_on_one_level_is_read(kind, build, configured):
-    if kind == "hash":
-        pytest.xfail("not mended yet: the moments of a field of hash tables do not fit")
+def test_a_checkpoint_that_had_it_all_on_one_level_is_read(build, configured):
     optimization = Optimization(configured(), build=build)
     optimization.iteration(1)
     state = optimization.state_dict()

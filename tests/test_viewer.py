@@ -34,8 +34,6 @@ from utils.errors import UserError
 from utils.images import to_uint8
 from utils.rotations import quaternions_to_matrices
 
-pytestmark = pytest.mark.slow  # not all of them have been seen to pass
-
 LONG = 300
 """Seconds after which a process is given up."""
 

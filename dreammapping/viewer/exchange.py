@@ -66,7 +66,7 @@ class Exchange:
             left = self._snapshot.stat().st_mtime
             if left <= after:
                 return None
-            with np.load(self._snapshot, allow_pickle=False) as arrays:
+            with self._snapshot.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return left, _snapshot(dict(arrays))
         except (
             OSError,

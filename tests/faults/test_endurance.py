@@ -28,7 +28,6 @@ def configured(prior: Path, folder: Path, subject: str, steps: int, *more: str):
         f"iterations={steps}",
         f"ImageParams.steps={steps}",
         "densify_until_iter=0",
-        "page=false",  # one tensor is held after it, not found yet
         f"output_path={folder}",
     ]
     return load([*WORDS, *SUBJECTS[subject], f"model_key={prior}", *words, *more])[0]

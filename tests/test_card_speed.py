@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from arguments import GuidanceParams, HardwareParams
-from guidance import ScoreModel
 from guidance.prior import compilation
 from guidance.prior.compilation import CACHE_VARIABLE, compiled_folder, keep_compiled
+from tests.test_memory import model_of
 from tests.tiny_models import save_pipeline
 
 CPU = torch.device("cpu")
@@ -18,11 +17,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_pipeline(tmp_path_factory.mktemp("prior"))
-
-
-def model_of(folder, **hardware):
-    params = GuidanceParams(model_key=str(folder), C_batch_size=4)
-    return ScoreModel.from_pretrained(params, CPU, hardware=HardwareParams(**hardware))
 
 
 @pytest.fixture

@@ -398,7 +398,7 @@ def test_the_verb_makes_all_files_and_says_how_good_they_are(tmp_path, capsys):
         (["--target-faces", "5"], "--target-faces: expected"),
         (["--scale", "0"], "--scale: expected"),
         (["--iteration", "9"], "expected iteration 7, got 9"),
-        (["--out", "{file}/inside"], "cannot be written"),
+        (["--output", "{file}/inside"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(tmp_path, capsys, words, message):

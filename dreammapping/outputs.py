@@ -99,7 +99,9 @@ class SceneOutputs(Outputs):
     def __init__(self, config: Config, run: Run, subject: Subject) -> None:
         super().__init__(config, run, subject)
         self.scene: Scene = subject  # type: ignore[assignment]
-        cameras, params = to_be_seen(config.GenerateCamParams), config.OptimizationParams
+        cameras, params = config.GenerateCamParams, config.OptimizationParams
+        if not config.is_field:  # whose rays cost as much as those of training
+            cameras = to_be_seen(cameras)
         self.test_cameras = orbit(TEST_VIEWS, cameras, elevated_ring=cameras.render_45)
         self.video_cameras = orbit(config.video_frames, cameras, elevated_ring=True)
         self.process_cameras = orbit(params.pro_frames_num, cameras, elevated_ring=params.pro_render_45)

@@ -77,7 +77,7 @@ class Visit:
 @contextmanager
 def visit(browser: Any, address: str, **options: Any) -> Iterator[Visit]:
     """Open a page; `options` are those of Playwright's `new_page`, such as `color_scheme`."""
-    page = browser.new_page(**{"viewport": {"width": 760, "height": 600}, **options})
+    page = browser.new_page(**{"viewport": {"width": 600, "height": 700}, **options})
     page.set_default_timeout(SLOW)
     seen = Visit(page)
     page.on(

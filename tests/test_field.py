@@ -13,6 +13,7 @@ from dreammapping.field import Field, build_optimizer, initial_field, levels_at,
 from dreammapping.field_memory import field_bytes, parameter_count, rays_at_once, refuse_too_large
 from dreammapping.finished import FinishedRun
 from dreammapping.optimization import Optimization
+from guidance.prior.memory import PLANS
 from scene.field_file import write_field
 from scene.radiance_field import VoxelGrid
 from tests.settings import config_of
@@ -35,8 +36,21 @@ def settings(*words, kind="grid"):
     return load([*QUICK, f"representation={kind}", *words])[0]
 
 
+class TextAlone:
+    """Of a prior what a subject asks: the text of its views."""
+
+    plan = PLANS["max"]
+
+    def encode_text(self, texts):
+        return torch.zeros(len(texts), 2, 3)
+
+    def drop_text_encoder(self):
+        pass
+
+
 def fresh(*words, kind="grid"):
-    return Optimization(settings(*words, kind=kind))
+    """A field that is ready to be shown."""
+    return Field(settings(*words, kind=kind), TextAlone, torch.Generator().manual_seed(0), CPU)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -103,14 +117,13 @@ def test_levels_of_the_hash_grid_come_into_use_one_by_one():
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "adamax"])
 def test_each_optimiser_steps_each_kind_at_its_rates(optimizer):
     for kind in ("grid", "hash"):
-        trained = fresh(f"FieldParams.optimizer={optimizer}", "field_lr=0.5", "network_lr=0.25", kind=kind)
-        before = {name: value.detach().clone() for name, value in trained.subject.field.named_parameters()}
-        trained.iteration(1)
-        rates = [group["lr"] for group in trained.subject.optimizer.param_groups]
+        subject = fresh(f"FieldParams.optimizer={optimizer}", "field_lr=0.5", "network_lr=0.25", kind=kind)
+        before = {name: value.detach().clone() for name, value in subject.field.named_parameters()}
+        subject.show(1, torch.Generator().manual_seed(0)).seen.square().sum().backward()
+        subject.optimizer.step()
+        rates = [group["lr"] for group in subject.optimizer.param_groups]
         assert rates[0] == pytest.approx(0.5, rel=0.02) and rates[1:] == [0.25] * (kind == "hash")
-        assert all(
-            not torch.equal(before[name], value) for name, value in trained.subject.field.named_parameters()
-        )
+        assert all(not torch.equal(before[name], value) for name, value in subject.field.named_parameters())
 
 
 TERMS = {
@@ -122,9 +135,9 @@ TERMS = {
 @pytest.mark.parametrize("kind", ["grid", "hash"])
 def test_regularisers_are_losses_of_their_own_that_ramp_and_reach_the_field(kind):
     words = [f"{name}=[0, 0]" for name in TERMS] + ["FieldParams.ramp_iter=[0, 4]", "lambda_tv=0"]
-    assert fresh(*words, kind=kind).subject.show(1, torch.Generator().manual_seed(0)).losses() == {}
+    assert fresh(*words, kind=kind).show(1, torch.Generator().manual_seed(0)).losses() == {}
     for setting, name in TERMS.items():
-        subject = fresh(*words, f"{setting}=[0, 2]", kind=kind).subject
+        subject = fresh(*words, f"{setting}=[0, 2]", kind=kind)
         sizes = []
         for step in (1, 4):
             losses = subject.show(step, torch.Generator().manual_seed(0)).losses()
@@ -137,18 +150,18 @@ def test_regularisers_are_losses_of_their_own_that_ramp_and_reach_the_field(kind
 
 def test_early_renders_are_smaller_and_chunks_change_no_gradient():
     whole = fresh("early_width=16", "early_iter=3", "lambda_tv=0")
-    shapes = [whole.subject.show(step, torch.Generator().manual_seed(0)).seen.shape[-2:] for step in (3, 4)]
+    shapes = [whole.show(step, torch.Generator().manual_seed(0)).seen.shape[-2:] for step in (3, 4)]
     assert shapes == [(16, 16), (32, 32)]
     gradients = []
     for words in ([], ["ray_chunk=100"]):
-        subject = fresh("lambda_tv=0", *words).subject
+        subject = fresh("lambda_tv=0", *words)
         seen = subject.show(1, torch.Generator().manual_seed(0)).seen
         gradients.append(torch.autograd.grad(seen.square().sum(), subject.field.table)[0])
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
 def test_disparity_is_guided_where_luciddreamers_settings_ask_for_it():
-    subject = fresh("as_latent_ratio=1").subject
+    subject = fresh("as_latent_ratio=1")
     seen = subject.show(1, torch.Generator().manual_seed(0)).seen
     assert torch.equal(seen[:, 0], seen[:, 2]) and seen.max() == 1
 
@@ -199,7 +212,7 @@ def test_a_field_starts_from_a_finished_one_of_its_kind(finished):
 
 
 def test_an_asset_that_nobody_can_see_is_refused_and_a_missing_one_is_written_again(tmp_path):
-    subject = fresh().subject
+    subject = fresh()
     subject.check(tmp_path, 1)
     assert (tmp_path / "field.safetensors").is_file()
     with torch.no_grad():
@@ -212,7 +225,7 @@ def test_an_asset_that_nobody_can_see_is_refused_and_a_missing_one_is_written_ag
 
 
 def test_a_field_that_is_nowhere_dense_has_no_mesh_and_says_so(tmp_path, caplog):
-    fresh("mesh_density=1e6").subject.save(tmp_path, 3)
+    fresh("mesh_density=1e6").save(tmp_path, 3)
     assert not (tmp_path / "mesh.ply").exists()
     assert (
         "iteration 3: the field is nowhere denser than mesh_density=1e+06, so it has no mesh" in caplog.text

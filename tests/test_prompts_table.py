@@ -284,8 +284,8 @@ def test_the_table_has_means_spreads_and_both_kinds_of_prompt():
         ([1.0, 1.0, 1.0, 0.7], [1.0, 1.0, 1.0, 0.5], "no difference between the two is shown."),
         (
             [1.0, 0.9, 0.9, 1.0],
-            [0.5, 0.5, 0.6, 0.5],
-            "R-precision differs by +0.42, with a standard error of 0.04: a diff",
+            [0.5, 0.5, 0.6, 0.6],
+            "by +0.40, with a standard error of 0.04: a difference.",
         ),
         ([1.0], [0.5], "Too few runs to compare the two."),
     ],

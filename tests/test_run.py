@@ -48,6 +48,7 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
         "b/config.yaml",
         "picture.png",
         "mesh.ply",
+        "index.html",
         "process_videos/frames/1.jpg",
     ):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
     make(tmp_path / "a", "seed: 1\n", step=3, force=True)
     kept = contents(tmp_path / "a")
     assert kept["config.yaml"] == b"seed: 1\n" and "metrics.jsonl" not in kept
-    assert sum(content == b"precious" for content in kept.values()) == 7
+    assert sum(content == b"precious" for content in kept.values()) == 8
     assert not [name for name in kept if "iteration_5" in name or "replaced" in name]
 
 

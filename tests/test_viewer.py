@@ -153,6 +153,20 @@ def test_wishes_are_heard_once_and_a_pause_ends_with_its_viewer(tmp_path):
     assert not exchange.paused
 
 
+def test_an_exchange_is_removed_and_nothing_else_with_it(tmp_path):
+    for name in ("empty", "shared"):
+        (tmp_path / name).mkdir()
+        exchange = Exchange(tmp_path / name)
+        exchange.leave(1, None, (torch.rand(2, 2, 3) * 255).byte().numpy())
+        exchange.ask_to_save()
+        exchange.renew_pause(True)
+        (tmp_path / name / ".snapshot.0123abcd.partial.npz").write_bytes(b"cut off by a kill")
+    (tmp_path / "shared" / "thesis.txt").write_text("x")
+    for name in ("empty", "shared", "gone"):
+        Exchange(tmp_path / name).remove()
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["shared", "thesis.txt"]
+
+
 def test_an_exchange_that_is_gone_disturbs_nobody(tmp_path):
     exchange = Exchange(tmp_path / "gone")
     exchange.ask_to_save()
@@ -298,9 +312,17 @@ def test_a_full_disk_costs_one_warning(run, viewer, monkeypatch, caplog):
     assert sum("the viewer stays at what it has" in message for message in caplog.messages) == 1
 
 
+def test_a_viewer_that_cannot_be_started_is_one_line(run, viewer, monkeypatch, tmp_path):
+    viewer("")
+    monkeypatch.setattr(beside, "COMMAND", (str(tmp_path / "nothing"),))
+    with pytest.raises(UserError, match=r"viewer=true: expected a viewer that starts, got: .*nothing"):
+        run("run", "viewer=true")
+    assert not (tmp_path / "run").exists() and not os.listdir(tempfile.gettempdir())
+
+
 def test_without_viser_one_line_says_how_to_get_it_and_nothing_begins(run, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(needs, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"viewer=true: expected the package viser.*pip install .*\[viewer\]"):
+    with pytest.raises(UserError, match=r"viewer=true: expected the package viser.*pip install .*"):
         run("run", "viewer=true")
     assert not (tmp_path / "run").exists()
     assert verbs(["view", str(tmp_path)]) == 2
@@ -377,7 +399,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_finished_run_is_shown_to_this_machine_alone_until_ctrl_c(folder):
-    pytest.importorskip("viser", reason="needs viser: pip install .[viewer]")
+    pytest.importorskip("viser", reason="needs viser: pip install .")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -404,7 +426,7 @@ def test_a_finished_run_is_shown_to_this_machine_alone_until_ctrl_c(folder):
 
 
 def test_the_viewer_of_a_run_ends_with_it(folder, tmp_path):
-    pytest.importorskip("viser", reason="needs viser: pip install .[viewer]")
+    pytest.importorskip("viser", reason="needs viser: pip install .")
     process = started(folder, "--beside", str(tmp_path), "--port", "8300", stdin=subprocess.PIPE)
     try:
         address_said(process.stderr)

@@ -27,6 +27,9 @@ ASSETS = {
 }
 """What a run of a representation leaves under a name that, beside another run, a user may have given to a file."""
 SETTINGS = "config.yaml"
+PAGE = "index.html"
+GENERATOR = "DreamMapping"
+"""What a page of ours names itself in its head; a file that does not is never replaced."""
 FOLDERS = ("train_process", "test_six_views", "videos", "process_videos", "point_cloud", "checkpoints")
 """The folders in which they lie."""
 RESULTS = re.compile(r"(point_cloud|checkpoints)/.*|picture\.png|field\.safetensors")
@@ -51,6 +54,7 @@ def written(folder: Path) -> list[Path]:
             for name in files
             if any(kind.fullmatch((below / name).as_posix()) for kind in (WRITTEN, *asset))
             and not Path(place, name).is_symlink()
+            and (name != PAGE or _is_readable_page(Path(place, name)))
         ]
     return sorted(
         found, key=lambda path: (path.name == SETTINGS, path)
@@ -66,6 +70,23 @@ def _asset(folder: Path) -> list[re.Pattern[str]]:
     except (OSError, UnicodeDecodeError):
         return []
     return [name for kind, name in ASSETS.items() if re.search(rf"\brepresentation: ?{kind}\b", settings)]
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that this program made.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return f'name="generator" content="{GENERATOR}"'.encode() in file.read(2000)
+
+
+def _is_readable_page(path: Path) -> bool:
+    try:
+        return is_page(path)
+    except OSError:
+        return False
 
 
 def has_results(folder: Path) -> bool:

@@ -14,11 +14,10 @@ from urllib.parse import quote
 import cv2
 import jinja2
 
+from utils.aside import GENERATOR, is_page
 from utils.errors import UserError
 from utils.images import read_picture
 
-GENERATOR = "DreamMapping"
-"""What a page of ours names itself in its head; a file that does not is never replaced."""
 LARGE_PICTURE = 60_000
 """Letters of an embedded PNG from which it becomes a WebP."""
 
@@ -52,8 +51,7 @@ def render(name: str, scripts: tuple[str, ...], **values: Any) -> str:
 def refuse_to_replace(target: Path) -> None:
     """Raise UserError where somebody else's file is in the place of a page."""
     try:
-        with target.open("rb") as file:
-            ours = f'name="generator" content="{GENERATOR}"'.encode() in file.read(2000)
+        ours = is_page(target)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -62,7 +60,7 @@ def refuse_to_replace(target: Path) -> None:
         ) from error
     if not ours:
         raise UserError(
-            f"{target}: expected a page of ours or nothing, found another file; move it, or choose --to FOLDER"
+            f"{target}: expected a page of ours or nothing, found another file; move it, or choose --output FOLDER"
         )
 
 

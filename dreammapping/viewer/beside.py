@@ -5,7 +5,6 @@ whether somebody asked it to save or to pause.
 """
 
 import logging
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,7 +46,7 @@ class Beside:
         port: where the browser finds it, or at the next free port.
 
     Raises:
-        UserError: the viewer's package is not installed.
+        UserError: the viewer's package is not installed, or its process cannot be started.
     """
 
     def __init__(self, folder: Path, port: int) -> None:
@@ -57,16 +56,27 @@ class Beside:
         self._broken = False
 
     def __enter__(self) -> "Beside":
-        self.exchange = Exchange(Path(tempfile.mkdtemp(prefix="dreammapping-viewer-")))
+        exchange = None
+        try:
+            self.exchange = exchange = Exchange(Path(tempfile.mkdtemp(prefix="dreammapping-viewer-")))
+            self._process = self._start()
+        except OSError as error:
+            if exchange is not None:
+                exchange.remove()
+            raise UserError(
+                f"viewer=true: expected a viewer that starts, got: {error}; leave it out, or see TMPDIR"
+            ) from error
+        return self
+
+    def _start(self) -> "subprocess.Popen[bytes]":
         folder, exchange = str(self._run.resolve()), str(self.exchange.folder)
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [*COMMAND, folder, "--port", str(self._port), "--beside", exchange],
             cwd=ROOT,
             stdin=subprocess.PIPE,  # its end tells the viewer that the run is over, however that ended
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the run alone
         )
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,7 +89,7 @@ class Beside:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        shutil.rmtree(self.exchange.folder, ignore_errors=True)
+        self.exchange.remove()
 
     def after(
         self, step: int, optimization: Optimization, save: Callable[[], None], stopping: Callable[[], bool]

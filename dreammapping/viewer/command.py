@@ -5,14 +5,16 @@ drawn by the browser, or by our renderer with exact background, depth, opacity a
 """
 
 import argparse
+import io
 import logging
 import os
 import time
-from pathlib import Path
+from contextlib import redirect_stdout
 
 from dreammapping.command import exit_code
 from utils.console import complain, write_out
 from utils.errors import UserError
+from utils.paths import expanded
 
 PORT = 8080
 
@@ -20,13 +22,15 @@ PORT = 8080
 def main(words: list[str]) -> int:
     """The command line of `view`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreammapping view", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, such as output/quickstart")
+    parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument("--iteration", type=int, help="saved iteration to begin with (default: the last)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"port, or the next free one (default {PORT})")
-    parser.add_argument("--beside", type=Path, help=argparse.SUPPRESS)  # the exchange of a run that goes on
+    parser.add_argument(
+        "--beside", type=expanded, help=argparse.SUPPRESS
+    )  # the exchange of a run that goes on
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     return exit_code(lambda: _view(options))
@@ -52,18 +56,22 @@ def _view(options: argparse.Namespace) -> int:
 
     import viser
 
-    from dreammapping.viewer.stage import Stage
+    from dreammapping.viewer.stage import MOST_LIVE_SPLATS, MOST_SPLATS, Stage
 
-    server = viser.ViserServer(options.host, port, verbose=False)
+    with redirect_stdout(io.StringIO()):  # it says its address in a way of its own
+        server = viser.ViserServer(options.host, port, verbose=False)
     server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
-    stage = Stage(server, run.config)
+    stage = Stage(server, run.config, MOST_LIVE_SPLATS if options.beside else MOST_SPLATS)
     said = directions(options.host, server.get_port())
     if options.beside:
+        from dreammapping.viewer.exchange import Exchange
         from dreammapping.viewer.running import Running, wait_for_the_end
 
-        Running(stage, run, options.beside)
+        exchange = Exchange(options.beside)
+        Running(stage, run, exchange)
         complain(said)  # the run's standard output is its own
         wait_for_the_end()
+        exchange.remove()  # a run that was killed has not
     else:
         from dreammapping.viewer.saved import Saved
 

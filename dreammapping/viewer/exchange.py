@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from scene.gaussian_model import GaussianModel
-from utils.files import atomic
+from utils.files import atomic, remove_unfinished
 
 PAUSE_LASTS = 5.0
 """Seconds after which a pause that nobody renews is over: its viewer is gone."""
@@ -66,12 +66,13 @@ class Exchange:
             left = self._snapshot.stat().st_mtime
             if left <= after:
                 return None
-            with np.load(self._snapshot, allow_pickle=False) as arrays:
+            with self._snapshot.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return left, _snapshot(dict(arrays))
         except (
             OSError,
             ValueError,
             KeyError,
+            EOFError,
             zipfile.BadZipFile,
         ):  # between two of them, or the run has ended
             return None
@@ -101,6 +102,15 @@ class Exchange:
             return 0 <= time.time() - os.stat(self._pause).st_mtime < PAUSE_LASTS
         except OSError:
             return False
+
+    def remove(self) -> None:
+        """Remove what was left, and the folder where nothing else is in it."""
+        remove_unfinished(self.folder, ())
+        for path in (self._snapshot, self._save, self._pause):
+            with suppress(OSError):
+                path.unlink()
+        with suppress(OSError):  # gone, or somebody's file lies there
+            self.folder.rmdir()
 
 
 def _on_host(tensor: Tensor) -> Float[np.ndarray, "N *_"]:

@@ -9,5 +9,5 @@ def require_viser(where: str) -> None:
     """Raise UserError where viser is missing. `where`: what asked for it."""
     if find_spec("viser") is None:
         raise UserError(
-            f"{where}: expected the package viser, found none; install it: pip install -c constraints.txt '.[viewer]'"
+            f"{where}: expected the package viser, found none; install it: pip install -c constraints.txt ."
         )

@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,8 @@ LOOK = 0.5
 class Running:
     """The controls of a run that goes on, and the thread that keeps them up to date."""
 
-    def __init__(self, stage: Stage, run: FinishedRun, folder: Path) -> None:
-        self._stage, self._run, self._exchange = stage, run, Exchange(folder)
+    def __init__(self, stage: Stage, run: FinishedRun, exchange: Exchange) -> None:
+        self._stage, self._run, self._exchange = stage, run, exchange
         self._losses: dict[str, Any] = {}
         gui = stage.server.gui
         self._about = gui.add_markdown(f"{quoted(run.prompt)}\n\nwaiting for the first iteration")

@@ -9,6 +9,7 @@ import logging
 import math
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from utils.spherical_harmonics import sh_dc_to_rgb
 
 log = logging.getLogger(__name__)
 
-MOST_SPLATS = 1_000_000
-"""That a browser is sent: 32 bytes each."""
+MOST_SPLATS, MOST_LIVE_SPLATS = 1_000_000, 200_000
+"""That a browser is sent, 32 bytes each: once, and every second or so."""
 DRAFT, FINE, SAVED = 192, 640, 1024
 """Heights of frames in pixels: while a camera moves, when it rests, in a file."""
 REST = 0.2
@@ -43,10 +44,11 @@ class Stage:
 
     Args:
         config: the run's, for its cameras and its background.
+        most: splats that a browser is sent; those that show most of themselves.
     """
 
-    def __init__(self, server: viser.ViserServer, config: Config) -> None:
-        self.server, self.config = server, config
+    def __init__(self, server: viser.ViserServer, config: Config, most: int) -> None:
+        self.server, self.config, self._most = server, config, most
         self.gaussians: GaussianModel | None = None
         self._splats: Any = None
         self._painters: dict[int, _Painter] = {}
@@ -76,7 +78,7 @@ class Stage:
     def show(self, gaussians: GaussianModel) -> None:
         """Put other Gaussians on the stage."""
         self.gaussians = gaussians
-        kept = most_visible(gaussians, MOST_SPLATS).cpu().numpy()
+        kept = most_visible(gaussians, self._most).cpu().numpy()
         centers = gaussians.means.detach().cpu().numpy()[kept]
         colors = self._colors(gaussians)[kept]
         opacities = gaussians.opacities.detach().cpu().numpy()[kept]
@@ -219,9 +221,12 @@ class _Painter(threading.Thread):
             self._woken.clear()
             if self._stopped:
                 return
-            self._draw(DRAFT)
-            if self._stage.as_frames and not self._woken.wait(REST):
-                self._draw(FINE)
+            with suppress(
+                RuntimeError, ValueError, AssertionError
+            ):  # a camera that is nowhere, a client that has left
+                self._draw(DRAFT)
+                if self._stage.as_frames and not self._woken.wait(REST):
+                    self._draw(FINE)
 
     def _draw(self, height: int) -> None:
         stage, plain = self._stage, self._stage.background.value

@@ -1,0 +1,1 @@
+"""`python -m dreammapping mesh`: a textured mesh of a run's result."""

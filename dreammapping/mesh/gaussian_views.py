@@ -1,0 +1,84 @@
+"""Gaussians as what a mesh is made from."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from dreammapping.mesh.views import Seen
+from gaussian_renderer import render
+from gaussian_renderer.surface_depth import depths_at
+from scene.cameras import Cameras
+from scene.gaussian_model import GaussianModel
+
+CHUNK = 4
+"""Views rendered in one call, at most."""
+PER_GAUSSIAN = 600
+"""Bytes that a Gaussian takes while the depths of a view are found."""
+MEMORY = 2e9
+"""Bytes that may go into that: of more Gaussians, fewer views are rendered in one call."""
+SURFACE = 0.25
+"""Share of the light that is stopped where the surface is taken to be: of clouds of translucent Gaussians, as
+distillation makes them, the half lies inside, and at another place for each view."""
+FAINT = 0.05
+"""Gaussians below this opacity say nothing of where the object ends."""
+STRAY = 0.002
+"""Share of Gaussians, at most, that may lie farther away than the object reaches."""
+
+
+class GaussianViews:
+    """Looks at Gaussians.
+
+    Args:
+        backend: of the rasterizer.
+        direct_rgb: their colours are sigmoid(`sh_dc`).
+    """
+
+    def __init__(self, gaussians: GaussianModel, *, backend: str = "auto", direct_rgb: bool = False) -> None:
+        self.gaussians, self.backend, self.direct_rgb = gaussians, backend, direct_rgb
+
+    @cached_property
+    def reach(self) -> float:
+        gaussians = self.gaussians
+        seen = gaussians.opacities[:, 0] > FAINT
+        seen = seen if bool(seen.any()) else torch.ones_like(seen)
+        distances = (
+            (gaussians.means.norm(dim=1) + 2 * gaussians.scales.amax(dim=1))[seen].detach().sort().values
+        )
+        return float(distances[-1 - int(STRAY * len(distances))])
+
+    @property
+    def bytes(self) -> int:
+        """What looking takes, beside the views."""
+        return self._chunk * PER_GAUSSIAN * len(self.gaussians)
+
+    @property
+    def _chunk(self) -> int:
+        return min(max(int(MEMORY / (PER_GAUSSIAN * len(self.gaussians))), 1), CHUNK)
+
+    @torch.no_grad()
+    def look(
+        self, cameras: Cameras, progress: Callable[[], None] = lambda: None, *, depths: bool = True
+    ) -> Seen:
+        gaussians = self.gaussians
+        cameras = cameras.to(gaussians.means.device)
+        parts = []
+        for first in range(0, len(cameras), self._chunk):
+            chunk = cameras[first : first + self._chunk]
+            views = render(
+                gaussians,
+                chunk,
+                torch.zeros(3),
+                backend=self.backend,
+                direct_rgb=self.direct_rgb,
+            )
+            surface = (
+                depths_at(gaussians, chunk, SURFACE, backend=self.backend)
+                if depths
+                else torch.full_like(views.alphas, torch.inf)
+            )
+            parts.append((views.images.clamp(0, 1), views.alphas, surface))
+            for _ in range(len(chunk)):
+                progress()
+        images, alphas, found = (torch.cat(each) for each in zip(*parts, strict=True))
+        return Seen(cameras, images, alphas, found)

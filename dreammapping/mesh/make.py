@@ -1,0 +1,160 @@
+"""From a run to a textured mesh on disk, and how much it looks like the run's result."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dreammapping.finished import FinishedRun
+from dreammapping.mesh import files
+from dreammapping.mesh.compare import Likeness, compare
+from dreammapping.mesh.fusion import fuse
+from dreammapping.mesh.gaussian_views import GaussianViews
+from dreammapping.mesh.surface import Surface, tidy
+from dreammapping.mesh.texture import Textured, paint
+from dreammapping.mesh.views import Source, around
+from utils.errors import UserError
+from utils.files import write_text
+
+UNSEEN = 12
+"""Views that a mesh is compared in, none of which made it."""
+UNSEEN_START = 77.0
+"""Azimuth of the first of them; those that make the mesh start at 0."""
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """How fine a mesh is made."""
+
+    views: int = 64
+    """Cameras all around."""
+    resolution: int = 96
+    """Voxels along the longest side."""
+    target_faces: int = 20_000
+    texture: int = 1024
+    """Pixels of a side of the texture."""
+    scale: float = 1.0
+    """Metres of a world unit."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a run's mesh."""
+
+    files: list[Path]
+    faces: int
+    watertight: bool
+    likeness: Likeness
+    seconds: float
+
+
+def mesh_run(
+    folder: Path,
+    out: Path,
+    settings: MeshSettings,
+    iteration: int | None = None,
+    *,
+    say: Callable[[str], None] = lambda _text: None,
+    progress: Callable[[str, int, int], None] = lambda _what, _done, _of: None,
+) -> Made:
+    """Make mesh.glb, mesh.obj (with .mtl and .png), mesh.ply and mesh.json of a run's Gaussians in `out`.
+
+    Args:
+        iteration: which saved iteration; the last one if None.
+        say: told what there is to do, before it is done.
+        progress: told of each view: the step, its number from 1, and how many there are.
+
+    Raises:
+        UserError: the folder is no run or holds no such Gaussians, these show nothing solid, a library is missing, or a
+            file cannot be written.
+    """
+    start = time.monotonic()
+    _check_writable(out)
+    run = FinishedRun.open(folder)
+    iteration = run.iteration(iteration)
+    gaussians = run.gaussians(iteration)
+    on_card = torch.cuda.is_available() and run.config.device != "cpu"
+    device = torch.device("cuda" if on_card else "cpu")
+    pipeline = run.config.PipelineParams
+    source = GaussianViews(
+        gaussians.to(device), backend=pipeline.backend, direct_rgb=pipeline.convert_SHs_python
+    )
+    size = view_size(run.config.GenerateCamParams.image_w)
+    need = 4 * 5 * settings.views * size**2 + source.bytes + 80 * settings.resolution**3
+    say(
+        f"{folder}, iteration {iteration}: {len(gaussians):,} Gaussians; {settings.views} views of {size} x {size} "
+        f"pixels; about {need / 1e9:.1f} GB of memory on {device}"
+    )
+    mesh, likeness = make(source, run, settings, size, progress)
+    written = {
+        "mesh.glb": files.write_glb,
+        "mesh.obj": files.write_obj,
+        "mesh.ply": files.write_ply,
+    }
+    for name, write in written.items():
+        write(out / name, mesh, settings.scale)
+    made = Made(
+        [out / name for name in written],
+        len(mesh.faces),
+        mesh.surface.watertight,
+        likeness,
+        time.monotonic() - start,
+    )
+    numbers = {
+        "run": str(folder),
+        "iteration": iteration,
+        **dataclasses.asdict(settings),
+        "faces": made.faces,
+        "watertight": made.watertight,
+        **dataclasses.asdict(likeness),
+        "seconds": round(made.seconds, 1),
+    }
+    write_text(out / "mesh.json", json.dumps(numbers, indent=2) + "\n")
+    return made
+
+
+def make(
+    source: Source,
+    run: FinishedRun,
+    settings: MeshSettings,
+    size: int,
+    progress: Callable[[str, int, int], None],
+) -> tuple[Textured, Likeness]:
+    """The mesh of whatever can be looked at, by cameras with the run's field of view, and how much it is like it."""
+    params, count = run.config.GenerateCamParams, settings.views
+
+    def counter(what: str) -> Callable[[], None]:
+        done = 0
+
+        def one_more() -> None:
+            nonlocal done
+            done += 1
+            progress(what, done, count)
+
+        return one_more
+
+    seen = source.look(around(count, params, size, source.reach), counter("views"))
+    surface = tidy(Surface(*fuse(seen, settings.resolution, counter("surface"))), settings.target_faces)
+    mesh = paint(seen, surface, settings.texture, counter("texture"))
+    unseen = source.look(around(UNSEEN, params, size, source.reach, start=UNSEEN_START), depths=False)
+    background = torch.full((3,), float(run.config.ModelParams.white_background))
+    return mesh, compare(unseen, mesh, background)
+
+
+def _check_writable(folder: Path) -> None:
+    """Before a minute's work, that its result can be written."""
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(
+            f"{folder}: cannot be written ({there} is no folder that can be); choose another with --out"
+        )
+
+
+def view_size(image_size: int) -> int:
+    """Pixels of a side of the views: half as many again as the run's, since Gaussians have more than their pixels."""
+    return min(max(image_size * 3 // 2, 192), 768)

@@ -10,6 +10,7 @@ from utils.errors import UserError
 
 VERBS = {
     "judge": ("dreammapping.evaluation.command", "score a finished run by the toybox's CLIP"),
+    "sweep": ("dreammapping.sweep.command", "make many assets: prompts x settings x seeds"),
     "reproduce": ("dreammapping.reproduction.command", "make a table of the documents again"),
 }
 """Each verb: the module whose `main(words)` parses what follows it, and what it does. No module is loaded but the

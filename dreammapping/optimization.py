@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from arguments import Config
+from arguments import Config, GuidanceParams, HardwareParams
 from dreammapping.subject import Shown, Subject
 from guidance import GuidanceOutput, build_guidance
 from guidance.models import go_offline, missing_models
@@ -20,7 +20,7 @@ from guidance.prior.memory import PLANS
 from guidance.prior.score_model import ScoreModel
 from utils.checkpoint import check_form, first_line
 from utils.device import choose_device, fullness, is_out_of_memory
-from utils.errors import OutOfMemory, UserError
+from utils.errors import NotFinite, OutOfMemory, UserError
 from utils.optimizers import load_moments, not_finite, step_unless
 from utils.readback import Readback
 
@@ -33,6 +33,8 @@ COMPILE_FROM = 1000
 
 Build = Callable[[Config, Callable[[], ScoreModel], torch.Generator, torch.device], Subject]
 """Makes a subject of settings, what gives the prior, a generator for the start, and a device."""
+Load = Callable[[GuidanceParams, torch.device, HardwareParams], ScoreModel]
+"""Gives the prior."""
 
 
 class Optimization:
@@ -42,6 +44,7 @@ class Optimization:
         config: the resolved settings.
         device: where the subject and the prior live; default: the one that the settings name.
         build: makes the subject; default: the one that `ModelParams.representation` names.
+        load: gives the prior for settings, a device and hardware; default: it is loaded.
 
     Attributes:
         subject: what is optimised.
@@ -53,7 +56,11 @@ class Optimization:
     """
 
     def __init__(
-        self, config: Config, device: torch.device | None = None, build: Build | None = None
+        self,
+        config: Config,
+        device: torch.device | None = None,
+        build: Build | None = None,
+        load: Load = ScoreModel.from_pretrained,
     ) -> None:
         if config.offline:
             go_offline()
@@ -65,7 +72,7 @@ class Optimization:
 
         @cache
         def load_prior() -> ScoreModel:
-            return ScoreModel.from_pretrained(config.GuidanceParams, self.device, config.HardwareParams)
+            return load(config.GuidanceParams, self.device, config.HardwareParams)
 
         self.subject = (build or representation(config))(config, load_prior, self.rng, self.device)
         self.score_model = load_prior()
@@ -121,7 +128,7 @@ class Optimization:
         On CUDA the decision stays on the device, and the count follows an iteration later.
 
         Raises:
-            UserError: `NON_FINITE_LIMIT` steps in a row were skipped.
+            NotFinite: `NON_FINITE_LIMIT` steps in a row were skipped.
         """
         optimizers = self._optimizers()
         parameters = [p for each in optimizers for group in each.param_groups for p in group["params"]]
@@ -141,7 +148,7 @@ class Optimization:
             self.skipped += 1
             log.warning("iteration %d: a loss or gradient is not finite; the step is skipped", self.step + 1)
             if self.skipped >= NON_FINITE_LIMIT:
-                raise UserError(
+                raise NotFinite(
                     f"iteration {self.step + 1}: losses or gradients were not finite in {NON_FINITE_LIMIT} steps in a "
                     "row; the last checkpoint stays; lower guidance_scale or learning rates, or set fp16=false, "
                     "then --resume"
@@ -241,6 +248,12 @@ class Optimization:
                 "made with, or delete its folder to go on from the one before it"
             ) from error
 
+    def reseed(self) -> None:
+        """Go on with other draws: those that the settings' seeds give at this iteration."""
+        self.rng.manual_seed(self.config.seed + self.step)
+        self.noise_rng.manual_seed(self.config.GuidanceParams.noise_seed + self.step)
+        self.skipped = 0
+
     def _form(self) -> dict[str, Any]:
         """What a checkpoint holds, but for the optimisers, which look after that themselves."""
         form = self.state_dict()
@@ -261,7 +274,9 @@ def representation(config: Config) -> Build:
             return Gaussians
 
 
-def start(config: Config, build: Build | None = None) -> Optimization:
+def start(
+    config: Config, build: Build | None = None, load: Load = ScoreModel.from_pretrained
+) -> Optimization:
     """An `Optimization` that is ready to iterate: loaded, compiled where it is compiled.
 
     Raises:
@@ -272,7 +287,7 @@ def start(config: Config, build: Build | None = None) -> Optimization:
         problems = missing_models(config)
         if problems:
             raise UserError("; ".join(problems))
-        optimization = Optimization(config, build=build)
+        optimization = Optimization(config, build=build, load=load)
         optimization.warm_up()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -13,9 +13,10 @@ from arguments import Config, differences, load, to_yaml
 from dreammapping.known_prompts import warn_of_unknown_prompt
 from dreammapping.loop import Callback, loop
 from dreammapping.manifest import manifest
-from dreammapping.optimization import Build, Optimization, start
+from dreammapping.optimization import Build, Load, Optimization, start
 from dreammapping.outputs import Outputs, outputs_of
 from dreammapping.subject import Subject
+from guidance.prior.score_model import ScoreModel
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
 from utils.device import choose_device, fullness, is_out_of_memory
@@ -82,6 +83,7 @@ def optimize(
     quiet: bool = False,
     callback: Callback | None = None,
     build: Build | None = None,
+    load: Load = ScoreModel.from_pretrained,
 ) -> Result:
     """Run to the last iteration and write what upstream's users expect to find (see `utils.run`).
 
@@ -89,6 +91,7 @@ def optimize(
         resume, force: what to do with a run that the folder already holds.
         callback: called as `callback(step, optimization)` after every iteration.
         build: makes the subject; default: the one that `ModelParams.representation` names.
+        load: gives the prior; default: it is loaded.
 
     Raises:
         UserError: something that the user can mend.
@@ -97,7 +100,7 @@ def optimize(
     try:
         # a caller may have switched gradients off
         with _told_when_full(config), torch.inference_mode(False), torch.enable_grad(), run:
-            optimization = start(config, build)
+            optimization = start(config, build, load)
             warn_of_unknown_prompt(config.GuidanceParams)
             if resume:
                 _go_on(optimization, run)
@@ -158,18 +161,20 @@ def _go_on(optimization: Optimization, run: Run) -> None:
         )
     if done == wanted:
         log.info("all %d iterations were done before; what is missing after the last is written", done)
-    _name_changes(optimization.config, run)
+    if {"seed", "GuidanceParams.noise_seed"} & set(_named_changes(optimization.config, run)):
+        optimization.reseed()
 
 
-def _name_changes(config: Config, run: Run) -> None:
-    """Warn of the settings that a resumed run had otherwise."""
+def _named_changes(config: Config, run: Run) -> list[str]:
+    """The settings that a resumed run had otherwise, of which a warning is given."""
     try:
         changed = differences(run.path("config.yaml"), config)
     except UserError as error:
         log.warning("%s; it is written anew", error)
-        return
+        return []
     if changed:
         log.warning("resuming with other settings than before: %s", ", ".join(changed))
+    return changed
 
 
 @contextmanager

@@ -12,6 +12,14 @@ class Stopped(KeyboardInterrupt):
     """A second Ctrl-C, or one where no iteration can be waited for: the message says what is left of the run."""
 
 
+class NotFinite(UserError):
+    """Numbers were not finite for too long: another seed may have better luck."""
+
+
+class InUse(UserError):
+    """Somebody else works there now."""
+
+
 class OutOfMemory(UserError):
     """The device's memory is full. `whole` says whether the training is as it was before the iteration."""
 

@@ -106,6 +106,26 @@ class ScoreModel:
         pipeline = load_pipeline(source, params, dtype)
         return cls(pipeline, source, device=device, params=params, hardware=hardware)
 
+    def anew(self, params: GuidanceParams, hardware: HardwareParams) -> "ScoreModel":
+        """The same weights for another run, as `from_pretrained` gives them; estimators of the run before are gone.
+
+        Args:
+            params, hardware: of the other run; what is loaded by them must be the same.
+        """
+        if any(".estimator." in name for name, _ in self.unet.named_parameters()):
+            from guidance.prior.lora import remove_adapters
+
+            remove_adapters(self.unet)
+        other = copy.copy(self)
+        other.__dict__.pop("plan", None)
+        other.__dict__.pop("provenance", None)
+        other._params, other._hardware = params, hardware
+        other.evaluations = Evaluations()
+        other._estimator_scale = other._gradient_scale()
+        other._has_estimators = False
+        other.compiled = getattr(self.unet, "_compiled_call_impl", None) is not None
+        return other
+
     @cached_property
     def plan(self) -> MemoryPlan:
         """What is done in parts to save memory; chosen when first asked for, so that announced estimators count."""

@@ -11,7 +11,7 @@ import torch
 
 from arguments import Config, differences, load, to_yaml
 from dreammapping.known_prompts import warn_of_unknown_prompt
-from dreammapping.loop import Callback, loop
+from dreammapping.loop import Callback, follow, loop
 from dreammapping.manifest import manifest
 from dreammapping.optimization import Build, Load, Optimization, start
 from dreammapping.outputs import Outputs, outputs_of
@@ -20,6 +20,7 @@ from guidance.prior.score_model import ScoreModel
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
 from utils.device import choose_device, fullness, is_out_of_memory
+from utils.distributed import joined, rank
 from utils.errors import Stopped, UserError
 from utils.interruption import Interruption
 from utils.run import Run
@@ -96,14 +97,30 @@ def optimize(
     Raises:
         UserError: something that the user can mend.
     """
+    with joined():
+        if rank() > 0:
+            return _follow(config, build, load)
+        return _lead(config, resume, force, quiet, callback, build, load)
+
+
+def _lead(
+    config: Config,
+    resume: bool,
+    force: bool,
+    quiet: bool,
+    callback: Callback | None,
+    build: Build | None,
+    load: Load,
+) -> Result:
+    """The run in the process that writes it."""
     run = Run(config.ModelParams.run_folder, resume=resume, force=force)
     try:
-        # a caller may have switched gradients off
-        with _told_when_full(config), torch.inference_mode(False), torch.enable_grad(), run:
+        with _at_work(config), run:
             optimization = start(config, build, load)
             warn_of_unknown_prompt(config.GuidanceParams)
             if resume:
                 _go_on(optimization, run)
+            optimization.align()
             if config.preset:
                 log.warning("preset %s: this is not the paper's setting", config.preset)
             outputs = outputs_of(config, run, optimization.subject)
@@ -112,6 +129,26 @@ def optimize(
                 return _carry_out(optimization, run, outputs, interruption, quiet, callback)
     except KeyboardInterrupt as error:
         raise Stopped(_what_is_left(run)) from error
+
+
+def _follow(config: Config, build: Build | None, load: Load) -> Result:
+    """The run in a process that shares the work and writes nothing."""
+    logging.getLogger().setLevel(logging.ERROR)  # the first process says it
+    with _at_work(config):
+        optimization = start(config, build, load)
+        optimization.align()
+        with Interruption() as interruption:
+            follow(optimization, interruption)
+        done = optimization.step == config.iterations
+        folder = config.ModelParams.run_folder
+        return Result(optimization.subject, folder, 0 if done else interruption.exit_code)
+
+
+@contextmanager
+def _at_work(config: Config) -> Iterator[None]:
+    """Within the block, full memory is told, and gradients are taken whatever a caller has switched off."""
+    with _told_when_full(config), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _carry_out(

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from arguments import GuidanceParams, HardwareParams
 from guidance import models
-from guidance.noise import standard_normal_like
+from guidance.noise import noise_of_views
 from guidance.prior import learned_words
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
@@ -172,7 +172,7 @@ class ScoreModel:
         if latents.shape[1] == 2 * self.latent_channels:  # a posterior: mean and logarithm of the variance
             mean, log_variance = latents.chunk(2, dim=1)
             deviation = (log_variance.clamp(-30.0, 20.0) / 2).exp()  # the bounds are diffusers'
-            latents = mean + deviation * standard_normal_like(mean, rng)
+            latents = mean + deviation * noise_of_views(mean, rng)
         return (latents - self._shift) * self._scale
 
     def _posterior(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:

@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import threading
+import types
 
 import pytest
 import yaml
@@ -14,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.sweep import simulate
-from dreammapping.__main__ import main
+from dreammapping.__main__ import VERBS, main
 from dreammapping.sweep.grid import Grid, Job, grid, wish
 from dreammapping.sweep.ledger import Beat, Ledger
 from dreammapping.sweep.overview import Overview, duration
-from dreammapping.sweep.results import write_results
+from dreammapping.sweep.results import write_gallery, write_results
 from dreammapping.sweep.retries import (
     BUSY,
     DONE_SO,
@@ -443,6 +445,19 @@ def test_an_overview_tells_how_far_all_runs_are(ledger, capsys):
     shown = capsys.readouterr().out
     assert f"running  b  50 of 100  (process {worker.process} on {worker.host}, attempt 1)" in shown
     assert "failed   a: no luck" in shown
+
+
+def test_runs_that_are_done_get_a_gallery_where_the_program_makes_pages(ledger, monkeypatch):
+    given = []
+    pages = types.ModuleType("pages")
+    pages.main = lambda words: given.append(words) or 0
+    monkeypatch.setitem(sys.modules, "pages", pages)
+    monkeypatch.setitem(VERBS, "page", ("pages", "write pages"))
+    assert not write_gallery(ledger) and given == []
+    worker = Worker.me()
+    ledger.claim("b", worker, Status(), 0)
+    ledger.change("b", worker, lambda status: settled(status, Outcome(DONE_SO), Patience()))
+    assert write_gallery(ledger) and given == [[str(ledger.folder / "b")]]
 
 
 def test_results_are_a_row_for_every_run(ledger):

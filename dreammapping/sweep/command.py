@@ -14,6 +14,7 @@ import argparse
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,19 @@ def parser() -> argparse.ArgumentParser:
         "--workers", type=int, metavar="N", help="runs at once (default: one a card; 1 without cards)"
     )
     parser.add_argument(
-        "--cards", type=int, default=1, metavar="N", help="cards that share each run (default 1)"
+        "--cards",
+        type=float,
+        default=1,
+        metavar="N",
+        help="cards that share each run (default 1); with --ray a fraction lets runs share one",
     )
+    parser.add_argument(
+        "--cpus", type=float, default=1, metavar="N", help="with --ray: cores of each worker (default 1)"
+    )
+    parser.add_argument(
+        "--ray", action="store_true", help="workers are Ray's actors (needs the extra `sweep`)"
+    )
+    parser.add_argument("--address", default="", metavar="HOST:PORT", help="with --ray: of a running cluster")
     parser.add_argument(
         "--shard", default="1/1", metavar="I/N", help="do only each N-th run, from the I-th on"
     )
@@ -71,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs and what they will take; run nothing"
     )
+    parser.add_argument(
+        "--no-pages", action="store_true", help="at the end, write no page of each run and no gallery"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="see above")
     return parser
@@ -80,6 +95,7 @@ def _folder_parser(place: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m dreammapping sweep {place}")
     parser.add_argument("folder", type=Path, help="the sweep's, such as output/animals")
     if place == "results":
+        parser.add_argument("--no-pages", action="store_true", help="write the tables alone")
         parser.add_argument("--judge", action="store_true", help="score every asset by the toybox's CLIP")
     return parser
 
@@ -101,38 +117,60 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         from dreammapping.sweep.dry_run import dry_run
 
-        write_out(dry_run(listed, wanted.output, options.cards, options.workers))
+        write_out(dry_run(listed, wanted.output, int(options.cards) or 1, options.workers))
         return 0
     return _carry_out(options, listed, wanted.output)
 
 
 def _carry_out(options: argparse.Namespace, listed: Any, output: Path) -> int:
-    from dreammapping.sweep import processes
     from dreammapping.sweep.ledger import Ledger
     from dreammapping.sweep.overview import Overview
     from dreammapping.sweep.progress import Progress
-    from dreammapping.sweep.results import write_results
+    from dreammapping.sweep.results import write_gallery, write_results
 
+    engine = _engine(options)  # what is missing for it is told before anything is made
     folder = output.absolute()
     ledger = Ledger.enlist(folder, listed, retry_failed=options.retry_failed)
     overview = Overview(ledger)
-    words = ("--shard", options.shard, "--losses", str(options.losses), "--stale", str(options.stale))
-    team = processes.Team(options.workers, options.cards, words)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Progress(
-            overview, len(ledger.jobs), team.size(processes.cards()), quiet=options.quiet
-        ) as progress:
-            if overview.open:
-                processes.run(folder, team, progress)
+        if overview.open:
+            with Progress(overview, quiet=options.quiet) as progress:
+                engine(folder, progress)
     finally:
         signal.signal(signal.SIGTERM, previous)
         overview.look()
     write_results(ledger, judge=options.judge)
+    if not options.no_pages:
+        write_gallery(ledger)
     write_out(f"{overview.line}\n{folder / 'results.csv'}\n")
     for name, reason in overview.failed.items():
         sys.stderr.write(f"failed: {name}: {reason}\n")
     return 1 if overview.failed else 0
+
+
+def _engine(options: argparse.Namespace) -> Callable[[Path, Any], None]:
+    """What has workers go through a folder."""
+    if options.ray or options.address:
+        from dreammapping.sweep import on_ray
+
+        on_ray.require_ray()
+        crew = on_ray.Crew(
+            options.workers,
+            options.cards,
+            options.cpus,
+            options.address,
+            options.shard,
+            options.losses,
+            options.stale,
+        )
+        return lambda folder, progress: on_ray.run(folder, crew, progress)
+    from dreammapping.sweep import processes
+
+    words = ("--shard", options.shard, "--losses", str(options.losses), "--stale", str(options.stale))
+    words = (*words, "--processes", str(int(options.cards)))
+    team = processes.Team(options.workers, int(options.cards), words, options.losses)
+    return lambda folder, progress: processes.run(folder, team, progress)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -140,7 +178,12 @@ def _check(options: argparse.Namespace) -> None:
     from dreammapping.sweep.worker import shard
 
     shard([], options.shard)
-    for name in ("workers", "cards", "seeds", "losses"):
+    with_ray = options.ray or options.address
+    if not with_ray and options.cards != int(options.cards):
+        raise UserError(f"--cards: expected a whole number without --ray, got {options.cards:g}; add --ray")
+    if not (options.cards > 0 and options.cpus > 0):
+        raise UserError(f"--cards, --cpus: expected more than 0, got {options.cards:g} and {options.cpus:g}")
+    for name in ("workers", "seeds", "losses"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: expected at least 1, got {value}; leave it out for the default")
@@ -163,10 +206,12 @@ def _status(options: argparse.Namespace) -> int:
 
 def _results(options: argparse.Namespace) -> int:
     from dreammapping.sweep.ledger import Ledger
-    from dreammapping.sweep.results import write_results
+    from dreammapping.sweep.results import write_gallery, write_results
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     ledger = Ledger(options.folder)
     write_results(ledger, judge=options.judge)
+    if not options.no_pages:
+        write_gallery(ledger)
     write_out(f"{options.folder / 'results.csv'}\n{options.folder / 'results.json'}\n")
     return 0

@@ -61,6 +61,11 @@ class Overview:
         return ended
 
     @property
+    def size(self) -> int:
+        """Runs of the list."""
+        return len(self._ledger.jobs)
+
+    @property
     def open(self) -> bool:
         """Whether a run is not over."""
         return len(self.finals) < len(self._ledger.jobs)

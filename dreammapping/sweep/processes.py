@@ -1,11 +1,11 @@
 """Workers as processes of this machine: started, watched, and started again when they die."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from utils.repository import ROOT
 
 LOOK = 0.5
 """Seconds between two looks at the workers."""
+EARLY = 10.0
+"""Seconds within which a worker that dies has done nothing."""
 PATIENCE = 120.0
 """Seconds that a stopped worker has to save its run."""
-Start = Callable[[list[str], dict[str, str], Path], subprocess.Popen[bytes]]
-"""Starts a worker with words, an environment and a file for what it says."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,45 @@ class Team:
         workers: processes; None is one for each `cards` cards, and one where there is no card.
         cards: of each worker.
         words: what every worker is told, beside its folder.
+        losses: deaths in a row of a worker that has only begun, until the sweep is given up.
     """
 
     workers: int | None = None
     cards: int = 1
     words: tuple[str, ...] = ()
+    losses: int = 5
 
     def size(self, found: list[str]) -> int:
         """Workers on this machine."""
         return self.workers or max(len(found) // self.cards, 1)
+
+
+class Deaths:
+    """Counts workers that die as soon as they have begun: no run can be blamed, and the next one would die as well.
+
+    Args:
+        most: deaths in a row, each within `EARLY` seconds.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._since: dict[int, float] = {}
+        self._early: dict[int, int] = {}
+
+    def count(self, index: int, where: str) -> None:
+        """Worker `index` has died, and is started anew.
+
+        Raises:
+            UserError: it has done so too often; `where` says where more is told.
+        """
+        now = time.monotonic()
+        early = now - self._since.get(index, -EARLY) < EARLY
+        self._early[index] = self._early.get(index, 0) + 1 if early else 0
+        self._since[index] = now
+        if self._early[index] >= self._most:
+            raise UserError(
+                f"sweep: expected workers that live, got one that dies as soon as it begins; {where}"
+            )
 
 
 def popen(words: list[str], given: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
@@ -53,7 +83,7 @@ def popen(words: list[str], given: dict[str, str], said: Path) -> subprocess.Pop
         )  # fmt: skip
 
 
-def run(folder: Path, team: Team, progress: Progress, start: Start = popen) -> None:
+def run(folder: Path, team: Team, progress: Progress) -> None:
     """Have workers go through a sweep until all its runs are over.
 
     Raises:
@@ -76,10 +106,11 @@ def run(folder: Path, team: Team, progress: Progress, start: Start = popen) -> N
             str(os.getpid()),
             *team.words,
         ]
-        return start(
-            words, environment(index, size, team.cards, found), logs / f"{os.uname().nodename}-{index}.log"
+        return popen(
+            words, environment(index, size, team.cards, found), logs / f"{platform.node()}-{index}.log"
         )
 
+    deaths = Deaths(team.losses)
     workers = {index: begin(index) for index in range(size)}
     try:
         while workers:
@@ -92,12 +123,13 @@ def run(folder: Path, team: Team, progress: Progress, start: Start = popen) -> N
                 if (
                     code < 0 or code == AGAIN
                 ):  # killed; how often a run may cost its worker is counted with the run
+                    deaths.count(index, f"see {logs}")
                     workers[index] = begin(index)
                     continue
                 del workers[index]
                 if code:
-                    raise UserError(_last_words(logs / f"{os.uname().nodename}-{index}.log", code))
-        progress.show()
+                    raise UserError(_last_words(logs / f"{platform.node()}-{index}.log", code))
+        progress.show(last=True)
     finally:
         _end(list(workers.values()))
 

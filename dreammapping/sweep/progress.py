@@ -11,27 +11,22 @@ from utils.console import Forgiving
 
 PLAIN = 60.0
 """Seconds between plain lines while nothing ends."""
+RARELY = 20
+"""Times the length of a look that pass until the next."""
+LINES = 16
+"""Workers that are shown, at most."""
 
 
 class Progress:
-    """Shows an overview; as a context, leaves the console in order.
+    """Shows an overview; as a context, leaves the console in order."""
 
-    Args:
-        workers: lines to keep free.
-    """
-
-    def __init__(self, overview: Overview, total: int, workers: int, *, quiet: bool = False) -> None:
+    def __init__(self, overview: Overview, *, quiet: bool = False) -> None:
         self._overview, self._quiet = overview, quiet
         self._terminal = not quiet and sys.stderr is not None and sys.stderr.isatty()
         self._bars: list[tqdm] = []
-        if self._terminal:
-            bar = {"file": Forgiving(sys.stderr), "dynamic_ncols": True, "leave": False}
-            self._bars = [
-                tqdm(position=index, bar_format="{desc} {percentage:3.0f}% |{bar}|", total=1, **bar)
-                for index in range(workers)
-            ]
-            self._bars.append(tqdm(position=workers, total=total, bar_format="{desc} |{bar}|", **bar))
+        self._total = self._bar(0, "{desc}", overview.size) if self._terminal else None
         self._said = time.monotonic()
+        self._next = 0.0
 
     def __enter__(self) -> "Progress":
         return self
@@ -39,29 +34,47 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for bar in reversed(self._bars):
+        for bar in reversed([*filter(None, [self._total]), *self._bars]):
             bar.close()
 
-    def show(self) -> None:
-        """Look again, and show it."""
+    def show(self, *, last: bool = False) -> None:
+        """Look again, and show it; of thousands of runs not at every call, but always at the `last`."""
+        began = time.monotonic()
+        if began < self._next and not last:
+            return
+        self._look()
+        self._next = began + RARELY * (time.monotonic() - began)
+
+    def _look(self) -> None:
         for name in self._overview.look():
             status = self._overview.finals[name]
             reason = f": {status.reason}" if status.reason else ""
             self._say(f"{status.state} {name}{reason}")
-        if self._terminal:
-            self._draw()
+        if self._total is not None:
+            self._draw(self._total)
         elif time.monotonic() - self._said > PLAIN:
             self._say("")
 
-    def _draw(self) -> None:
-        *lines, last = self._bars
-        for index, bar in enumerate(lines):
-            working = self._overview.working[index] if index < len(self._overview.working) else None
-            beat = working.beat if working is not None else None
+    def _bar(self, position: int, form: str, total: float) -> tqdm:
+        return tqdm(
+            position=position,
+            bar_format=form,
+            total=total,
+            file=Forgiving(sys.stderr),
+            dynamic_ncols=True,
+            leave=False,
+        )
+
+    def _draw(self, total: tqdm) -> None:
+        """All runs on the first line, and a line for each that somebody works at."""
+        total.set_description_str(self._overview.line)
+        working = self._overview.working[:LINES]
+        while len(self._bars) < len(working):
+            self._bars.append(self._bar(len(self._bars) + 1, "{desc} {percentage:3.0f}% |{bar}|", 1))
+        for index, bar in enumerate(self._bars):
+            beat = working[index].beat if index < len(working) else None
             bar.total, bar.n = (beat.iterations or 1, beat.step) if beat is not None else (1, 0)
-            bar.set_description_str(working.name if working is not None else "waiting")
-        last.n = self._overview.work
-        last.set_description_str(self._overview.line)
+            bar.set_description_str(working[index].name if index < len(working) else "")
 
     def _say(self, text: str) -> None:
         self._said = time.monotonic()

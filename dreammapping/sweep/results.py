@@ -1,6 +1,7 @@
 """All results of a sweep as one table: `results.csv` and `results.json`."""
 
 import csv
+import importlib
 import json
 import logging
 from pathlib import Path
@@ -39,6 +40,17 @@ def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]
         writer.writerows(rows)
     write_text(ledger.folder / "results.json", json.dumps(rows, indent=1) + "\n")
     return rows
+
+
+def write_gallery(ledger: Ledger) -> bool:
+    """Write a page for each run that is done, and one that shows them side by side, where the program makes such."""
+    from dreammapping.__main__ import VERBS
+
+    done = [name for name in ledger.jobs if (status := ledger.read(name)) and status.state == DONE]
+    if "page" not in VERBS or not done:
+        return False
+    folders = [str(ledger.run_folder(name)) for name in done]
+    return importlib.import_module(VERBS["page"][0]).main(folders) == 0
 
 
 def row(ledger: Ledger, name: str) -> dict[str, Any]:

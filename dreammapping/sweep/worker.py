@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--index", type=int, default=0, help="of this worker, from 0")
     parser.add_argument("--count", type=int, default=1, help="workers in all")
     parser.add_argument("--shard", default="1/1", help="i/n: only each n-th run, from the i-th on")
+    parser.add_argument("--processes", type=int, default=1, help="that share each run")
     parser.add_argument("--parent", type=int, help="stop when this process is no more the parent")
     parser.add_argument(
         "--losses", type=int, default=Patience.losses, help="lost attempts until a run is given up"
@@ -51,7 +51,9 @@ def work(options: argparse.Namespace) -> int:
 
     from dreammapping.sweep.bench import BEAT, Bench
 
-    bench = Bench(ledger, worker, beat=min(BEAT, options.stale / 5))
+    bench = Bench(
+        ledger, worker, beat=min(BEAT, options.stale / 5), processes=options.processes, parent=options.parent
+    )
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         bench.stopping.set()
@@ -59,16 +61,11 @@ def work(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
 
-    def stopping() -> bool:
-        if options.parent is not None and os.getppid() != options.parent:
-            bench.stopping.set()
-        return bench.stopping.is_set() or bench.broken
-
     actions = shift(
         ledger, worker, names, start_of=bench.start_of, patience=Patience(losses=options.losses),
         stale=options.stale, poll=options.poll,
     )  # fmt: skip
-    carry_on(actions, bench.carry_out, bench.stopping.wait, stopping)
+    carry_on(actions, bench.carry_out, bench.stopping.wait, lambda: bench.over)
     return AGAIN if bench.broken else STOPPED if bench.stopping.is_set() else 0
 
 

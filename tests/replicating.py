@@ -1,6 +1,7 @@
 """What a process of a group is told, and made to do, by the tests."""
 
 import os
+import signal
 
 import torch
 from torch import nn
@@ -17,10 +18,27 @@ def join_group(rank: int, count: int, port: int) -> None:
     }  # fmt: skip
 
 
-def part(rank: int) -> None:
+def end_the_last(rank: int, count: int) -> None:
+    """Let the last process of the group be told to end in the middle of the run."""
+    if rank < count - 1:
+        return
+    from dreammapping.optimization import Optimization
+
+    kept = Optimization.iteration
+
+    def iteration(self, step):
+        if step == 5 and self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return kept(self, step)
+
+    Optimization.iteration = iteration
+
+
+def part(rank: int, count: int) -> None:
     """Let a process of the group see other numbers than the others, once."""
     import dreammapping.optimization as program
 
+    del count
     kept = program.sum_gradients
 
     def spoiled(parameters, *scalars):

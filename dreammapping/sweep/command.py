@@ -154,7 +154,7 @@ def _engine(options: argparse.Namespace) -> Callable[[Path, Any], None]:
     if options.ray or options.address:
         from dreammapping.sweep import on_ray
 
-        on_ray.require_ray()
+        on_ray.check_ray()
         crew = on_ray.Crew(
             options.workers,
             options.cards,

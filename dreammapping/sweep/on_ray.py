@@ -45,15 +45,12 @@ class Crew:
     stale: float = 90.0
 
 
-def require_ray() -> Any:
-    """Ray.
+def check_ray() -> None:
+    """Refuse to go on without a Ray that this is written for; it is not loaded yet.
 
     Raises:
         UserError: it is missing, or of another version.
     """
-    # read when it is imported and started
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine needs more than its minute
     try:
         found = metadata.version("ray")
     except metadata.PackageNotFoundError:
@@ -64,9 +61,6 @@ def require_ray() -> Any:
             f"--ray: expected Ray {'.'.join(map(str, WANTED))} or newer below {WANTED[0] + 1}, got {found}; "
             "pip install -c constraints.txt '.[sweep]', or leave --ray out"
         )
-    import ray
-
-    return ray
 
 
 class Actor:
@@ -112,8 +106,7 @@ def run(folder: Path, crew: Crew, progress: Progress) -> None:
         UserError: Ray cannot be started or joined, or no machine has what an actor asks for.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once all actors have saved and ended.
     """
-    ray = require_ray()
-    with _cluster(ray, crew):
+    with _cluster(crew) as ray:
         count, cards = _room(ray, crew)
         # `stop` has a thread of its own, so that it is heard while `work` goes on
         remote = ray.remote(concurrency_groups={"control": 1})(_in_groups(ray))
@@ -171,11 +164,17 @@ def _end(ray: Any, working: dict[Any, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(ray: Any, crew: Crew) -> Iterator[None]:
-    """Within the block, Ray runs: a cluster that is there, or one on this machine for as long as the block lasts."""
+def _cluster(crew: Crew) -> Iterator[Any]:
+    """Ray, which runs within the block: a cluster that is there, or one on this machine, which ends with the block."""
     # a cluster of our own inherits this; on another one, workers look where this process does, in the shared folder
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     common = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    # these are read when Ray is loaded
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not crew.address:  # its word, whatever the system, for a node of its own that is at the loopback alone
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    import ray
+
     kept = signal.getsignal(signal.SIGTERM)
     try:
         if crew.address:
@@ -190,7 +189,7 @@ def _cluster(ray: Any, crew: Crew) -> Iterator[None]:
         ) from error
     signal.signal(signal.SIGTERM, kept)  # Ray's own would end this process at once
     try:
-        yield
+        yield ray
     finally:
         ray.shutdown()
 

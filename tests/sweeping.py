@@ -10,7 +10,9 @@ from dreammapping.sweep import processes, worker
 from dreammapping.sweep.ledger import Ledger
 from tests.faults.programs import WORDS, with_a_shells_signals
 
-SETTINGS = [word for word in WORDS if "=" in word and not word.startswith(("output_path", "workspace", "text"))]
+SETTINGS = [
+    word for word in WORDS if "=" in word and not word.startswith(("output_path", "workspace", "text"))
+]
 """Ten iterations each, as `tests.faults.programs` has them."""
 PROMPTS = ("a red car", "A blue, duck!")
 

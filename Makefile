@@ -34,7 +34,7 @@ demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 	done
 
 test: check  ## all checks and all tests, on as many as four cores; pytest has the last word
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 test-matrix: $(READY_DEV)  ## all tests under other instruction sets, numbers of threads and orders; takes an hour or two
 	@$(BIN)/python tests/matrix.py

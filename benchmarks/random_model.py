@@ -1,8 +1,10 @@
 """A diffusion model in a family's exact architecture with random weights: what it costs does not depend on them."""
 
+import argparse
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,18 @@ from utils.repository import ROOT
 SD2_BASE = CONFIGS / "sd2-base"
 SPECIAL_TOKENS = 49_406
 """The number of CLIP's begin of text; its end has the next one."""
+WIDTH = 32
+NARROW = {
+    "unet": {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": WIDTH, "sample_size": 16},
+    "vae": {"block_out_channels": [32, 32, 64, 64], "sample_size": 128},
+    "text_encoder": {
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "projection_dim": WIDTH,
+    },
+}
+"""The settings that differ in a small model: every layer is there, and few channels."""
 
 
 def build(folder: Path, settings: Path) -> Path:
@@ -38,6 +52,19 @@ def build(folder: Path, settings: Path) -> Path:
         tokenizer.save_pretrained(temporary / "tokenizer")
         shutil.copytree(settings / "scheduler", temporary / "scheduler")
         shutil.copy(settings / "model_index.json", temporary)
+    return folder
+
+
+def narrow_configs(folder: Path) -> Path:
+    """The shipped settings of every family, with few channels."""
+    shutil.copytree(CONFIGS, folder)
+    for family in folder.iterdir():
+        for part, changes in NARROW.items():
+            path = family / part / "config.json"
+            config = json.loads(path.read_text(encoding="utf-8"))
+            heads = {"attention_head_dim": [1, 2, 4, 4]} if part == "unet" and family.name != "sd1" else {}
+            larger = {"sample_size": 32} if part == "unet" and family.name == "sd2-v" else {}
+            path.write_text(json.dumps(config | changes | heads | larger), encoding="utf-8")
     return folder
 
 
@@ -73,3 +100,23 @@ def word_tokenizer() -> Any:
     vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}
     vocab |= {"<|startoftext|>": SPECIAL_TOKENS, "<|endoftext|>": SPECIAL_TOKENS + 1}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: build what is not there yet and say where; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.random_model", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".models", help="where models are kept")
+    parser.add_argument("--settings", type=Path, default=SD2_BASE, help="a family's settings")
+    parser.add_argument("--narrow", action="store_true", help="with few channels, for trying what uses it")
+    options = parser.parse_args(argv)
+    settings = options.settings
+    if options.narrow:
+        settings = options.folder / "settings" / settings.name
+        if not settings.exists():
+            narrow_configs(settings.parent)
+    sys.stdout.write(f"{random_model(settings, options.folder)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -241,7 +241,9 @@ class Field(Subject):
             module = self.field.get_submodule(holder)
             setattr(module, attribute, torch.nn.Parameter(tensor.to(self.device)))
         self.optimizer = build_optimizer(self.field, self.params)
-        load_moments(self.optimizer, state["optimizer"])
+        load_moments(
+            self.optimizer, state["optimizer"], partly=isinstance(self.field, HashGrid)
+        )  # finer levels
         self.occupancy.load_state_dict(state["occupancy"])
         self.cameras.load_state_dict(state["cameras"])
 

@@ -214,7 +214,10 @@ def _go_on(optimization: Optimization, run: Run) -> None:
             f"set iterations={done} or more, or leave out --resume and choose another workspace"
         )
     changed = _changes(optimization.config, run)
-    state = checkpoint.load(newest)
+    with Interruption() as interruption:  # in the middle, a library would take it for a fault of the file
+        state = checkpoint.load(newest)
+    if interruption:
+        raise Stopped(number=interruption.signal or signal.SIGINT)
     try:
         optimization.load_state_dict(state)
     except UserError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diff_gaussian_rasterization import rasterize
@@ -79,19 +79,26 @@ def render(
         colors_precomp=gaussians.sh_dc[:, 0].sigmoid() if direct_rgb else None,
         scales=gaussians.scales if scales is None else scales,
         rotations=gaussians.rotations,
-        viewmatrix=cameras.world_to_camera.transpose(1, 2).contiguous(),
-        projmatrix=(projections(cameras) @ cameras.world_to_camera).transpose(1, 2).contiguous(),
-        campos=cameras.centers,
-        tanfovx=(cameras.fov_x / 2).tan(),
-        tanfovy=(cameras.fov_y / 2).tan(),
-        image_height=cameras.height,
-        image_width=cameras.width,
+        **camera_arguments(cameras),
         bg=background.to(device).expand(views, 3),
         sh_degree=gaussians.active_sh_degree if sh_degree is None else sh_degree,
         backend=backend,
         debug=debug,
     )
     return Views(images, alphas, depths, Footprint(means2d, radii))
+
+
+def camera_arguments(cameras: Cameras) -> dict[str, Any]:
+    """What `rasterize` asks of B cameras: matrices transposed, tangents of half the fields of view."""
+    return {
+        "viewmatrix": cameras.world_to_camera.transpose(1, 2).contiguous(),
+        "projmatrix": (projections(cameras) @ cameras.world_to_camera).transpose(1, 2).contiguous(),
+        "campos": cameras.centers,
+        "tanfovx": (cameras.fov_x / 2).tan(),
+        "tanfovy": (cameras.fov_y / 2).tan(),
+        "image_height": cameras.height,
+        "image_width": cameras.width,
+    }
 
 
 def projections(cameras: Cameras) -> Float[Tensor, "B 4 4"]:

@@ -5,7 +5,7 @@ from diff_gaussian_rasterization import rasterize
 from jaxtyping import Float
 from torch import Tensor
 
-from gaussian_renderer.renderer import projections
+from gaussian_renderer.renderer import camera_arguments
 from scene.cameras import Cameras
 from scene.gaussian_model import GaussianModel
 
@@ -76,13 +76,7 @@ def _colors(
         colors_precomp=colors,
         scales=gaussians.scales,
         rotations=gaussians.rotations,
-        viewmatrix=cameras.world_to_camera.transpose(1, 2).contiguous(),
-        projmatrix=(projections(cameras) @ cameras.world_to_camera).transpose(1, 2).contiguous(),
-        campos=cameras.centers,
-        tanfovx=(cameras.fov_x / 2).tan(),
-        tanfovy=(cameras.fov_y / 2).tan(),
-        image_height=cameras.height,
-        image_width=cameras.width,
+        **camera_arguments(cameras),
         bg=colors.new_zeros(len(cameras), 3),
         sh_degree=0,
         backend=backend,

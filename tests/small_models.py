@@ -3,7 +3,6 @@
 Every layer of the real models is there, with its name; the numbers of channels are small and the weights random.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,37 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from arguments import GuidanceParams
-from benchmarks.random_model import build
+from benchmarks.random_model import WIDTH, build
+from benchmarks.random_model import narrow_configs as narrow_configs
 from guidance import ScoreModel
-from guidance.models.single_file import CONFIGS
 
 FAMILIES = {"sd1": "epsilon", "sd2-base": "epsilon", "sd2-v": "v_prediction"}
 """What the U-Net of each family predicts."""
-WIDTH = 32
-NARROW = {
-    "unet": {"block_out_channels": [32, 32, 64, 64], "cross_attention_dim": WIDTH, "sample_size": 16},
-    "vae": {"block_out_channels": [32, 32, 64, 64], "sample_size": 128},
-    "text_encoder": {
-        "hidden_size": WIDTH,
-        "intermediate_size": 48,
-        "num_attention_heads": 4,
-        "projection_dim": WIDTH,
-    },
-}
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj")
-
-
-def narrow_configs(folder: Path) -> Path:
-    """The shipped settings of every family, with few channels."""
-    shutil.copytree(CONFIGS, folder)
-    for family in folder.iterdir():
-        for part, changes in NARROW.items():
-            path = family / part / "config.json"
-            config = json.loads(path.read_text())
-            heads = {"attention_head_dim": [1, 2, 4, 4]} if part == "unet" and family.name != "sd1" else {}
-            larger = {"sample_size": 32} if part == "unet" and family.name == "sd2-v" else {}
-            path.write_text(json.dumps(config | changes | heads | larger))
-    return folder
 
 
 def save_single_file(path: Path, pipeline: Any, metadata: dict[str, str] | None = None) -> Path:

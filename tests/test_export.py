@@ -88,7 +88,16 @@ def test_harmonics_are_cut_or_padded(folder, degree, rest):
 
 
 def test_an_iteration_and_a_folder_can_be_chosen(folder, tmp_path):
-    words = ["export", str(folder), "--format", "glb", "--iteration", "20", "--out", str(tmp_path / "else")]
+    words = [
+        "export",
+        str(folder),
+        "--format",
+        "glb",
+        "--iteration",
+        "20",
+        "--output",
+        str(tmp_path / "else"),
+    ]
     assert main(words) == 0
     assert len(read_any(tmp_path / "else" / "car.glb")) == 30
     assert not (folder / "export").exists()
@@ -106,7 +115,7 @@ def test_the_version_of_spz(folder):
     [
         (["{run}", "--format", "ply", "--iteration", "7"], "expected iteration 20, 100, got 7"),
         (["{run}/nothing", "--format", "ply"], "expected a run with its config.yaml, found none"),
-        (["{run}", "--format", "glb", "--out", "{run}/config.yaml/inside"], "cannot be written"),
+        (["{run}", "--format", "glb", "--output", "{run}/config.yaml/inside"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(folder, capsys, words, message):

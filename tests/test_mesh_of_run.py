@@ -398,7 +398,7 @@ def test_the_verb_makes_all_files_and_says_how_good_they_are(tmp_path, capsys):
         (["--target-faces", "5"], "--target-faces: expected"),
         (["--scale", "0"], "--scale: expected"),
         (["--iteration", "9"], "expected iteration 7, got 9"),
-        (["--out", "{file}/inside"], "cannot be written"),
+        (["--output", "{file}/inside"], "cannot be written"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(tmp_path, capsys, words, message):
@@ -424,7 +424,7 @@ def test_gaussians_that_nobody_sees_are_one_line(tmp_path, capsys):
 def test_a_missing_library_is_named_with_the_line_that_installs_it(monkeypatch, module, name):
     monkeypatch.setitem(sys.modules, module, None)
     seen = views(Balls(((0.0, 0.0, 0.0), 0.4)), count=8, size=24)
-    with pytest.raises(UserError, match=rf"{name}.*\[mesh\]"):
+    with pytest.raises(UserError, match=rf"{name}.*pip install"):
         paint(seen, tidy(Surface(*fuse(seen, 16)), 100), 64)
 
 

@@ -413,7 +413,7 @@ def test_one_run_gets_a_page_and_several_get_a_gallery(tmp_path, capsys):
 def test_pages_go_elsewhere_and_runs_of_one_name_do_not_meet(tmp_path, capsys):
     runs = [finished_run(tmp_path / name / "car") for name in ("a", "b")]
     before = sorted(tmp_path.rglob("*"))
-    assert verbs(["page", *map(str, runs), "--to", str(tmp_path / "web")]) == 0
+    assert verbs(["page", *map(str, runs), "--output", str(tmp_path / "web")]) == 0
     found = {path.relative_to(tmp_path / "web").as_posix() for path in (tmp_path / "web").rglob("*.html")}
     assert found == {"index.html", "car/index.html", "car-2/index.html"}
     assert [path for path in sorted(tmp_path.rglob("*")) if "web" not in path.parts] == before
@@ -432,7 +432,7 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys, name, said):
 
 def test_a_place_that_cannot_be_written_is_one_line_and_leaves_nothing(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
-    assert verbs(["page", str(folder), "--to", str(tmp_path / "file")]) == 2
+    assert verbs(["page", str(folder), "--output", str(tmp_path / "file")]) == 2
     error = capsys.readouterr().err
     assert "index.html" in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -17,6 +17,8 @@ from tests.browser import chromium, visit
 from tests.finished_run import finished_run
 from tests.gaussians import random_gaussians
 
+pytestmark = pytest.mark.slow  # minutes of a browser that draws without a card
+
 HOSTILE = '</script><img src=x onerror="document.title=1">'
 SIZE = 96
 """Pixels of the runs' images; on the screen they are several times as wide."""

@@ -39,6 +39,19 @@ def test_a_wrong_verb_is_one_line_with_the_nearest(capsys):
     assert "got 'jugde'; did you mean judge?" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["judge"], ["evaluate"], ["export", "--format", "ply"], ["page"], ["mesh"], ["view"]],
+    ids=lambda words: words[0],
+)
+def test_a_home_that_the_shell_left_is_found(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    assert main([words[0], "~/run", *words[1:]]) == 2
+    assert str(tmp_path / "run") in capsys.readouterr().err
+
+
 def test_methods_are_an_option_of_their_table_alone(capsys):
     assert main(["reproduce", "prompts", "--methods", "sds"]) == 2
     assert "--methods: expected the table `methods` or `pictures`, got 'prompts'" in capsys.readouterr().err

@@ -15,6 +15,8 @@ from tests.finished_run import finished_run
 from tests.gaussians import random_gaussians
 from tests.viewer_process import address_said, started
 
+pytestmark = pytest.mark.slow  # minutes of a browser that draws without a card
+
 WIDTH, HEIGHT = 900, 400
 """Of the window; the panel lies on its right, beside the asset."""
 KNOWN = (

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 
-def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, partly: bool = False) -> None:
     """Go on from the moments of a saved state; rates and all else of the optimiser's own stay as they are.
+
+    Args:
+        partly: a parameter may have no moments, as one has none that no gradient has reached yet.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: the state is of other parameters.
@@ -23,7 +26,10 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Non
         group.update(values)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kept = [optimizer.state.get(parameter, {}) for parameter in parameters]
-    if len(optimizer.state) != sum(map(bool, kept)) or len({frozenset(each) for each in kept}) > 1:
+    if (
+        len(optimizer.state) != sum(map(bool, kept))
+        or len({frozenset(each) for each in kept if each or not partly}) > 1
+    ):
         raise ValueError("optimizer: expected moments of each parameter, got others")
     for parameter, moments in zip(parameters, kept, strict=True):
         for name, moment in moments.items():

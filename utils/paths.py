@@ -1,11 +1,17 @@
 """Paths as users write them."""
 
 import errno
+import os
 from pathlib import Path
 
 from utils.errors import UserError
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR)
+
+
+def expanded(word: str) -> Path:
+    """A path of a command line, `~` expanded where no shell has done so, as in `--json=~/x`."""
+    return Path(os.path.expanduser(word))
 
 
 def user_path(name: str, where: str) -> Path:

@@ -13,12 +13,13 @@ from dreammapping.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.files import atomic
+from utils.paths import expanded
 
 
 def main(words: list[str]) -> int:
     """The command line of `judge`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreammapping judge", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, such as output/quickstart")
+    parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument("--views", type=int, default=24, help="views all around, at least 4 (default 24)")
     parser.add_argument("--prompt", help="judge by this prompt instead of the run's own")
     parser.add_argument("--iteration", type=int, help="saved iteration to judge (default: the last)")

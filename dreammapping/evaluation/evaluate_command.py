@@ -13,6 +13,7 @@ from dreammapping.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.files import write_text
+from utils.paths import expanded
 
 
 def main(words: list[str]) -> int:
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folders", nargs="+", type=Path, metavar="RUN|FOLDER", help="run folders, or folders of pictures"
+        "folders", nargs="+", type=expanded, metavar="RUN|FOLDER", help="run folders, or folders of pictures"
     )
     parser.add_argument(
         "--prompt", help="score by this instead of the run's own; folders of pictures need it"
@@ -51,7 +52,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
     parser.add_argument(
-        "--captions", type=Path, metavar="FILE", help="captions, one a line, that R-precision chooses from"
+        "--captions",
+        type=expanded,
+        metavar="FILE",
+        help="captions, one a line, that R-precision chooses from",
     )
     parser.add_argument(
         "--references",
@@ -60,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="compare with N pictures of each prompt that the run's own prior draws; they are kept",
     )
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="compare with these pictures instead")
+    parser.add_argument(
+        "--against", type=expanded, metavar="FOLDER", help="compare with these pictures instead"
+    )
     parser.add_argument("--model", help="the prior that draws references (default: the run's own)")
     parser.add_argument(
         "--features",
@@ -69,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--cache",
-        type=Path,
+        type=expanded,
         default=Path("output") / "references",
         metavar="FOLDER",
         help="where references are kept (default output/references)",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from arguments import GenerateCamParams, GuidanceParams
 from dreammapping.evaluation.exhibit import Exhibit
-from dreammapping.finished import FinishedRun
+from dreammapping.finished import SETTINGS, FinishedRun
 from scene.cameras import Cameras, orbit
 from utils.errors import UserError
 from utils.images import read_picture, to_uint8
@@ -46,7 +46,7 @@ class Source:
         Raises:
             UserError: the folder has neither a run with a result nor pictures, or no prompt is known.
         """
-        if (folder / "config.yaml").is_file():
+        if (folder / SETTINGS).is_file():
             run = FinishedRun.open(folder)
             if run.config.ModelParams.representation == "gaussians":
                 run.iteration(iteration)

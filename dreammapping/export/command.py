@@ -6,10 +6,10 @@ is written too, in the frame of the .ply.
 
 import argparse
 import logging
-from pathlib import Path
 
 from dreammapping.command import exit_code
 from utils.console import write_out
+from utils.paths import expanded
 
 FORMATS = {
     "ply": "3D Gaussian Splatting's own; every splat viewer",
@@ -31,7 +31,7 @@ def main(words: list[str]) -> int:
         description=f"{__doc__}\nformats:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, help="run folder, such as output/quickstart")
+    parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument(
         "--format",
         nargs="+",
@@ -54,7 +54,12 @@ def main(words: list[str]) -> int:
         default=3,
         help="4 is newer and known to fewer readers (default 3)",
     )
-    parser.add_argument("--out", type=Path, help="folder for the files (default: export in the run's)")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        type=expanded,
+        help="folder for the files (default: export in the run's)",
+    )
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     return exit_code(lambda: _export(options), stopped="stopped; the files that are listed are whole")
@@ -63,7 +68,7 @@ def main(words: list[str]) -> int:
 def _export(options: argparse.Namespace) -> int:
     from dreammapping.export.files import export_run
 
-    folder = options.out or options.run / "export"
+    folder = options.output or options.run / "export"
     for line in export_run(
         options.run,
         list(dict.fromkeys(options.format)),

@@ -8,11 +8,11 @@ that it was not made from.
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from dreammapping.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
+from utils.paths import expanded
 
 LIMITS = {
     "views": (8, 1000, "cameras all around"),
@@ -27,9 +27,11 @@ LIMITS = {
 def main(words: list[str]) -> int:
     """The command line of `mesh`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreammapping mesh", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, such as output/quickstart")
+    parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument("--iteration", type=int, help="saved iteration (default: the last)")
-    parser.add_argument("--out", type=Path, help="folder for the files (default: mesh in the run's)")
+    parser.add_argument(
+        "--output", metavar="FOLDER", type=expanded, help="folder for the files (default: mesh in the run's)"
+    )
     defaults = {"views": 64, "resolution": 96, "target_faces": 20_000, "texture": 1024, "scale": 1.0}
     for name, default in defaults.items():
         parser.add_argument(
@@ -65,7 +67,7 @@ def _mesh(options: argparse.Namespace) -> int:
             bar.clear()
             write_out(text + "\n")
 
-        out = options.out or options.run / "mesh"
+        out = options.output or options.run / "mesh"
         made = mesh_run(options.run, out, settings, options.iteration, say=say, progress=progress)
     likeness = made.likeness
     write_out(

@@ -12,21 +12,24 @@ from pathlib import Path
 
 from dreammapping.command import exit_code
 from utils.console import write_out
+from utils.paths import expanded
 
 
 def main(words: list[str]) -> int:
     """The command line of `page`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreammapping page", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or a folder of runs")
     parser.add_argument(
-        "--to",
-        type=Path,
+        "runs", nargs="+", type=expanded, metavar="RUN", help="run folder, or a folder of runs"
+    )
+    parser.add_argument(
+        "--output",
+        type=expanded,
         metavar="FOLDER",
         help="write there: index.html of one run; of several a folder each, and index.html, the gallery",
     )
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    return exit_code(lambda: _write(options.runs, options.to))
+    return exit_code(lambda: _write(options.runs, options.output))
 
 
 def _write(named: list[Path], to: Path | None) -> int:

@@ -60,7 +60,7 @@ def refuse_to_replace(target: Path) -> None:
         ) from error
     if not ours:
         raise UserError(
-            f"{target}: expected a page of ours or nothing, found another file; move it, or choose --to FOLDER"
+            f"{target}: expected a page of ours or nothing, found another file; move it, or choose --output FOLDER"
         )
 
 

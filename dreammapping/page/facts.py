@@ -108,5 +108,7 @@ def read_or_none(read: Callable[[], Found]) -> Found | None:
     try:
         return read()
     except UserError as error:
-        log.warning("%s (the page does without it)", error)
+        log.warning(
+            "%s (the page does without it)", str(error)
+        )  # an error kept with its frames keeps the run
         return None

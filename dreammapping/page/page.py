@@ -54,9 +54,11 @@ def write_page(run: FinishedRun, target: Path | None = None) -> Path:
 def page_of(run: FinishedRun, place: Path) -> str:
     """The page as HTML, for a file in `place`."""
     manifest, metrics = read_or_none(lambda: run.manifest) or {}, metrics_of(run)
-    splats = read_or_none(
-        lambda: pack(run.gaussians(), direct_rgb=run.config.PipelineParams.convert_SHs_python)
-    )
+    splats = None
+    if run.config.ModelParams.representation == "gaussians":
+        splats = read_or_none(
+            lambda: pack(run.gaussians(), direct_rgb=run.config.PipelineParams.convert_SHs_python)
+        )
     return render(
         "run.html",
         ("splats.js", "run.js"),
@@ -102,9 +104,9 @@ def viewer_of(run: FinishedRun, splats: Splats) -> dict[str, Any]:
 
 def _views(run: FinishedRun) -> list[dict[str, Any]]:
     """Test views: colour, depth, and from where they are seen."""
-    cameras = read_or_none(run.cameras)
-    found = []
-    for index, (image, depth) in enumerate(run.test_views()):
+    views, found = run.test_views(), []
+    cameras = read_or_none(run.cameras) if views else None
+    for index, (image, depth) in enumerate(views):
         seen = f"view {index}"
         if cameras is not None and index < len(cameras):
             azimuth, above = float(cameras.azimuth_deg[index]), 90.0 - float(cameras.polar_deg[index])

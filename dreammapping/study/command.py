@@ -13,6 +13,7 @@ from dreammapping.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.files import write_text
+from utils.paths import expanded
 
 
 def main(words: list[str]) -> int:
@@ -38,16 +39,21 @@ def parser() -> argparse.ArgumentParser:
         help="run folders, or folders of pictures; the system is NAME, else a run's method or a folder's name",
     )
     build.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="where index.html and key.json go"
+        "--output", type=expanded, required=True, metavar="DIR", help="where index.html and key.json go"
     )
     build.add_argument("--prompt", help="of folders of pictures that have no prompt.txt")
     build.add_argument("--seed", type=int, default=0, help="of the order for each participant (default 0)")
     build.add_argument("--views", type=int, default=4, help="views of each asset (default 4)")
     build.add_argument("--size", type=int, default=256, help="pixels of a view (default 256)")
     score = steps.add_parser("score", help="mean ranks of answers")
-    score.add_argument("answers", nargs="+", type=Path, metavar="ANSWERS", help="files that the page saved")
     score.add_argument(
-        "--study", type=Path, metavar="DIR", help="the folder with key.json (default: that of the answers)"
+        "answers", nargs="+", type=expanded, metavar="ANSWERS", help="files that the page saved"
+    )
+    score.add_argument(
+        "--study",
+        type=expanded,
+        metavar="DIR",
+        help="the folder with key.json (default: that of the answers)",
     )
     score.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - for standard output")
     return parser

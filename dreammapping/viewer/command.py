@@ -10,11 +10,11 @@ import logging
 import os
 import time
 from contextlib import redirect_stdout
-from pathlib import Path
 
 from dreammapping.command import exit_code
 from utils.console import complain, write_out
 from utils.errors import UserError
+from utils.paths import expanded
 
 PORT = 8080
 
@@ -22,13 +22,15 @@ PORT = 8080
 def main(words: list[str]) -> int:
     """The command line of `view`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreammapping view", description=__doc__)
-    parser.add_argument("run", type=Path, help="run folder, such as output/quickstart")
+    parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument("--iteration", type=int, help="saved iteration to begin with (default: the last)")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine alone)"
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"port, or the next free one (default {PORT})")
-    parser.add_argument("--beside", type=Path, help=argparse.SUPPRESS)  # the exchange of a run that goes on
+    parser.add_argument(
+        "--beside", type=expanded, help=argparse.SUPPRESS
+    )  # the exchange of a run that goes on
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     return exit_code(lambda: _view(options))

@@ -66,12 +66,13 @@ class Exchange:
             left = self._snapshot.stat().st_mtime
             if left <= after:
                 return None
-            with np.load(self._snapshot, allow_pickle=False) as arrays:
+            with self._snapshot.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return left, _snapshot(dict(arrays))
         except (
             OSError,
             ValueError,
             KeyError,
+            EOFError,
             zipfile.BadZipFile,
         ):  # between two of them, or the run has ended
             return None
@@ -104,7 +105,7 @@ class Exchange:
 
     def remove(self) -> None:
         """Remove what was left, and the folder where nothing else is in it."""
-        remove_unfinished(self.folder)
+        remove_unfinished(self.folder, ())
         for path in (self._snapshot, self._save, self._pause):
             with suppress(OSError):
                 path.unlink()

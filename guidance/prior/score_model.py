@@ -18,6 +18,7 @@ from arguments import GuidanceParams, HardwareParams
 from guidance import models
 from guidance.noise import noise_of_views
 from guidance.prior import learned_words
+from guidance.prior.compilation import keep_compiled
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
 from guidance.prior.pipeline import load_pipeline
@@ -138,8 +139,15 @@ class ScoreModel:
         )
 
     def compile(self) -> None:
-        """Compile U-Net and image encoder in place; the first calls of each shape then take long."""
+        """Compile U-Net and image encoder in place; the first calls of each shape then take long.
+
+        On CUDA cuDNN then also tries its algorithms on each shape, unless views are encoded in parts: what it tries
+        takes memory, which is short there. What is compiled is kept for later runs.
+        """
         if not self.compiled:
+            keep_compiled()
+            if self.device.type == "cuda" and self.plan.views is None:
+                torch.backends.cudnn.benchmark = True
             self.unet.compile()
             self.vae.encoder.compile()
             self.compiled = True
@@ -185,7 +193,8 @@ class ScoreModel:
 
     def _encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:
         scale = self._gradient_scale()
-        encoded = self.vae.encode(scale.shrink(2 * images - 1).to(self.dtype))
+        images = scale.shrink(2 * images - 1).to(self.dtype)
+        encoded = self.vae.encode(images.contiguous() if self.compiled else images)
         posterior = getattr(encoded, "latent_dist", None)
         return scale.grow((encoded.latents if posterior is None else posterior.parameters).float())
 
@@ -273,8 +282,8 @@ class ScoreModel:
     def _run_unet(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         count = len(noisy_latents)
         inputs = (noisy_latents.to(self.dtype), timesteps, text.to(self.dtype))
-        if self.compiled:
-            inputs = tuple(_padded(each, -count % COMPILED_MULTIPLE) for each in inputs)
+        if self.compiled:  # in one layout, whatever made them: another one would be compiled anew
+            inputs = tuple(_padded(each, -count % COMPILED_MULTIPLE).contiguous() for each in inputs)
         noisy_latents, timesteps, text = inputs
         prediction = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
         return prediction[0][:count].float()

@@ -196,7 +196,7 @@ def left(run: Path, mine: set[str] = frozenset()) -> dict[str, bytes]:
         if name in mine or not path.is_file():
             continue
         content = path.read_bytes()
-        if name == ".dreammapping":
+        if name in (".dreammapping", "index.html"):  # which shows the times of run.json
             content = b""
         elif name == "metrics.jsonl":
             lines = [json.loads(line) for line in content.decode().splitlines()]

@@ -123,7 +123,13 @@ def trial(prior: Path, folder: Path, subject: str, rng: random.Random) -> None:
             poisoned(config, steps, seed)
     poisoned(config, steps, seed, resume=True)
     differing = differences(left(two / "run"), left(one / "run"))
-    assert set(differing) <= {"config.yaml", "cfg_args"}, (subject, steps, seed, stop, differing)
+    assert set(differing) <= {"config.yaml", "cfg_args", "index.html"}, (
+        subject,
+        steps,
+        seed,
+        stop,
+        differing,
+    )
 
 
 def test_poisoned_steps_are_skipped_and_a_restart_keeps_the_bits(prior, tmp_path):

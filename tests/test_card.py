@@ -1,0 +1,135 @@
+"""The measurement of a card: no part can hold up or spoil another."""
+
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from benchmarks import card
+from benchmarks.card import Part, carry_out, main
+
+
+def part(*code: str, limit=60.0, rows=lambda _: [], **given) -> Part:
+    """A part whose commands are lines of Python."""
+    return Part("a part", limit, [[sys.executable, "-S", "-c", each] for each in code], rows, **given)
+
+
+def outcome(it: Part, folder, seconds=60.0):
+    return carry_out(it, folder, time.monotonic() + seconds, threading.Event())
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is gone, or will have been within seconds; what nobody waits for stays as a zombie."""
+    for _ in range(100):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_part_that_hangs_is_ended_with_what_it_started(tmp_path):
+    """Its child would go on and take the device from the next part."""
+    child = f"import time; open(r'{tmp_path / 'up'}', 'w').close(); time.sleep(600)"
+    code = (
+        "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-S', '-c', sys.argv[1]]); "
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    it = Part("a part", 600, [[sys.executable, "-S", "-c", code, child]], lambda _: [])
+    stop, found = threading.Event(), []
+    runner = threading.Thread(
+        target=lambda: found.append(carry_out(it, tmp_path, time.monotonic() + 600, stop))
+    )
+    runner.start()
+    while not (tmp_path / "up").exists():
+        time.sleep(0.05)
+    stop.set()
+    runner.join()
+    pid = int((tmp_path / "a_part.log").read_text())
+    assert found[0].state.startswith("over its limit") and not found[0].good
+    assert ended(pid)
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [(0.5, 60.0), (60.0, 0.5)])
+def test_neither_a_parts_limit_nor_that_of_all_is_passed(tmp_path, limit, seconds):
+    found = outcome(part("import time; time.sleep(600)", limit=limit), tmp_path, seconds)
+    assert found.state.startswith("over its limit") and not found.good
+
+
+def test_what_no_time_is_left_for_is_said_and_not_run(tmp_path):
+    found = outcome(part(f"open(r'{tmp_path / 'ran'}', 'w')"), tmp_path, seconds=-1.0)
+    assert (found.state, found.good) == ("no time left", False)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_part_that_fails_says_its_last_line_and_runs_no_further(tmp_path):
+    found = outcome(part("print('before')", "raise SystemExit('why')", "print('after')"), tmp_path)
+    assert found.state == "failed: exit code 1: why" and not found.good
+    assert "after" not in (tmp_path / "a_part.log").read_text()
+
+
+def test_results_that_cannot_be_read_fail_their_part_alone(tmp_path):
+    found = outcome(part("pass", rows=card.encoder_rows), tmp_path)
+    assert found.state.startswith("failed: its results cannot be read") and found.rows == []
+
+
+def test_what_is_not_installed_is_left_out_and_is_no_failure(tmp_path):
+    found = outcome(part("raise SystemExit(1)", missing="compute-sanitizer"), tmp_path)
+    assert found.state == "left out: compute-sanitizer is not installed" and found.good
+
+
+def test_a_failure_ends_no_other_part_and_is_the_exit_code(tmp_path, monkeypatch, capsys):
+    bad, good = (
+        part("raise SystemExit('why')"),
+        Part("another", 60, [[sys.executable, "-S", "-c", ""]], lambda _: []),
+    )
+    monkeypatch.setattr(card, "stages", lambda _: [[bad], [good]])
+    words = ["--device", "cpu", "--folder", str(tmp_path), "--json", str(tmp_path / "card.json")]
+    assert main(words) == 1
+    printed = capsys.readouterr().out
+    assert "a part        failed: exit code 1: why" in printed and "another       done" in printed
+
+
+def test_on_a_card_what_is_timed_runs_alone_and_both_tools_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(card.shutil, "which", lambda _name, path: "/opt/compute-sanitizer")
+    words = ["--device", "cuda", "--folder", str(tmp_path)]
+    order = card.stages(card.parser().parse_args(words))
+    names = [[each.name for each in stage] for stage in order]
+    assert names[0] == ["model", "gpu tests", "memcheck", "racecheck"]
+    assert all(len(stage) == 1 for stage in names[1:]) and len(names) == 7
+    for each in order[0][2:]:
+        assert list(each.commands[0][:3]) == ["/opt/compute-sanitizer", "--tool", each.name]
+        assert each.environment == (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
+    compiled = [
+        each.name for stage in order for each in stage if "HardwareParams.compile=always" in each.commands[0]
+    ]
+    assert compiled == ["iteration", "second start"]
+    assert card.TOTAL < 8 * 60
+
+
+def test_the_sanitizers_summary_is_found(tmp_path):
+    log = tmp_path / "memcheck.log"
+    log.write_text("========= COMPUTE-SANITIZER\ndrawn\n========= ERROR SUMMARY: 0 errors\n")
+    assert card.sanitizer_summary(log) == "ERROR SUMMARY: 0 errors"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device", "cuda"], "--device: expected cpu where torch finds no CUDA device"),
+        (["--device", "cpu", "--total", "0"], "--total: expected more than 0 seconds, got 0.0"),
+        (
+            ["--device", "cpu", "--parts", "encodr"],
+            "--parts: expected some of model, gpu tests, scene, encoder",
+        ),
+    ],
+)
+def test_wrong_options_are_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main([*words, "--folder", str(tmp_path), "--json", str(tmp_path / "card.json")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -1,0 +1,88 @@
+"""What a card gains by: compiled code that is kept and not made again, cuDNN's search; and what it needs."""
+
+import os
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from guidance.prior import compilation
+from guidance.prior.compilation import CACHE_VARIABLE, compiled_folder, keep_compiled
+from tests.test_memory import model_of
+from tests.tiny_models import save_pipeline
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("prior"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache folder, and no folder of PyTorch's set."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, "")  # so that it is put back, whatever the code under test sets
+    monkeypatch.delenv(CACHE_VARIABLE)
+    return tmp_path / "dreammapping" / "compiled"
+
+
+def test_compiled_code_is_kept_in_the_users_cache(cache):
+    keep_compiled()
+    assert os.environ[CACHE_VARIABLE] == str(cache) == str(compiled_folder()) and cache.is_dir()
+
+
+def test_a_folder_that_is_set_stays(cache, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, "/elsewhere")
+    keep_compiled()
+    assert os.environ[CACHE_VARIABLE] == "/elsewhere" and not cache.exists()
+
+
+def test_where_no_folder_can_be_made_pytorchs_own_stays(cache, monkeypatch):
+    cache.parent.write_text("a file is in the way")
+    keep_compiled()
+    assert CACHE_VARIABLE not in os.environ
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(compilation, "compiled_folder", homeless)
+    keep_compiled()
+    assert CACHE_VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("device", "memory", "searches"), [("cuda", "max", True), ("cuda", "8gb", False), ("cpu", "max", False)]
+)
+def test_cudnn_searches_where_a_card_has_room(folder, cache, monkeypatch, device, memory, searches):
+    """The networks stay on the CPU here: only the device's name is a card's."""
+    model = model_of(folder, memory=memory)
+    model.device = torch.device(device)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self: None)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+        model.compile()
+        assert torch.backends.cudnn.benchmark is searches
+    assert os.environ[CACHE_VARIABLE] == str(cache)
+
+
+@pytest.mark.parametrize("memory", ["max", "8gb"])
+def test_after_the_warm_up_nothing_is_compiled(folder, cache, monkeypatch, memory):
+    """Whatever the number of branches, and whatever made the latents: an encoder's are channels last, noise is not."""
+    torch._dynamo.reset()
+    counter, compile_module = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=counter))
+    model = model_of(folder, memory=memory)
+    model.compile()
+    model.warm_up(views=2, branches=4)
+    warmed = counter.frame_count
+    assert warmed > 0
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for count in range(2 * 2, 4 * 2 + 1):
+            latents = torch.zeros(count, 4, *model.latent_size).to(memory_format=layout)
+            text = torch.zeros(1, *model.text_shape).expand(count, -1, -1)
+            model.predict_noise(latents, torch.ones(count).long(), text)
+        images = torch.zeros(2, 3, *model.image_size).to(memory_format=layout).requires_grad_()
+        model.encode_images(images, torch.Generator()).sum().backward()
+    assert counter.frame_count == warmed

@@ -32,6 +32,9 @@ from utils.run import Run
 
 log = logging.getLogger(__name__)
 
+PLACE = ("ModelParams.output_path", "ModelParams.workspace")
+"""The settings that say where a run is: a folder that was moved has others and is the same run."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -243,7 +246,7 @@ def _go_on(optimization: Optimization, run: Run) -> None:
 def _changes(config: Config, run: Run) -> list[str]:
     """The settings that a resumed run had otherwise; none, with a warning, where it cannot be told."""
     try:
-        return differences(run.path("config.yaml"), config)
+        return [name for name in differences(run.path("config.yaml"), config) if name not in PLACE]
     except UserError as error:
         log.warning("%s; it is written anew", error)
         return []

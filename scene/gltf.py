@@ -31,6 +31,8 @@ COLORS = "_COLOR_0"
 COMPRESSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
 UNREAD = ("KHR_texture_transform", "EXT_mesh_gpu_instancing")
 """What trimesh passes over without a word, though it changes colours or places."""
+DIFFUSE = "KHR_materials_pbrSpecularGlossiness"
+SPLATS = "KHR_gaussian_splatting"
 NUMBER_SIZES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 NUMBERS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 SPARE_BYTES = 64 * 1024 * 1024
@@ -67,6 +69,10 @@ class Document:
         if used:
             raise UserError(
                 f"{self.path}: expected plain meshes, got {used[0]}; export them without compression"
+            )
+        if SPLATS in self.tree.get("extensionsUsed", []):
+            raise UserError(
+                f"{self.path}: expected a mesh, got Gaussians ({SPLATS}); give the file as pretrained_model_path"
             )
         accessors = self.tree.get("accessors", [])
         if any("sparse" in each for each in accessors):
@@ -133,11 +139,7 @@ class Document:
         """Linear light that a material's texture and vertex colours are multiplied by."""
         name = getattr(material, "name", None)
         described = self.tree["materials"][int(name)] if name is not None and name.isdecimal() else {}
-        plain = described.get("pbrMetallicRoughness", {})
-        factor = plain.get("baseColorFactor", [1.0] * 4)
-        if "extensions" in described and not plain:  # made by trimesh of another description of the surface
-            stated = getattr(material, "baseColorFactor", None)
-            factor = [1.0] * 4 if stated is None else np.asarray(stated) / 255
+        factor = described.get("pbrMetallicRoughness", {}).get("baseColorFactor", [1.0] * 4)
         return torch.as_tensor(np.asarray(factor, dtype=np.float64)[:3]).nan_to_num(0.0).float()
 
 
@@ -169,7 +171,18 @@ def read(path: Path) -> Document:
     tree = json.loads(text)
     if not isinstance(tree, dict):
         raise ValueError("no glTF description")
+    for material in tree.get("materials", []):
+        _take_diffuse(material)
     return Document(path, tree, body)
+
+
+def _take_diffuse(material: dict[str, Any]) -> None:
+    """Let the colour of the older description of a surface be its base colour, where it has no other."""
+    older = material.get("extensions", {}).pop(DIFFUSE, None)
+    plain = material.setdefault("pbrMetallicRoughness", {})
+    if older is not None and not {"baseColorFactor", "baseColorTexture"} & plain.keys():
+        names = {"diffuseFactor": "baseColorFactor", "diffuseTexture": "baseColorTexture"}
+        plain.update({names[name]: value for name, value in older.items() if name in names})
 
 
 def _check_chunks(file: BinaryIO, start: int, size: int) -> None:

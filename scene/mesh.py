@@ -170,8 +170,7 @@ def _checked(
     faces = np.asarray(mesh.faces)
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise UserError(
-            f"{path}: expected corners from 0 to {len(vertices) - 1}, got {faces.min()} to {faces.max()}; "
-            "check the file"
+            f"{path}: expected triangles between its {len(vertices)} corners, got one with another; check the file"
         )
     if not np.isfinite(vertices[faces]).all():
         raise UserError(

@@ -220,6 +220,31 @@ def test_a_binary_gltf_is_tinted_alike(tmp_path):
     torch.testing.assert_close(colors, torch.tensor([1.0, 0.0, 0.0]).expand(10, 3), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("beside", [None, {}, {"metallicFactor": 0.0}])
+@pytest.mark.parametrize("grey", [None, 100])
+def test_the_older_diffuse_colour_of_gltf_is_the_base_colour_where_there_is_no_other(tmp_path, beside, grey):
+    def change(tree):
+        material = tree["materials"][0]
+        texture = material.pop("pbrMetallicRoughness")["baseColorTexture"]
+        older = {"diffuseFactor": [0.8, 0.1, 0.2, 1.0], "glossinessFactor": 0.2}
+        older |= {} if grey is None else {"diffuseTexture": texture}
+        material["extensions"] = {"KHR_materials_pbrSpecularGlossiness": older}
+        if beside is not None:
+            material["pbrMetallicRoughness"] = beside
+
+    gltf_of(tmp_path / "a.gltf", painted(grey or 255, None), change)
+    _, colors = from_file(tmp_path / "a.gltf", count=10)
+    light = ((grey or 255) / 255 + 0.055) / 1.055
+    expected = [srgb(light**2.4 * part) for part in (0.8, 0.1, 0.2)]
+    torch.testing.assert_close(colors, torch.tensor(expected).expand(10, 3), rtol=0, atol=1e-5)
+
+
+def test_gaussians_in_gltf_are_no_mesh_and_the_message_says_where_they_go(tmp_path):
+    gltf_of(tmp_path / "a.gltf", quad(), lambda tree: tree.update(extensionsUsed=["KHR_gaussian_splatting"]))
+    with pytest.raises(UserError, match=r"expected a mesh, got Gaussians.*pretrained_model_path"):
+        from_file(tmp_path / "a.gltf", count=10)
+
+
 @pytest.mark.parametrize(
     ("kind", "component"), [("<f4", 5126), ("<u2", 5123), ("u1", 5121)], ids=["float", "16 bits", "8 bits"]
 )
@@ -413,7 +438,7 @@ TRIANGLE = b"0 0 0\n1 0 0\n0 1 0\n1 1 1\n"
 @pytest.mark.parametrize("index", [b"9", b"-1", b"4"])
 def test_corners_that_do_not_exist_are_named(tmp_path, index):
     content = PLY + FACE + b"end_header\n" + TRIANGLE + b"3 0 1 " + index + b"\n"
-    assert "expected corners from 0 to 3, got" in error(tmp_path / "a.ply", content)
+    assert "expected triangles between its 4 corners" in error(tmp_path / "a.ply", content)
 
 
 def test_triangles_of_no_area_and_corners_of_no_triangle_do_no_harm(tmp_path):

@@ -425,7 +425,8 @@ def test_a_name_that_no_path_can_have_is_one_line(saved, setting, name):
     assert all("\n" not in problem and len(problem) < 500 for problem in problems)
 
 
-def test_everything_that_a_run_lacks_is_named_at_once(tmp_path):
+@pytest.mark.parametrize("fallback", ["stop", "sphere"])
+def test_everything_that_a_run_lacks_is_named_at_once(tmp_path, fallback):
     folder = save_pipeline(tmp_path / "model")
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     config = Config(
@@ -433,7 +434,7 @@ def test_everything_that_a_run_lacks_is_named_at_once(tmp_path):
             model_key=str(folder), LoRA_path=str(tmp_path / "a.safetensors"), vae_key="nobody/vae", text="a cat",
             textual_inversion_path=str(tmp_path / "b.bin"),
         ),
-        GenerateCamParams=GenerateCamParams(init_shape="shape", init_fallback="stop", shape_model="nobody/shape"),
+        GenerateCamParams=GenerateCamParams(init_shape="shape", init_fallback=fallback, shape_model="nobody/shape"),
     )  # fmt: skip
     problems = models.missing_models(config)
     words = ["has no vae's weights", "'nobody/vae'", "a.safetensors", "b.bin", "'nobody/shape'"]

@@ -138,6 +138,9 @@ def test_a_long_prompt_is_refused_with_the_number_of_tokens_to_drop(score_models
     assert score_models["sd1"].encode_text([fits]).shape == (1, 77, 32)
     with pytest.raises(UserError, match="expected at most 75 tokens, got 78; shorten it by 3"):
         score_models["sd1"].encode_text(["fine", fits + "yyy"])
+    with pytest.raises(UserError) as refused:
+        score_models["sd1"].encode_text(["cat " * 5000 + "from afar"])
+    assert "from afar" in str(refused.value) and len(str(refused.value)) < 200
 
 
 def test_the_view_suffix_counts_as_part_of_the_prompt(score_models):

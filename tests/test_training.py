@@ -327,6 +327,9 @@ def test_resuming_names_what_changed_and_not_what_moved(short, tmp_path, caplog)
         if key in tree.get(group, {}):
             tree["GuidanceParams"][former.partition(".")[2]] = tree[group].pop(key)
     path.write_text(yaml.safe_dump(tree, allow_unicode=True), "utf-8")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    path = tmp_path / "elsewhere" / "config.yaml"
+    short = [*short, "workspace=elsewhere"]
     optimize(configured([*short, "log_interval=3"]), resume=True, quiet=True)
     assert [line for line in caplog.messages if "other settings" in line] == [
         "resuming with other settings than before: log_interval"

@@ -28,7 +28,8 @@ def missing_models(config: Config) -> list[str]:
     """What is missing for a run, one line each, all of it at once; empty when everything is there.
 
     Looks at the diffusion model, what is added to it, another autoencoder, and Shap-E where the start shape needs it
-    and no sphere may take its place. Loads no weights; asks the hub only for what is not on this machine.
+    and no sphere may take its place, or where something else is missing as well. Loads no weights;
+    asks the hub only for what is not on this machine.
     """
     if config.offline:
         hub.go_offline()
@@ -37,7 +38,7 @@ def missing_models(config: Config) -> list[str]:
     if guidance.vae_key:
         problems += _problems(lambda: vae_source(guidance), ())
     problems += [str(problem) for problem in _missing_additions(guidance)]
-    if config.starts_from_text and start.init_fallback == "stop":
+    if config.starts_from_text and (problems or start.init_fallback == "stop"):
         problems += _problems(lambda: shape_source(start.shape_model), SHAPE_COMPONENTS)
     return problems
 

@@ -26,6 +26,8 @@ FILE_IS_THE_WORD = ("emb_params", "string_to_param", "string_to_param.*", "*", "
 OTHER_ENCODERS = ("clip_g", "t5xxl", "t5")
 FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "SDXL"}
 """Who has a text encoder of this width."""
+SHOWN = (60, 30)
+"""Letters of a long prompt's beginning and end that a message repeats."""
 
 
 def marked_words(path: Path, setting: str) -> Words:
@@ -168,7 +170,8 @@ def _tokens_of_words(tokenizer: Any) -> dict[int, list[int]]:
 def refuse_too_long(text: str, count: int, length: int) -> None:
     """Raise UserError where a text has `count` tokens and more than `length`, its begin and end included."""
     if count > length:
+        shown = text if len(text) <= sum(SHOWN) else f"{text[: SHOWN[0]]} ... {text[-SHOWN[1] :]}"
         raise UserError(
-            f"prompt {text!r}: expected at most {length - 2} tokens, got {count - 2}; "
+            f"prompt {shown!r}: expected at most {length - 2} tokens, got {count - 2}; "
             f"shorten it by {count - length}"
         )

@@ -21,6 +21,7 @@ VERBS = {
     "export": ("dreammapping.export.command", "write its Gaussians in the formats of viewers and engines"),
     "page": ("dreammapping.page.command", "write a run's page, which a browser opens from the disk"),
     "mesh": ("dreammapping.mesh.command", "make a textured mesh of a run: .glb, .obj, .ply"),
+    "sweep": ("dreammapping.sweep.command", "make many assets: prompts x settings x seeds"),
     "reproduce": ("dreammapping.reproduction.command", "make a table of the documents again"),
     "view": ("dreammapping.viewer.command", "look at a run in a browser"),
 }

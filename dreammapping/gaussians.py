@@ -22,7 +22,7 @@ from guidance.prompts import ViewPrompts
 from scene.augmentation import sample_augmentation, sample_flip
 from scene.camera_sampling import CameraSampler
 from scene.cameras import Cameras, orbit
-from scene.density import RESET_OPACITY, DensityControl
+from scene.density import RESET_OPACITY, DensityControl, Footprint
 from scene.frame import to_file
 from scene.gaussian_model import GaussianModel
 from scene.gaussian_optimizer import build_optimizer, set_learning_rates
@@ -30,6 +30,7 @@ from scene.initialization import initial_points
 from scene.ply import read_gaussians, write_gaussians
 from scene.regularizers import total_variation
 from scene.splat_formats import read_any
+from utils.distributed import from_first, gathered, own, processes, share
 from utils.errors import UserError
 from utils.files import atomic
 from utils.optimizers import load_moments
@@ -59,6 +60,8 @@ class Gaussians(Subject):
         UserError: the start shape or the prompt cannot be used.
     """
 
+    replicas = True
+
     def __init__(
         self,
         config: Config,
@@ -75,9 +78,9 @@ class Gaussians(Subject):
             start = initial_gaussians(config, rng, device)
 
         self.config, self.device = config, device
-        self.views = config.GuidanceParams.C_batch_size
+        self.views = share(config.GuidanceParams.C_batch_size, "GuidanceParams.C_batch_size")
         self.extent = config.GenerateCamParams.default_radius
-        self.most = most_gaussians(config, prior.plan)
+        self.most = from_first(most_gaussians(config, prior.plan))
         # the prior sees squares: whatever is as wide as the renders, which their field of view spans
         square = dataclasses.replace(config.GenerateCamParams, image_h=config.GenerateCamParams.image_w)
         self.cameras = CameraSampler(square, config.OptimizationParams, config.ModelParams.batch)
@@ -94,7 +97,7 @@ class Gaussians(Subject):
         )
         set_learning_rates(self.optimizer, params, self.extent, step)
 
-        cameras = self.cameras.sample(self.views, step, rng)
+        cameras = own(self.cameras.sample(self.config.GuidanceParams.C_batch_size, step, rng))
         poses = cameras.world_to_camera.inverse().to(self.device, non_blocking=True)
         text = self.prompts(cameras.azimuth_deg, poses)  # on the host, where angles are
         cameras = cameras.to(self.device)
@@ -119,7 +122,7 @@ class Gaussians(Subject):
         gaussians = self.gaussians
         drawn = sample_augmentation(
             self.config.ModelParams,
-            len(cameras),
+            len(cameras) * processes(),
             gaussians.sh.shape,
             gaussians.active_sh_degree,
             rng,
@@ -127,14 +130,14 @@ class Gaussians(Subject):
         )
         scales = gaussians.scales
         if drawn.scale_factors is not None:
-            scales = scales * drawn.scale_factors
+            scales = scales * own(drawn.scale_factors)
         views = render(
             gaussians,
             cameras,
-            drawn.backgrounds.to(self.device),
+            own(drawn.backgrounds).to(self.device),
             scales=scales,
             sh=gaussians.sh if drawn.sh_factors is None else gaussians.sh * drawn.sh_factors,
-            sh_degree=drawn.sh_degrees,
+            sh_degree=own(drawn.sh_degrees),
             **_options(self.config),
         )
         return views, scales
@@ -143,7 +146,10 @@ class Gaussians(Subject):
         if self.last is None:
             raise RuntimeError("grow before show")
         views, _ = self.last
-        self.density.update(self.gaussians, self.optimizer, views.footprint, step, rng)
+        footprint = views.footprint
+        if step < self.config.OptimizationParams.densify_until_iter:
+            footprint = footprint_of_all(footprint)
+        self.density.update(self.gaussians, self.optimizer, footprint, step, rng)
 
     def bookmark(self) -> Callable[[], None]:
         return partial(self.cameras.load_state_dict, self.cameras.state_dict())
@@ -232,8 +238,18 @@ class Gaussians(Subject):
         tries = (
             [f"max_gaussians={count} (the present number)"] if self.most is None or count < self.most else []
         )
-        tries += [f"a smaller C_batch_size (now {self.views})"]
+        tries += [f"a smaller C_batch_size (now {self.config.GuidanceParams.C_batch_size})"]
         return [*tries, f"smaller image_w and image_h (now {cameras.image_w} x {cameras.image_h})"]
+
+
+def footprint_of_all(footprint: Footprint) -> Footprint:
+    """What the views of all processes saw: density is controlled by all of them, everywhere alike."""
+    if processes() == 1 or footprint.means2d.grad is None:
+        return footprint
+    gradients = gathered(footprint.means2d.grad)
+    whole = Footprint(torch.zeros_like(gradients, requires_grad=True), gathered(footprint.radii))
+    whole.means2d.grad = gradients
+    return whole
 
 
 def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device) -> GaussianModel:

@@ -16,6 +16,7 @@ from dreammapping.viewer.beside import Beside
 from utils import checkpoint
 from utils.console import Forgiving
 from utils.device import is_out_of_memory
+from utils.distributed import highest
 from utils.errors import OutOfMemory, UserError
 from utils.interruption import Interruption
 from utils.run import Run
@@ -78,11 +79,25 @@ def loop(
             if callback is not None:
                 with _saved_when_it_fails(save):
                     callback(step, optimization)
+            interruption.signal = highest(interruption.signal or 0) or None
             if step % config.checkpoint_interval == 0 or step == last or interruption:
                 save()
             if interruption:
                 break
     progress.close()
+
+
+def follow(optimization: Optimization, interruption: Interruption) -> None:
+    """As `loop`, in a process that shares the work of another one and writes nothing.
+
+    Raises:
+        UserError: as `Optimization.iteration`.
+    """
+    for step in range(optimization.step + 1, optimization.config.iterations + 1):
+        optimization.iteration(step)
+        interruption.signal = highest(interruption.signal or 0) or None
+        if interruption:
+            break
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from arguments import Config
+from arguments import Config, GuidanceParams, HardwareParams
 from dreammapping.pace import warn_of_pace
 from dreammapping.subject import Shown, Subject
 from guidance import GuidanceOutput, build_guidance
@@ -21,7 +21,18 @@ from guidance.prior.memory import PLANS
 from guidance.prior.score_model import ScoreModel
 from utils.checkpoint import check_form, first_line
 from utils.device import choose_device, fullness, is_out_of_memory
-from utils.errors import OutOfMemory, UserError
+from utils.distributed import (
+    averaged,
+    from_first,
+    is_broken_off,
+    part_of_mean,
+    parted,
+    processes,
+    rank,
+    sum_gradients,
+    total_of,
+)
+from utils.errors import NotFinite, OutOfMemory, UserError
 from utils.optimizers import load_moments, not_finite, step_unless
 from utils.readback import Readback
 
@@ -29,11 +40,15 @@ log = logging.getLogger(__name__)
 
 NON_FINITE_LIMIT = 10
 """Skipped steps in a row after which a run stops."""
+REPLICAS_INTERVAL = 500
+"""Iterations after which processes that share the work are compared."""
 COMPILE_FROM = 1000
 """Iterations from which compiling pays for itself."""
 
 Build = Callable[[Config, Callable[[], ScoreModel], torch.Generator, torch.device], Subject]
 """Makes a subject of settings, what gives the prior, a generator for the start, and a device."""
+Load = Callable[[GuidanceParams, torch.device, HardwareParams], ScoreModel]
+"""Gives the prior."""
 
 
 class Optimization:
@@ -43,6 +58,7 @@ class Optimization:
         config: the resolved settings.
         device: where the subject and the prior live; default: the one that the settings name.
         build: makes the subject; default: the one that `ModelParams.representation` names.
+        load: gives the prior for settings, a device and hardware; default: it is loaded.
 
     Attributes:
         subject: what is optimised.
@@ -54,7 +70,11 @@ class Optimization:
     """
 
     def __init__(
-        self, config: Config, device: torch.device | None = None, build: Build | None = None
+        self,
+        config: Config,
+        device: torch.device | None = None,
+        build: Build | None = None,
+        load: Load = ScoreModel.from_pretrained,
     ) -> None:
         if config.offline:
             go_offline()
@@ -66,9 +86,14 @@ class Optimization:
 
         @cache
         def load_prior() -> ScoreModel:
-            return ScoreModel.from_pretrained(config.GuidanceParams, self.device, config.HardwareParams)
+            return load(config.GuidanceParams, self.device, config.HardwareParams)
 
         self.subject = (build or representation(config))(config, load_prior, self.rng, self.device)
+        if processes() > 1 and not self.subject.replicas:
+            raise UserError(
+                f"torchrun: expected one process for {type(self.subject).__name__}, whose views cannot be shared, got "
+                f"{processes()}; start it without torchrun"
+            )
         self.score_model = load_prior()
         torch.manual_seed(config.seed)  # whatever was loaded or cached before
         self.guidance = build_guidance(config, self.score_model)
@@ -77,6 +102,7 @@ class Optimization:
         self.step = 0
         self.skipped = 0
         self.warm_up_seconds = 0.0
+        self._counted = self.score_model.evaluations.state_dict()
         self._changing = False
         self._checks: deque[Readback] = deque()
         self._guided: GuidanceOutput | None = None
@@ -93,6 +119,11 @@ class Optimization:
             return self._iterate(step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
+                if is_broken_off(error):
+                    raise UserError(
+                        f"iteration {step}: another process of this run has ended, and has said why; the last "
+                        "checkpoint stays, and the same command with --resume goes on from it"
+                    ) from error
                 raise
             whole = not self._changing
             if whole:
@@ -103,14 +134,19 @@ class Optimization:
         shown = self.subject.show(step, self.rng)                         # x_0 = g(θ, c), and y
         guided = self._guide(shown, step)                                 # L_VDM and L_op, Eq. 19 and 17
         losses = {**guided.losses, **shown.losses()}
-        total = torch.stack(list(losses.values())).sum()
+        total = torch.stack([self._part(name, loss) for name, loss in losses.items()]).sum()
         total.backward()                                                  # θ and ψ receive disjoint gradients
         self._changing = True
         self._apply_gradients(total)                                      # ψ, then θ
         self.subject.grow(step, self.rng)
         self._changing = False
         self.step, self._guided = step, guided
-        return {**{f"loss/{name}": loss.detach() for name, loss in losses.items()}, **guided.stats}
+        self._check_replicas()
+        return averaged({**{f"loss/{name}": loss.detach() for name, loss in losses.items()}, **guided.stats})
+
+    def _part(self, name: str, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """What a loss of this process's views adds to that of all: the guidance's is a sum over views, others means."""
+        return loss if name == self.guidance.name else part_of_mean(loss)
 
     def _guide(self, shown: Shown, step: int) -> GuidanceOutput:
         guide = self.guidance.distill if shown.latent else self.guidance
@@ -122,10 +158,11 @@ class Optimization:
         On CUDA the decision stays on the device, and the count follows an iteration later.
 
         Raises:
-            UserError: `NON_FINITE_LIMIT` steps in a row were skipped.
+            NotFinite: `NON_FINITE_LIMIT` steps in a row were skipped.
         """
         optimizers = self._optimizers()
-        parameters = [p for each in optimizers for group in each.param_groups for p in group["params"]]
+        parameters = self._parameters()
+        (total,) = sum_gradients(parameters, total)
         broken = not_finite(total, parameters)
         for optimizer in optimizers:
             step_unless(optimizer, broken)
@@ -142,7 +179,7 @@ class Optimization:
             self.skipped += 1
             log.warning("iteration %d: a loss or gradient is not finite; the step is skipped", self.step + 1)
             if self.skipped >= NON_FINITE_LIMIT:
-                raise UserError(
+                raise NotFinite(
                     f"iteration {self.step + 1}: losses or gradients were not finite in {NON_FINITE_LIMIT} steps in a "
                     "row; the last checkpoint stays; lower guidance_scale or learning rates, or set fp16=false, "
                     "then --resume"
@@ -150,6 +187,35 @@ class Optimization:
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [each for each in (self.guidance.optimizer, self.subject.optimizer) if each is not None]
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for each in self._optimizers() for group in each.param_groups for p in group["params"]]
+
+    def align(self) -> None:
+        """Where several processes share the work: begin with what the first one has."""
+        if processes() == 1:
+            return
+        state = from_first(self.state_dict() if rank() == 0 else None)
+        if rank() > 0:
+            self.load_state_dict(state)
+        self._counted = self.score_model.evaluations.state_dict()
+
+    def _check_replicas(self) -> None:
+        """Count the evaluations of all processes, and now and then compare what they have.
+
+        Raises:
+            UserError: they have not the same any more.
+        """
+        if processes() == 1:
+            return
+        now = self.score_model.evaluations.state_dict()
+        self._counted = {name: known + total_of(now[name] - known) for name, known in self._counted.items()}
+        self.score_model.evaluations.load_state_dict(self._counted)
+        if self.step % REPLICAS_INTERVAL in (0, 1) and parted(self._parameters()):
+            raise UserError(
+                f"iteration {self.step}: expected the same parameters in all processes, got different ones; use cards "
+                "of one kind, then --resume, which begins with those of the first process"
+            )
 
     def _bookmark(self) -> Callable[[], None]:
         """What makes this object what it is now, as long as no optimiser has stepped."""
@@ -242,6 +308,12 @@ class Optimization:
                 "made with"
             ) from error
 
+    def reseed(self) -> None:
+        """Go on with other draws: those that the settings' seeds give at this iteration."""
+        self.rng.manual_seed(self.config.seed + self.step)
+        self.noise_rng.manual_seed(self.config.GuidanceParams.noise_seed + self.step)
+        self.skipped = 0
+
     def _form(self) -> dict[str, Any]:
         """What a checkpoint holds, but for the optimisers, which look after that themselves."""
         form = self.state_dict()
@@ -266,7 +338,9 @@ def representation(config: Config) -> Build:
             return Gaussians
 
 
-def start(config: Config, build: Build | None = None) -> Optimization:
+def start(
+    config: Config, build: Build | None = None, load: Load = ScoreModel.from_pretrained
+) -> Optimization:
     """An `Optimization` that is ready to iterate: loaded, compiled where it is compiled.
 
     Raises:
@@ -278,7 +352,7 @@ def start(config: Config, build: Build | None = None) -> Optimization:
         problems = missing_models(config)
         if problems:
             raise UserError("; ".join(problems))
-        optimization = Optimization(config, build=build)
+        optimization = Optimization(config, build=build, load=load)
         optimization.warm_up()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -13,6 +13,7 @@ from dreammapping.subject import Shown, Subject
 from guidance.noise import standard_normal_like
 from guidance.prior.score_model import ScoreModel
 from guidance.prompts import ViewPrompts
+from utils.distributed import own, share
 from utils.errors import UserError
 from utils.images import grid, write_picture
 from utils.optimizers import load_moments
@@ -28,6 +29,8 @@ class Picture(Subject):
         UserError: the prompt cannot be used.
     """
 
+    replicas = True
+
     def __init__(
         self,
         config: Config,
@@ -38,7 +41,7 @@ class Picture(Subject):
         self.config, self.prior = config, load_prior()
         self.prompts = ViewPrompts(self.prior, config.GuidanceParams, views=False)
         self.prior.drop_text_encoder()
-        self.views = config.ImageParams.particles
+        self.views = share(config.ImageParams.particles, "ImageParams.particles")
         self.particles = nn.Parameter(initial_particles(config, self.prior, rng))
         self.optimizer = torch.optim.Adam([self.particles], lr=config.ImageParams.lr, betas=(0.9, 0.99))
 
@@ -48,7 +51,7 @@ class Picture(Subject):
         return self.config.ImageParams.particle == "latent"
 
     def show(self, step: int, rng: torch.Generator) -> Shown:  # noqa: ARG002 - always all of it
-        return Shown(self.particles, self.prompts(torch.zeros(self.views)), latent=self.latent)
+        return Shown(own(self.particles), self.prompts(torch.zeros(self.views)), latent=self.latent)
 
     @torch.no_grad()
     def images(self) -> Float[Tensor, "B 3 H W"]:
@@ -58,7 +61,7 @@ class Picture(Subject):
         )
 
     def pictures(self) -> dict[str, Float[Tensor, "B _ H W"]]:
-        return {"image": self.images()}
+        return {"image": own(self.images())}
 
     def save(self, folder: Path, step: int) -> Path:  # noqa: ARG002 - the newest is kept
         """`picture.png`: all particles side by side."""
@@ -83,10 +86,11 @@ class Picture(Subject):
         load_moments(self.optimizer, state["optimizer"])
 
     def numbers(self) -> dict[str, int]:
-        return {"particles": self.views}
+        return {"particles": len(self.particles)}
 
     def savings(self) -> list[str]:
-        return [f"fewer ImageParams.particles (now {self.views})"] if self.views > 1 else []
+        count = len(self.particles)
+        return [f"fewer ImageParams.particles (now {count})"] if count > 1 else []
 
 
 def initial_particles(config: Config, prior: ScoreModel, rng: torch.Generator) -> Float[Tensor, "B _ _ _"]:

@@ -14,16 +14,18 @@ from arguments import Config, differences, load, to_yaml
 from dreammapping.beside import beside_its_run
 from dreammapping.finished import FinishedRun
 from dreammapping.known_prompts import warn_of_unknown_prompt
-from dreammapping.loop import Callback, loop
+from dreammapping.loop import Callback, follow, loop
 from dreammapping.manifest import manifest
-from dreammapping.optimization import Build, Optimization, start
+from dreammapping.optimization import Build, Load, Optimization, start
 from dreammapping.outputs import Outputs, outputs_of
 from dreammapping.subject import Subject
 from dreammapping.viewer.beside import Beside
 from dreammapping.viewer.needs import require_viser
+from guidance.prior.score_model import ScoreModel
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
 from utils.device import choose_device, fullness, is_out_of_memory
+from utils.distributed import joined, rank
 from utils.errors import Stopped, UserError
 from utils.interruption import Interruption
 from utils.run import Run
@@ -92,6 +94,7 @@ def optimize(
     quiet: bool = False,
     callback: Callback | None = None,
     build: Build | None = None,
+    load: Load = ScoreModel.from_pretrained,
 ) -> Result:
     """Run to the last iteration and write what upstream's users expect to find (see `utils.run`).
 
@@ -99,20 +102,37 @@ def optimize(
         resume, force: what to do with a run that the folder already holds.
         callback: called as `callback(step, optimization)` after every iteration.
         build: makes the subject; default: the one that `ModelParams.representation` names.
+        load: gives the prior; default: it is loaded.
 
     Raises:
         UserError: something that the user can mend.
     """
     if config.viewer:
         require_viser("viewer=true")
+    with joined():
+        if rank() > 0:
+            return _follow(config, build, load)
+        return _lead(config, resume, force, quiet, callback, build, load)
+
+
+def _lead(
+    config: Config,
+    resume: bool,
+    force: bool,
+    quiet: bool,
+    callback: Callback | None,
+    build: Build | None,
+    load: Load,
+) -> Result:
+    """The run in the process that writes it."""
     run = Run(config.ModelParams.run_folder, resume=resume, force=force)
     try:
-        # a caller may have switched gradients off
-        with _told_when_full(config), torch.inference_mode(False), torch.enable_grad(), run:
-            optimization = start(config, build)
+        with _at_work(config), run:
+            optimization = start(config, build, load)
             warn_of_unknown_prompt(config.GuidanceParams)
             if resume:
                 _go_on(optimization, run)
+            optimization.align()
             if config.preset:
                 log.warning("preset %s: this is not the paper's setting", config.preset)
             outputs = outputs_of(config, run, optimization.subject)
@@ -121,6 +141,26 @@ def optimize(
                 return _carry_out(optimization, run, outputs, interruption, quiet, callback)
     except KeyboardInterrupt as error:
         raise Stopped(_what_is_left(run), getattr(error, "number", signal.SIGINT)) from error
+
+
+def _follow(config: Config, build: Build | None, load: Load) -> Result:
+    """The run in a process that shares the work and writes nothing."""
+    logging.getLogger().setLevel(logging.ERROR)  # the first process says it
+    with _at_work(config):
+        optimization = start(config, build, load)
+        optimization.align()
+        with Interruption() as interruption:
+            follow(optimization, interruption)
+        done = optimization.step == config.iterations
+        folder = config.ModelParams.run_folder
+        return Result(optimization.subject, folder, 0 if done else interruption.exit_code)
+
+
+@contextmanager
+def _at_work(config: Config) -> Iterator[None]:
+    """Within the block, full memory is told, and gradients are taken whatever a caller has switched off."""
+    with _told_when_full(config), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def _carry_out(
@@ -199,6 +239,8 @@ def _go_on(optimization: Optimization, run: Run) -> None:
         log.info("all %d iterations were done before; what is missing after the last is written", done)
     if changed:
         log.warning("resuming with other settings than before: %s", ", ".join(changed))
+    if {"seed", "GuidanceParams.noise_seed"} & set(changed):
+        optimization.reseed()
 
 
 def _changes(config: Config, run: Run) -> list[str]:

@@ -40,10 +40,13 @@ class Subject(ABC):
     Attributes:
         optimizer: of its parameters. The program steps it, and leaves a step out whose numbers are not finite.
         views: images or latents of a step.
+        replicas: whether several processes can share its views: each shows its own of them (`own` of
+            `utils/distributed.py`), draws for all, and grows by what all have seen.
     """
 
     optimizer: torch.optim.Optimizer
     views: int
+    replicas = False
 
     @abstractmethod
     def show(self, step: int, rng: torch.Generator) -> Shown:

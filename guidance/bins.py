@@ -5,6 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.distributed import gathered
+
 BINS = 10
 MEMORY = 0.95
 """Share of the old mean that a new value leaves: about the last twenty values count."""
@@ -37,6 +39,7 @@ class TimestepBins(nn.Module):
         """Count one batch; values that are not finite are left out."""
         errors = (prediction - noise).square().flatten(1).mean(dim=1)
         agreement = F.cosine_similarity(_centred(prediction), _centred(noise), dim=1)
+        timesteps, errors, agreement = (gathered(each) for each in (timesteps, errors, agreement))
         bins = timesteps // self.width
         for index in range(len(bins)):
             place = slice(index, index + 1)  # a single number as an index would be waited for

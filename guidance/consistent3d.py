@@ -9,6 +9,7 @@ from torch import Tensor
 from arguments import Consistent3DParams
 from guidance.interface import Draw, Guidance, Residual
 from guidance.noise import standard_normal_like
+from utils.distributed import drawn
 
 
 class Consistent3DGuidance(Guidance, name="consistent3d"):
@@ -41,8 +42,11 @@ class Consistent3DGuidance(Guidance, name="consistent3d"):
     def sample_timesteps(self, count: int, step: int, rng: torch.Generator) -> Int[Tensor, " B"]:
         """t_1, one for all views or one for each with `timestep_per_view`."""
         low, high = (int(end) for end in self.consistent3d.consistent3d_interval)
-        draws = count if self.params.timestep_per_view else 1
-        apart = torch.randint(low, max(high, low + 1), (draws,), generator=rng).expand(count)
+        high = max(high, low + 1)
+        if self.params.timestep_per_view:
+            apart = drawn(lambda views: torch.randint(low, high, (views,), generator=rng), count)
+        else:
+            apart = torch.randint(low, high, (1,), generator=rng).expand(count)
         lower = self.schedule.indices_of(self._lower(step))
         top = max(self.schedule.index_at(self.params.max_t_range), int(lower))
         return self.schedule.timesteps_of((lower + apart).clamp(max=top))

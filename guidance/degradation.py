@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from arguments import VDMParams
 from guidance.noise import seeded
+from utils.distributed import processes, summed
 
 TIME_WIDTH = 128
 NORM_GROUPS = 8
@@ -45,7 +46,8 @@ class AxialDepthwise(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation by the statistics of this very batch, in training and evaluation alike.
+    """Batch normalisation by the statistics of this very batch, in training and evaluation alike; all of it, where
+    several processes share it.
 
     One value a channel has no variance (a single 32x32 latent at the bottleneck): there, and only there, the
     statistics are those of groups of channels.
@@ -55,9 +57,17 @@ class BatchNorm(nn.BatchNorm2d):
         super().__init__(channels, track_running_stats=False)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        if x.numel() == x.shape[1]:
+        if x.numel() * processes() == x.shape[1]:
             return F.group_norm(x, NORM_GROUPS, self.weight, self.bias, self.eps)
-        return super().forward(x)
+        return super().forward(x) if processes() == 1 else self._over_all(x)
+
+    def _over_all(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        """By the statistics of the batch that the processes share."""
+        count = processes() * x.numel() / x.shape[1]
+        mean = summed(x.sum(dim=(0, 2, 3), keepdim=True)) / count
+        variance = summed((x - mean).square().sum(dim=(0, 2, 3), keepdim=True)) / count
+        scale = (variance + self.eps).rsqrt() * self.weight.view(1, -1, 1, 1)
+        return (x - mean) * scale + self.bias.view(1, -1, 1, 1)
 
 
 class Normalization(nn.Module):

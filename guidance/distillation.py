@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from utils.distributed import norm_of_all
+
 
 def classifier_free(
     noise_base: Float[Tensor, "B C h w"],
@@ -49,7 +51,7 @@ def clipped(gradient: Float[Tensor, "B C h w"], limit: float) -> Float[Tensor, "
 
 def normalized(gradient: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
     """Divided by the Euclidean norm of the whole batch (CSD, first stage)."""
-    return gradient / gradient.norm().clamp_min(1e-8)
+    return gradient / norm_of_all(gradient).clamp_min(1e-8)
 
 
 def projection(

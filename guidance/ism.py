@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from guidance.interface import Draw, Guidance, Residual
-from guidance.noise import standard_normal_like
+from guidance.noise import noise_of_views
 from guidance.prompts import ViewText
 
 
@@ -42,7 +42,7 @@ class ISMGuidance(Guidance, name="ism"):
             path = self._climb(path, level, following, text, rng)
             level = following
         target = self._unconditional(path, level, text)                                 # ε_φ(x_s, s)
-        added = standard_normal_like(latents, rng) if params.xs_eta > 0 else 0.0
+        added = noise_of_views(latents, rng) if params.xs_eta > 0 else 0.0
         timesteps = self.on_device(drawn)
         noisy = schedule.ddim_step(path, target, self._at(before), timesteps, added, params.xs_eta)
         return Inverted(latents, drawn, timesteps, noise, noisy, text, step, rng, target)
@@ -73,7 +73,7 @@ class ISMGuidance(Guidance, name="ism"):
     ) -> Float[Tensor, "B C h w"]:
         """One step of the inversion."""
         noise_pred = self._unconditional(path, level, text)
-        added = standard_normal_like(path, rng) if self.params.xs_eta > 0 else 0.0
+        added = noise_of_views(path, rng) if self.params.xs_eta > 0 else 0.0
         levels = (self._at(each) for each in (level, following))
         return self.schedule.ddim_step(path, noise_pred, *levels, added, self.params.xs_eta)
 

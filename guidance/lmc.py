@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from arguments import LMCParams
 from guidance.degradation import ULite
 from guidance.interface import Draw, Guidance, Residual
-from guidance.noise import seeded, standard_normal_like
+from guidance.noise import noise_of_views, seeded
 from guidance.warm_start import load_part
+from utils.distributed import drawn, gathered, part_of_mean, sum_gradients
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,9 @@ class LMCGuidance(Guidance, name="lmc"):
         self.corrective.requires_grad_(True)
         optimizer = torch.optim.AdamW(self.corrective.parameters(), lr=params.lmc_lr)
         for step in range(1, params.lmc_steps + 1):
-            chosen = torch.randint(len(bank), (len(draw.latents),), generator=draw.rng)
+            chosen = drawn(
+                lambda views: torch.randint(len(bank), (views,), generator=draw.rng), len(draw.latents)
+            )
             chosen = chosen.to(bank.device, non_blocking=True)
             sample = self.redraw(dataclasses.replace(draw, latents=bank[chosen]))
             noise = self.score_model.predict_noise(
@@ -80,7 +83,8 @@ class LMCGuidance(Guidance, name="lmc"):
             with torch.enable_grad():
                 loss = self.error(sample, noise)
             optimizer.zero_grad()
-            loss.backward()
+            part_of_mean(loss).backward()
+            sum_gradients(self.corrective.parameters())
             optimizer.step()
             if step % 500 == 0 or step == params.lmc_steps:
                 log.info("manifold corrective: step %d of %d, error %.4f", step, params.lmc_steps, float(loss.detach()))
@@ -104,8 +108,8 @@ class LMCGuidance(Guidance, name="lmc"):
         params, samples = self.lmc, []
         top = self.schedule.index_at(1.0) - 1
         levels = torch.linspace(top, 0, params.lmc_sampling_steps + 1).round().long()
-        while len(samples) * len(draw.latents) < params.lmc_bank:
-            latents = standard_normal_like(draw.latents, draw.rng)
+        while sum(map(len, samples)) < params.lmc_bank:
+            latents = noise_of_views(draw.latents, draw.rng)
             for level, following in itertools.pairwise(levels):
                 drawn, end = (self.schedule.timesteps_of(each.expand(len(latents))) for each in (level, following))
                 timesteps, target = self.on_device(drawn), self.on_device(end)
@@ -114,5 +118,5 @@ class LMCGuidance(Guidance, name="lmc"):
                 )
                 guided_noise = self.guided(self.predict(here), draw.step)
                 latents = self.schedule.ddim_step(latents, guided_noise, timesteps, target)
-            samples.append(latents)
+            samples.append(gathered(latents))
         return torch.cat(samples)[: params.lmc_bank]

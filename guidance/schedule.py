@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from arguments import GuidanceParams
+from utils.distributed import drawn
 
 WEIGHTINGS = {
     "ism": lambda alphas_cumprod: ((1 - alphas_cumprod) / alphas_cumprod).sqrt(),
@@ -145,13 +146,16 @@ class NoiseSchedule:
         The batch's shared t is what lets an operator that is not told t follow its amplitude.
         """
         low, high = self.index_range(step)
-        draws = count if self._params.timestep_per_view else 1
-        return self.timesteps_of(torch.randint(low, high, (draws,), generator=rng).expand(count))
+        if not self._params.timestep_per_view:
+            return self.timesteps_of(torch.randint(low, high, (1,), generator=rng).expand(count))
+        return self.timesteps_of(
+            drawn(lambda views: torch.randint(low, high, (views,), generator=rng), count)
+        )
 
     def sample_all_timesteps(self, count: int, rng: torch.Generator) -> Int[Tensor, " B"]:
         """One t of the whole schedule for each of `count` views: what estimators of Table 1 are trained on."""
         total = len(self.alphas_cumprod)
-        return torch.randint(0, total, (count,), generator=rng)
+        return drawn(lambda views: torch.randint(0, total, (views,), generator=rng), count)
 
     def timesteps_of(self, indices: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
         """The timesteps that scheduler indices mean, where those are."""

@@ -14,6 +14,7 @@ from guidance.distillation import correlation
 from guidance.interface import Draw, Guidance, Residual
 from guidance.predictions import Predictions
 from guidance.warm_start import load_part
+from utils.distributed import part_of_mean, sum_gradients
 from utils.optimizers import not_finite, step_unless
 
 
@@ -76,8 +77,9 @@ class VDMGuidance(Guidance, name="vdm"):
             return draw
         predicted = self.predict(draw)
         loss = F.mse_loss(self.mapped(predicted, draw), draw.noise)
-        loss.backward()
-        step_unless(self.optimizer, not_finite(loss, self.degradation.parameters()))
+        part_of_mean(loss).backward()
+        (everywhere,) = sum_gradients(self.degradation.parameters(), loss)
+        step_unless(self.optimizer, not_finite(everywhere, self.degradation.parameters()))
         self.optimizer.zero_grad(set_to_none=True)
         return Lookahead(**vars(draw), predicted=predicted, loss=loss.detach())
 

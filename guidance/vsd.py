@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from arguments import LoRAParams
 from guidance.interface import Draw, Guidance, Residual
+from utils.distributed import drawn
 
 
 class VSDGuidance(Guidance, name="vsd"):
@@ -57,5 +58,6 @@ class VSDGuidance(Guidance, name="vsd"):
         """The cameras, zeroed with chance `lora_camera_dropout`; None where there are none."""
         if draw.text.poses is None:
             return None
-        kept = torch.rand(len(draw.latents), generator=draw.rng) >= self.lora_params.lora_camera_dropout
+        kept = drawn(lambda views: torch.rand(views, generator=draw.rng), len(draw.latents))
+        kept = kept >= self.lora_params.lora_camera_dropout
         return draw.text.poses * kept.to(draw.text.poses, non_blocking=True).view(-1, 1, 1)

@@ -38,3 +38,12 @@ def gpu() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """Whole programs, as processes that are there a fraction of a second after they were asked for."""
+    from tests.faults import programs
+
+    with programs.programs(tmp_path_factory.mktemp("programs")) as server:
+        yield server

@@ -18,6 +18,14 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+class NotFinite(UserError):
+    """Numbers were not finite for too long: another seed may have better luck."""
+
+
+class InUse(UserError):
+    """Somebody else works there now."""
+
+
 class OutOfMemory(UserError):
     """The device's memory is full. `whole` says whether the training is as it was before the iteration."""
 

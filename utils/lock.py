@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils.errors import UserError
+from utils.errors import InUse, UserError
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +29,13 @@ class Lock:
         """Take the lock.
 
         Raises:
-            UserError: another process, or another run of this one, holds it; the message says which.
+            InUse: another process, or another run of this one, holds it; the message says which.
+            UserError: the file cannot be written.
         """
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise UserError(
+            raise InUse(
                 f"{self.path.parent}: is in use by {self._holder()}; wait until that ends, or choose another workspace"
             ) from error
         except (NotImplementedError, OSError) as error:

@@ -20,6 +20,16 @@ NAME = "estimator"
 POSE = 16
 
 
+def remove_adapters(unet: nn.Module) -> None:
+    """Take out of a U-Net what a `LoRA` has put into it; its own layers stay as they were."""
+    for parent in list(unet.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                setattr(parent, name, child.get_base_layer())
+    if hasattr(unet, "peft_config"):
+        del unet.peft_config
+
+
 class LoRA(nn.Module):
     """The U-Net of `score_model` with adapters that count inside this module's calls alone.
 

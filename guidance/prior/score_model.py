@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from arguments import GuidanceParams, HardwareParams
 from guidance import models
-from guidance.noise import standard_normal_like
+from guidance.noise import noise_of_views
 from guidance.prior import learned_words
 from guidance.prior.compilation import keep_compiled
 from guidance.prior.gradient_scale import GradientScale
@@ -107,6 +107,26 @@ class ScoreModel:
         pipeline = load_pipeline(source, params, dtype)
         return cls(pipeline, source, device=device, params=params, hardware=hardware)
 
+    def anew(self, params: GuidanceParams, hardware: HardwareParams) -> "ScoreModel":
+        """The same weights for another run, as `from_pretrained` gives them; estimators of the run before are gone.
+
+        Args:
+            params, hardware: of the other run; what is loaded by them must be the same.
+        """
+        if any(".estimator." in name for name, _ in self.unet.named_parameters()):
+            from guidance.prior.lora import remove_adapters
+
+            remove_adapters(self.unet)
+        other = copy.copy(self)
+        other.__dict__.pop("plan", None)
+        other.__dict__.pop("provenance", None)
+        other._params, other._hardware = params, hardware
+        other.evaluations = Evaluations()
+        other._estimator_scale = other._gradient_scale()
+        other._has_estimators = False
+        other.compiled = getattr(self.unet, "_compiled_call_impl", None) is not None
+        return other
+
     @cached_property
     def plan(self) -> MemoryPlan:
         """What is done in parts to save memory; chosen when first asked for, so that announced estimators count."""
@@ -160,7 +180,7 @@ class ScoreModel:
         if latents.shape[1] == 2 * self.latent_channels:  # a posterior: mean and logarithm of the variance
             mean, log_variance = latents.chunk(2, dim=1)
             deviation = (log_variance.clamp(-30.0, 20.0) / 2).exp()  # the bounds are diffusers'
-            latents = mean + deviation * standard_normal_like(mean, rng)
+            latents = mean + deviation * noise_of_views(mean, rng)
         return (latents - self._shift) * self._scale
 
     def _posterior(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:

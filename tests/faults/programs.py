@@ -120,11 +120,22 @@ class Programs:
         Args:
             before: functions that can be imported, each with its arguments; they are called in the process first.
         """
+        return self.call(where, ("train", "main"), [*WORDS, f"model_key={self.prior}", *words], *before)
+
+    def call(
+        self,
+        where: Path,
+        main: tuple[str, str],
+        words: list[str],
+        *before: tuple[Callable[..., None], list[Any]],
+    ) -> Program:
+        """Begin another command: a module and its function that takes words and returns an exit code."""
         where.mkdir(parents=True, exist_ok=True)
         self._count += 1
         log = self._folder / f"{self._count}.log"
         process = self.ask(
-            words=[*WORDS, f"model_key={self.prior}", *words],
+            main=main,
+            words=words,
             where=str(where),
             log=str(log),
             before=[(function.__module__, function.__qualname__, values) for function, values in before],
@@ -260,7 +271,7 @@ def serve(prior: Path, folder: Path) -> None:
             continue
         process = os.fork()
         if process == 0:
-            _carry_out(train.main, question)
+            _carry_out(question)
         running.add(process)
         say(process)
 
@@ -285,7 +296,7 @@ def _wait_for_orphans(running: set[int]) -> None:
             os.waitpid(orphan, 0)
 
 
-def _carry_out(main: Callable[[list[str]], int], question: dict[str, Any]) -> None:
+def _carry_out(question: dict[str, Any]) -> None:
     """As a process of its own that the command line has begun. It ends here."""
     code = 1
     try:
@@ -297,8 +308,8 @@ def _carry_out(main: Callable[[list[str]], int], question: dict[str, Any]) -> No
         for target, source in ((0, nothing), (1, log), (2, log)):
             os.dup2(source, target)
         for module, name, values in question["before"]:
-            functools.reduce(getattr, name.split("."), importlib.import_module(module))(*values)
-        code = main(question["words"])
+            _named(module, name)(*values)
+        code = _named(*question["main"])(question["words"])
     except BaseException:  # noqa: BLE001 - as the interpreter does where nobody catches
         import traceback
 
@@ -308,6 +319,10 @@ def _carry_out(main: Callable[[list[str]], int], question: dict[str, Any]) -> No
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
+
+
+def _named(module: str, name: str) -> Callable[..., Any]:
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
 @contextlib.contextmanager

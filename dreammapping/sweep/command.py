@@ -1,0 +1,217 @@
+"""Make many assets: every prompt with every combination of settings and every seed, each an ordinary run.
+
+A sweep is a folder, and its truth is in its files: given again, the same command goes on where it was, does what is
+new in the list, and leaves what is done. Several commands, terminals and machines may work at one folder.
+
+  sweep SWEEP.yaml                 what a file says (docs/sweeps.md)
+  sweep --prompts FILE --opt FILE  a prompt a line, with the settings of a file; key=value changes one, and
+                                   key=[a,b,c] tries each
+  sweep status FOLDER              how far a sweep is
+  sweep results FOLDER             write its results.csv and results.json now
+"""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreammapping.command import exit_code
+from utils.console import write_out
+from utils.errors import UserError
+
+PLACES = ("status", "results")
+
+
+def main(words: list[str]) -> int:
+    """The command line of `sweep`; returns the exit code: 1 where a run has failed."""
+    if words[:1] and words[0] in PLACES:
+        options = _folder_parser(words[0]).parse_args(words[1:])
+        return exit_code(lambda: _status(options) if words[0] == "status" else _results(options))
+    options = parser().parse_intermixed_args(words)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    return exit_code(
+        lambda: _sweep(options), stopped="stopped, with everything saved; the same command goes on"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """What `sweep` understands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dreammapping sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line; # begins a remark")
+    parser.add_argument("--opt", metavar="FILE", help="settings of every run")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="runs of each, with the seeds 0 to N-1 (default 1)"
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="the sweep's folder (default: output/ and the file's name)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="runs at once (default: one a card; 1 without cards)"
+    )
+    parser.add_argument(
+        "--cards",
+        type=float,
+        default=1,
+        metavar="N",
+        help="cards that share each run (default 1); with --ray a fraction lets runs share one",
+    )
+    parser.add_argument(
+        "--cpus", type=float, default=1, metavar="N", help="with --ray: cores of each worker (default 1)"
+    )
+    parser.add_argument(
+        "--ray", action="store_true", help="workers are Ray's actors (needs the extra `sweep`)"
+    )
+    parser.add_argument("--address", default="", metavar="HOST:PORT", help="with --ray: of a running cluster")
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N", help="do only each N-th run, from the I-th on"
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try runs again that have failed")
+    parser.add_argument("--losses", type=int, default=5, metavar="N",
+                        help="give a run up that has cost N workers without getting on (default 5)")  # fmt: skip
+    parser.add_argument("--stale", type=float, default=90.0, metavar="SECONDS",
+                        help="of silence after which a run is taken from its worker (default 90)")  # fmt: skip
+    parser.add_argument(
+        "--judge", action="store_true", help="at the end, score every asset by the toybox's CLIP"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the runs and what they will take; run nothing"
+    )
+    parser.add_argument(
+        "--no-pages", action="store_true", help="at the end, write no page of each run and no gallery"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="see above")
+    return parser
+
+
+def _folder_parser(place: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m dreammapping sweep {place}")
+    parser.add_argument("folder", type=Path, help="the sweep's, such as output/animals")
+    if place == "results":
+        parser.add_argument("--no-pages", action="store_true", help="write the tables alone")
+        parser.add_argument("--judge", action="store_true", help="score every asset by the toybox's CLIP")
+    return parser
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from dreammapping.sweep.grid import grid, wish
+
+    _check(options)
+    files = [word for word in options.words if "=" not in word]
+    changes = [word for word in options.words if "=" in word]
+    if len(files) + (options.prompts is not None) != 1:
+        got = " and ".join(map(str, filter(None, [*files, options.prompts]))) or "none"
+        raise UserError(
+            f"sweep: expected one list, SWEEP.yaml or --prompts FILE, got {got}; see sweep --help"
+        )
+    file = Path(files[0]) if files else None
+    wanted = wish(file, options.prompts, options.opt, changes, options.seeds, options.output)
+    listed = grid(wanted)
+    if options.dry_run:
+        from dreammapping.sweep.dry_run import dry_run
+
+        write_out(dry_run(listed, wanted.output, int(options.cards) or 1, options.workers))
+        return 0
+    return _carry_out(options, listed, wanted.output)
+
+
+def _carry_out(options: argparse.Namespace, listed: Any, output: Path) -> int:
+    from dreammapping.sweep.ledger import Ledger
+    from dreammapping.sweep.overview import Overview
+    from dreammapping.sweep.progress import Progress
+    from dreammapping.sweep.results import write_gallery, write_results
+
+    engine = _engine(options)  # what is missing for it is told before anything is made
+    folder = output.absolute()
+    ledger = Ledger.enlist(folder, listed, retry_failed=options.retry_failed)
+    overview = Overview(ledger)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if overview.open:
+            with Progress(overview, quiet=options.quiet) as progress:
+                engine(folder, progress)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        overview.look()
+    write_results(ledger, judge=options.judge)
+    if not options.no_pages:
+        write_gallery(ledger)
+    write_out(f"{overview.line}\n{folder / 'results.csv'}\n")
+    for name, reason in overview.failed.items():
+        sys.stderr.write(f"failed: {name}: {reason}\n")
+    return 1 if overview.failed else 0
+
+
+def _engine(options: argparse.Namespace) -> Callable[[Path, Any], None]:
+    """What has workers go through a folder."""
+    if options.ray or options.address:
+        from dreammapping.sweep import on_ray
+
+        on_ray.check_ray()
+        crew = on_ray.Crew(
+            options.workers,
+            options.cards,
+            options.cpus,
+            options.address,
+            options.shard,
+            options.losses,
+            options.stale,
+        )
+        return lambda folder, progress: on_ray.run(folder, crew, progress)
+    from dreammapping.sweep import processes
+
+    words = ("--shard", options.shard, "--losses", str(options.losses), "--stale", str(options.stale))
+    words = (*words, "--processes", str(int(options.cards)))
+    team = processes.Team(options.workers, int(options.cards), words, options.losses)
+    return lambda folder, progress: processes.run(folder, team, progress)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse numbers that mean nothing."""
+    from dreammapping.sweep.worker import shard
+
+    shard([], options.shard)
+    with_ray = options.ray or options.address
+    if not with_ray and options.cards != int(options.cards):
+        raise UserError(f"--cards: expected a whole number without --ray, got {options.cards:g}; add --ray")
+    if not (options.cards > 0 and options.cpus > 0):
+        raise UserError(f"--cards, --cpus: expected more than 0, got {options.cards:g} and {options.cpus:g}")
+    for name in ("workers", "seeds", "losses"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}: expected at least 1, got {value}; leave it out for the default")
+    if options.stale <= 0:
+        raise UserError(
+            f"--stale: expected seconds above 0, got {options.stale:g}; leave it out for the default"
+        )
+
+
+def _status(options: argparse.Namespace) -> int:
+    from dreammapping.sweep.ledger import Ledger
+    from dreammapping.sweep.overview import Overview
+
+    overview = Overview(Ledger(options.folder))
+    lines = [overview.line, *(f"running  {working.line}" for working in overview.working)]
+    lines += [f"failed   {name}: {reason}" for name, reason in overview.failed.items()]
+    write_out("\n".join(lines) + "\n")
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from dreammapping.sweep.ledger import Ledger
+    from dreammapping.sweep.results import write_gallery, write_results
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    ledger = Ledger(options.folder)
+    write_results(ledger, judge=options.judge)
+    if not options.no_pages:
+        write_gallery(ledger)
+    write_out(f"{options.folder / 'results.csv'}\n{options.folder / 'results.json'}\n")
+    return 0

@@ -1,0 +1,104 @@
+"""All results of a sweep as one table: `results.csv` and `results.json`."""
+
+import csv
+import importlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from dreammapping.sweep.ledger import Ledger
+from dreammapping.sweep.status import DONE, QUEUED, Status
+from utils.errors import UserError
+from utils.files import atomic, write_text
+
+log = logging.getLogger(__name__)
+
+TAKEN = {
+    "method": "method", "iterations": "iterations", "gaussians": "gaussians", "seconds": "seconds",
+    "peak_memory_bytes": "peak_memory_bytes", "memory_plan": "memory_plan", "device": "device",
+}  # fmt: skip
+"""Columns from `run.json`."""
+
+
+def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]]:
+    """Write the table, a row for each run in the order of the list, and return it.
+
+    Args:
+        judge: also score each run that is done by the toybox's CLIP; a score that a run has already is kept.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    rows = [row(ledger, name) for name in ledger.jobs]
+    if judge:
+        _judge(ledger, rows)
+    columns = list(dict.fromkeys(key for each in rows for key in each))
+    with atomic(ledger.folder / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    write_text(ledger.folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def write_gallery(ledger: Ledger) -> bool:
+    """Write a page for each run that is done, and one that shows them side by side, where the program makes such."""
+    from dreammapping.__main__ import VERBS
+
+    done = [name for name in ledger.jobs if (status := ledger.read(name)) and status.state == DONE]
+    if "page" not in VERBS or not done:
+        return False
+    folders = [str(ledger.run_folder(name)) for name in done]
+    return importlib.import_module(VERBS["page"][0]).main(folders) == 0
+
+
+def row(ledger: Ledger, name: str) -> dict[str, Any]:
+    """What is known of a run."""
+    job, status = ledger.jobs[name], ledger.read(name) or Status(QUEUED)
+    known = _object(ledger.run_folder(name) / "run.json")
+    evaluations = known.get("score_model_evaluations")
+    return {
+        "run": name,
+        "state": status.state,
+        "reason": status.reason,
+        "prompt": job.prompt,
+        "seed": status.changes.get("seed", job.seed),
+        **{key.rpartition(".")[2]: value for key, value in job.varied.items()},
+        "attempts": len(status.attempts),
+        "host": status.attempts[-1].host if status.attempts else "",
+        **{column: known.get(key, "") for column, key in TAKEN.items()},
+        "evaluations": evaluations.get("forward", "") if isinstance(evaluations, dict) else "",
+        "changes": json.dumps(status.changes) if status.changes else "",
+        "folder": str(ledger.run_folder(name)),
+    }
+
+
+def _judge(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
+    """Add the scores of runs that are done, columns `judge_*`."""
+    clip = None
+    for each in rows:
+        if each["state"] != DONE:
+            continue
+        folder = ledger.run_folder(each["run"])
+        known = _object(folder / "judge.json")
+        if not known:
+            from dreammapping.evaluation.judge import judge_run
+            from toybox.clip import Clip
+
+            try:
+                clip = clip or Clip.from_pretrained()
+                known = judge_run(folder, clip=clip)
+            except UserError as error:
+                log.warning("%s", error)
+                continue
+        each |= {f"judge_{name}": score for name, score in known["asset"].items()}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """An object of JSON; nothing where there is none that can be read."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return tree if isinstance(tree, dict) else {}

@@ -1,0 +1,150 @@
+"""A worker's shift: which run it takes next, what follows from how that ended, and when there is nothing left.
+
+A generator without clock or processes of its own: whoever drives it carries out the runs that it claims and lets the
+time pass that it waits. So workers of any kind, and a simulation of hundreds, do the very same.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+
+from dreammapping.sweep.ledger import Ledger
+from dreammapping.sweep.retries import BUSY, STOPPED, Outcome, Patience, given_up, settled
+from dreammapping.sweep.status import FAILED, FINAL, QUEUED, RUNNING, Status, Worker
+
+STALE = 90.0
+"""Seconds without a sign of life after which a run is taken from its worker."""
+POLL = 2.0
+"""Seconds between two looks at runs that others hold."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A run to carry out now; how it ended is sent back."""
+
+    name: str
+    status: Status
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing is free: come back after so many seconds."""
+
+    seconds: float
+
+
+class Watch:
+    """Who gives signs of life, by the watcher's own clock alone: clocks of hosts differ, and they jump."""
+
+    def __init__(self, clock: Callable[[], float], stale: float) -> None:
+        self._clock, self._stale = clock, stale
+        self._seen: dict[str, tuple[object, float]] = {}
+
+    def is_stale(self, name: str, sign: object) -> bool:
+        """Whether a sign has been the same for too long; `sign` is whatever changes while somebody lives."""
+        now = self._clock()
+        before, since = self._seen.get(name, (None, now))
+        if before != sign:
+            since = now
+        self._seen[name] = sign, since
+        return now - since > self._stale
+
+    def forget(self, name: str) -> None:
+        self._seen.pop(name, None)
+
+
+def shift(
+    ledger: Ledger,
+    worker: Worker,
+    names: Iterable[str],
+    *,
+    start_of: Callable[[str], int],
+    patience: Patience = Patience(),  # noqa: B008, frozen
+    clock: Callable[[], float] = time.monotonic,
+    stale: float = STALE,
+    poll: float = POLL,
+) -> Generator[Claim | Wait, Outcome | None, None]:
+    """Claim one run after another, until all are over or one is stopped.
+
+    Args:
+        names: the runs that the worker may take, the first ones first.
+        start_of: the iteration of a run's newest checkpoint.
+        clock: seconds that only ever grow.
+    """
+    open_names = dict.fromkeys(names)
+    watch, offset = Watch(clock, stale), 0
+    while open_names:
+        finals, offset = ledger.finals(offset)
+        for name in finals:
+            open_names.pop(name, None)
+        claimed = None
+        for name in list(open_names):
+            status = ledger.read(name)
+            if status is not None and status.state in FINAL:
+                del open_names[name]
+                continue
+            if _is_free(ledger, worker, name, status, watch):
+                assert status is not None
+                claimed = ledger.claim(name, worker, status, start_of(name))
+                if claimed is not None:
+                    break
+        if claimed is None:
+            if open_names:
+                yield Wait(poll)
+            continue
+        watch.forget(name)
+        if given_up(claimed, patience):
+            reason = f"its worker died {patience.losses} times from iteration {claimed.attempts[-1].start} on"
+            ledger.change(
+                name, worker, lambda status, reason=reason: status.ended("given up").final(FAILED, reason)
+            )
+            continue
+        outcome = yield Claim(name, claimed)
+        assert outcome is not None
+        ledger.change(name, worker, lambda status, outcome=outcome: settled(status, outcome, patience))
+        if outcome.kind == STOPPED:
+            return
+        if outcome.kind == BUSY:
+            yield Wait(poll)
+
+
+def in_order(names: list[str], index: int, count: int) -> list[str]:
+    """All names, those of worker `index` of `count` first, so that workers seldom ask for the same run."""
+    own = names[index::count]
+    return list(dict.fromkeys([*own, *names]))
+
+
+def carry_on(
+    shift: Generator[Claim | Wait, Outcome | None, None],
+    carry_out: Callable[[Claim], Outcome],
+    wait: Callable[[float], object],
+    stopping: Callable[[], bool],
+) -> None:
+    """Drive a shift to its end, or until it is to stop; a run that was claimed by then is given back."""
+    outcome = None
+    while True:
+        try:
+            action = shift.send(outcome)
+        except StopIteration:
+            return
+        outcome = None
+        if isinstance(action, Claim):
+            outcome = Outcome(STOPPED) if stopping() else carry_out(action)
+        elif stopping():
+            return
+        else:
+            wait(action.seconds)
+
+
+def _is_free(ledger: Ledger, worker: Worker, name: str, status: Status | None, watch: Watch) -> bool:
+    """Whether a run can be claimed: it is queued, or whoever holds it is gone."""
+    if status is None:
+        if watch.is_stale(name, None):
+            ledger.restore(name, worker)
+        return False
+    if status.state == QUEUED:
+        return True
+    assert status.state == RUNNING and status.worker is not None
+    # a worker that claims a run once more counts from the start again: the attempt is a part of the sign
+    sign = len(status.attempts), ledger.last_beat(name, status.worker.token)
+    return status.worker.has_died() or watch.is_stale(name, sign)

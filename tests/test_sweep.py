@@ -1,0 +1,480 @@
+"""Sweeps without models: names, lists, claims in files, retries, and many workers by a clock of the test's own."""
+
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import sys
+import threading
+import types
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.sweep import simulate
+from dreammapping.__main__ import VERBS, main
+from dreammapping.sweep.grid import Grid, Job, grid, wish
+from dreammapping.sweep.ledger import Beat, Ledger
+from dreammapping.sweep.overview import Overview, duration
+from dreammapping.sweep.results import write_gallery, write_results
+from dreammapping.sweep.retries import (
+    BUSY,
+    DONE_SO,
+    ERROR,
+    FULL,
+    MEMORY,
+    NOT_FINITE,
+    PLANS,
+    STOPPED,
+    Outcome,
+    Patience,
+    given_up,
+    settled,
+)
+from dreammapping.sweep.shift import Claim, Wait, Watch, carry_on, in_order, shift
+from dreammapping.sweep.slug import run_name, slug
+from dreammapping.sweep.status import DONE, FAILED, QUEUED, RUNNING, Status, Worker
+from dreammapping.sweep.worker import shard
+from guidance.prior import memory
+from utils.errors import UserError
+
+QUICK = "configs/quickstart.yaml"
+
+
+def listed(*names: str, settings: str = "seed: 0\n") -> Grid:
+    return Grid([Job(name, "a red car", 0, "one", {}) for name in names], {"one": settings})
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger.enlist(tmp_path / "sweep", listed("a", "b", "c"))
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "animals.txt"
+    path.write_text("# two animals\na red duck\n\n  a blue cat  \n", encoding="utf-8")
+    return path
+
+
+def elsewhere() -> Worker:
+    """A worker of a host that nothing is known of."""
+    return dataclasses.replace(Worker.me(), host="far", place="far", ticks=1)
+
+
+# names
+
+
+@given(st.lists(st.text(max_size=80), unique=True, min_size=2, max_size=2))
+def test_two_texts_never_share_a_slug(texts):
+    first, second = map(slug, texts)
+    assert first != second
+    assert all(
+        set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") and name[0] != "."
+        for name in (first, second)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a red car", "a_red_car"),
+        ("A red car", "a_red_car-"),
+        ("a_red_car", "a_red_car-"),
+        ("a red  car", "a_red_car-"),
+    ],
+)
+def test_a_slug_is_the_text_where_it_can_be_read_back(text, name):
+    assert slug(text).startswith(name) and (slug(text) == name or name[-1] == "-")
+
+
+def test_names_tell_what_is_varied_and_fit_a_file_system():
+    assert run_name("a red car", {"guidance_scale": "7.5"}, 3) == "a_red_car-guidance_scale_7.5-s3"
+    long = [run_name("a" * 500, {f"key{index}": "x" * 40 for index in range(20)}, seed) for seed in (1, 2)]
+    assert max(map(len, long)) <= 255 and len(set(long)) == 2
+
+
+# lists
+
+
+def test_a_grid_is_every_prompt_with_every_setting_and_seed(prompts):
+    words = ["guidance_scale=[5,7.5]", "guidance=[vdm,sds]", "t_range=[0.1,0.4]", "iterations=9"]
+    made = grid(wish(None, prompts, QUICK, words, 2))
+    assert [job.name for job in made.jobs[:3]] == [
+        "a_red_duck-guidance_scale_5-guidance_vdm-s0",
+        "a_red_duck-guidance_scale_5-guidance_vdm-s1",
+        "a_red_duck-guidance_scale_5-guidance_sds-s0",
+    ]
+    assert len(made.jobs) == 2 * 2 * 2 * 2 and len(made.settings) == 4
+    assert {job.prompt for job in made.jobs} == {"a red duck", "a blue cat"}
+    chosen = yaml.safe_load(made.settings[made.jobs[2].settings])
+    assert chosen["OptimizationParams"]["iterations"] == 9
+    assert (chosen["GuidanceParams"]["guidance"], chosen["GuidanceParams"]["t_range"]) == ("sds", [0.1, 0.4])
+
+
+def test_pairs_of_numbers_are_varied_as_lists_of_pairs(prompts):
+    made = grid(wish(None, prompts, QUICK, ["t_range=[[0.1,0.4],[0.2,0.5]]"], 1))
+    assert len(made.jobs) == 4
+
+
+def test_a_sweep_file_says_the_same_as_the_command_line(tmp_path, prompts):
+    path = tmp_path / "animals.yaml"
+    path.write_text(
+        f"opt: {QUICK}\nprompts: animals.txt\nseeds: [0, 1]\n"
+        "settings:\n  guidance_scale: [5, 7.5]\n  OptimizationParams:\n    iterations: 9\n"
+    )
+    words = ["guidance_scale=[5,7.5]", "iterations=9"]
+    assert grid(wish(path)) == grid(wish(None, prompts, QUICK, words, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("propmts: [a]", "got 'propmts'; did you mean prompts?"),
+        ("prompts: []", "prompts: expected at least one, got []"),
+        ("prompts: [a cat]\nseeds: 0", "seeds: expected a number of seeds"),
+        ("prompts: [a cat]\nseeds: [1, -1]", "seeds: expected a number of seeds"),
+        ("prompts: [a cat, 7]", "expected a list of texts"),
+        ("prompts: [a cat, a cat]", "expected every run once, got a_cat-s0 twice"),
+        ("prompts: [a cat, ' ']", "expected a text, got an empty one"),
+        ("prompts: [a cat]\nsettings: {guidance_scale: []}", "guidance_scale: expected at least one"),
+        ("prompts: [a cat]\nsettings: {guidance_scale: [1, 1]}", "expected every run once"),
+        ("prompts: [a cat]\nsettings: {gidance: sds}", "did you mean GuidanceParams.guidance"),
+        ("prompts: [a cat]\nsettings: {guidance_scale: [x]}", "guidance_scale: expected a number, got 'x'"),
+        ("prompts: [a cat]\nsettings: {seed: 3}", "expected another setting, got what seeds gives"),
+        ("prompts: nowhere.txt", "nowhere.txt"),
+        ("- a cat", "expected a sweep with opt, prompts"),
+        ("prompts: [a", "expected YAML"),
+    ],
+)
+def test_a_bad_sweep_file_is_one_line(tmp_path, capsys, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text if "opt" in text or text.startswith("-") else f"opt: {QUICK}\n{text}")
+    assert main(["sweep", str(path), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "expected one list, SWEEP.yaml or --prompts FILE, got none"),
+        (["a.yaml", "b.yaml"], "got a.yaml and b.yaml"),
+        (["a.yaml", "--workers", "0"], "--workers: expected at least 1, got 0"),
+        (["a.yaml", "--shard", "0/4"], "--shard: expected i/n with i from 1 to n, got '0/4'"),
+        (["status", "/nowhere"], "expected a sweep's folder with its sweep.json"),
+    ],
+)
+def test_a_bad_command_is_one_line(capsys, words, message):
+    assert main(["sweep", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+# the folder
+
+
+def test_a_changed_list_adds_and_never_loses(ledger):
+    worker = Worker.me()
+    ledger.claim("a", worker, Status(), 0)
+    ledger.change("a", worker, lambda status: settled(status, Outcome(DONE_SO), Patience()))
+    more = Ledger.enlist(ledger.folder, listed("d", "b"))
+    assert list(more.jobs) == ["a", "b", "c", "d"]
+    assert [more.read(name).state for name in more.jobs] == [DONE, QUEUED, QUEUED, QUEUED]
+
+
+def test_a_run_with_other_settings_is_refused_by_their_names(ledger):
+    other = Grid(
+        [Job("b", "a red car", 0, "two", {})], {"two": "seed: 0\nGuidanceParams: {guidance_scale: 9}\n"}
+    )
+    with pytest.raises(
+        UserError, match=r"got b with another GuidanceParams.guidance_scale; choose another --output"
+    ):
+        Ledger.enlist(ledger.folder, other)
+    assert list(Ledger(ledger.folder).jobs) == ["a", "b", "c"]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="expected a sweep's folder, or an empty one"):
+        Ledger.enlist(tmp_path, listed("a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_failed_runs_are_queued_again_where_that_is_asked_for(ledger):
+    worker = Worker.me()
+    ledger.claim("a", worker, Status(), 0)
+    ledger.change("a", worker, lambda status: settled(status, Outcome(ERROR, "no luck"), Patience()))
+    assert Ledger.enlist(ledger.folder, listed("a")).read("a").state == FAILED
+    again = Ledger.enlist(ledger.folder, listed("a"), retry_failed=True)
+    assert (
+        again.read("a").state == QUEUED
+        and len(again.read("a").attempts) == 1
+        and again.finals() == (set(), 0)
+    )
+
+
+def test_of_many_who_ask_at_once_each_run_goes_to_one(tmp_path):
+    names = [f"run{index}" for index in range(60)]
+    ledger = Ledger.enlist(tmp_path / "sweep", listed(*names))
+    got: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def ask() -> None:
+        worker = Worker.me()
+        barrier.wait()
+        for name in names:
+            seen = ledger.read(name)
+            if seen is not None and seen.state == QUEUED and ledger.claim(name, worker, seen, 0) is not None:
+                got.append(name)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == sorted(names)
+
+
+def test_who_has_lost_a_run_cannot_end_it(ledger):
+    slow, fast = elsewhere(), Worker.me()
+    held = ledger.claim("a", slow, Status(), 0)
+    taken = ledger.claim("a", fast, held, 3)
+    assert [attempt.outcome for attempt in taken.attempts] == ["lost", ""]
+    assert ledger.change("a", slow, lambda status: status.final(DONE)) is None
+    assert ledger.read("a").worker == fast
+
+
+def test_a_status_that_a_power_cut_has_emptied_is_as_queued(ledger):
+    (ledger.path("a") / "status.json").write_text("")
+    assert ledger.claim("a", Worker.me(), ledger.read("a"), 0).state == RUNNING
+
+
+def test_a_vanished_folder_is_one_line(ledger):
+    shutil.rmtree(ledger.folder)
+    actions = shift(ledger, Worker.me(), ledger.jobs, start_of=lambda _: 0)
+    with pytest.raises(UserError, match="expected the sweep, found it gone"):
+        next(actions)
+
+
+def test_a_word_in_the_list_that_is_none_is_one_line(ledger):
+    (ledger.folder / "sweep.json").write_text('{"runs": [{"name": 1}]}')
+    with pytest.raises(UserError, match="expected the list of a sweep"):
+        Ledger(ledger.folder)
+
+
+# who is gone
+
+
+def test_signs_of_life_are_judged_by_the_watchers_own_clock():
+    now = 0.0
+    watch = Watch(lambda: now, stale=10)
+    assert not watch.is_stale("a", 1)
+    for count in range(2, 40):  # one that lives is never taken, however late it is
+        now += 9
+        assert not watch.is_stale("a", count)
+    now += 9
+    assert not watch.is_stale("a", 39)
+    now += 2
+    assert watch.is_stale("a", 39)
+
+
+def test_a_dead_process_of_this_machine_is_known_at_once(ledger):
+    child = os.fork()
+    if child == 0:
+        ledger.claim("a", Worker.me(), Status(), 0)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert ledger.read("a").worker.has_died() and not Worker.me().has_died()
+    action = next(shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0))
+    assert isinstance(action, Claim) and action.status.attempts[0].outcome == "lost"
+
+
+def test_a_silent_worker_of_another_host_loses_its_run_and_a_living_one_keeps_it(ledger):
+    now = 0.0
+    holder = elsewhere()
+    ledger.claim("a", holder, Status(), 0)
+    actions = shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0, clock=lambda: now, stale=10, poll=4)
+    for count in range(5):
+        ledger.beat("a", Beat(holder.token, count))
+        assert next(actions) == Wait(4)
+        now += 4
+    for _ in range(2):
+        assert next(actions) == Wait(4)
+        now += 4
+    action = next(actions)
+    assert isinstance(action, Claim) and [attempt.outcome for attempt in action.status.attempts] == [
+        "lost",
+        "",
+    ]
+
+
+def test_the_status_of_who_died_while_changing_it_comes_back(ledger):
+    now = 0.0
+    os.rename(ledger.path("a") / "status.json", ledger.path("a") / "taken-dead.json")
+    actions = shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0, clock=lambda: now, stale=10, poll=4)
+    for _ in range(4):
+        assert next(actions) == Wait(4)
+        now += 4
+    assert isinstance(next(actions), Claim)
+    assert [path.name for path in ledger.path("a").iterdir()] == ["status.json"]
+
+
+# what follows from how a run ended
+
+
+def after(*outcomes: Outcome) -> Status:
+    status = Status()
+    for outcome in outcomes:
+        status = settled(status.claimed(Worker.me(), 0), outcome, Patience())
+    return status
+
+
+def test_plans_are_those_of_the_prior():
+    assert tuple(memory.PLANS) == PLANS
+
+
+@pytest.mark.parametrize(
+    ("plan", "following"), [("max", "24gb"), ("24gb", "12gb"), ("12gb", "8gb"), ("8gb", None)]
+)
+def test_full_memory_asks_for_the_next_smaller_plan(plan, following):
+    status = after(Outcome(FULL, "full", plan))
+    assert (status.state, status.changes.get(MEMORY)) == (
+        (FAILED, None) if following is None else (QUEUED, following)
+    )
+
+
+def test_full_memory_at_load_goes_down_all_plans_and_then_fails():
+    status = after(*[Outcome(FULL, "does not hold the models")] * 4)
+    assert status.state == FAILED and status.reason == "does not hold the models"
+    assert [attempt.changes.get(MEMORY) for attempt in status.attempts] == [None, "24gb", "12gb", "8gb"]
+
+
+def test_numbers_that_are_not_finite_ask_for_another_seed_which_the_record_says():
+    broken = Outcome(NOT_FINITE, "not finite", seeds=(3, 2**63 - 1))
+    once = after(broken)
+    assert once.state == QUEUED and once.changes["seed"] != 3
+    assert once.claimed(Worker.me(), 0).attempts[-1].changes["seed"] == once.changes["seed"]
+    assert after(broken, broken).state == QUEUED and after(broken, broken, broken).state == FAILED
+
+
+def test_anything_else_is_not_tried_again():
+    assert after(Outcome(ERROR, "the prompt is too long")).state == FAILED
+
+
+@pytest.mark.parametrize("kind", [STOPPED, BUSY])
+def test_what_was_stopped_costs_no_patience(kind):
+    status = after(*[Outcome(kind)] * 50)
+    assert status.state == QUEUED and not given_up(status.claimed(Worker.me(), 0), Patience())
+
+
+def test_a_run_that_costs_its_worker_again_and_again_is_given_up_unless_it_gets_on():
+    status = Status()
+    for start in (0, 0, 0, 4, 4, 4):
+        status = status.claimed(Worker.me(), start).ended("lost")
+    assert not given_up(status.claimed(Worker.me(), 4), Patience(losses=4))
+    assert given_up(status.claimed(Worker.me(), 4), Patience(losses=3))
+    assert not given_up(status.claimed(Worker.me(), 8), Patience(losses=3))
+
+
+def test_what_was_claimed_when_the_worker_was_to_stop_is_given_back(ledger):
+    seen = []
+
+    def carry_out(claim):
+        seen.append(claim.name)
+        return Outcome(DONE_SO)
+
+    carry_on(
+        shift(ledger, Worker.me(), ledger.jobs, start_of=lambda _: 0),
+        carry_out,
+        lambda _: None,
+        lambda: len(seen) == 2,
+    )
+    assert seen == ["a", "b"] and [ledger.read(name).state for name in "abc"] == [DONE, DONE, QUEUED]
+
+
+def test_shards_share_a_list_out():
+    names = [f"run{index}" for index in range(10)]
+    parts = [shard(names, f"{index}/3") for index in (1, 2, 3)]
+    assert sorted(itertools.chain(*parts)) == names and [len(part) for part in parts] == [4, 3, 3]
+
+
+def test_every_worker_may_take_every_run_its_own_first():
+    names = [f"run{index}" for index in range(10)]
+    assert in_order(names, 1, 3)[:3] == ["run1", "run4", "run7"]
+    assert sorted(in_order(names, 1, 3)) == names
+
+
+def test_signs_of_an_earlier_attempt_of_the_same_worker_are_not_those_of_now(ledger):
+    now, holder = 0.0, elsewhere()
+    actions = shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0, clock=lambda: now, stale=10, poll=4)
+    for _ in range(2):
+        ledger.claim("a", holder, ledger.read("a"), 0)
+        ledger.beat("a", Beat(holder.token, 1))
+        assert next(actions) == Wait(4)
+        now += 30
+        ledger.change("a", holder, lambda status: settled(status, Outcome(FULL, "full", "max"), Patience()))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_workers_that_die_lose_nothing_and_do_nothing_twice(tmp_path, seed):
+    tally = simulate(tmp_path / "sweep", runs=200, workers=24, failures=0.2, seed=seed)  # asserts it
+    assert tally.deaths > 0 and len(tally.failed) > 0 and tally.clock < 3 * tally.ideal / 24 + 3600
+
+
+# what is shown
+
+
+def test_an_overview_tells_how_far_all_runs_are(ledger, capsys):
+    now = 0.0
+    overview = Overview(ledger, lambda: now)
+    assert overview.line == "3 runs: 3 queued"
+    worker = Worker.me()
+    ledger.claim("a", worker, Status(), 0)
+    ledger.change("a", worker, lambda status: settled(status, Outcome(ERROR, "no luck"), Patience()))
+    ledger.claim("b", worker, Status(), 0)
+    ledger.beat("b", Beat(worker.token, 1, 50, 100))
+    now = 150.0
+    assert overview.look() == ["a"] and overview.failed == {"a": "no luck"}
+    assert overview.line == f"3 runs: 1 failed, 1 running, 1 queued, about {duration(150.0)} left"
+    assert main(["sweep", "status", str(ledger.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert f"running  b  50 of 100  (process {worker.process} on {worker.host}, attempt 1)" in shown
+    assert "failed   a: no luck" in shown
+
+
+def test_runs_that_are_done_get_a_gallery_where_the_program_makes_pages(ledger, monkeypatch):
+    given = []
+    pages = types.ModuleType("pages")
+    pages.main = lambda words: given.append(words) or 0
+    monkeypatch.setitem(sys.modules, "pages", pages)
+    monkeypatch.setitem(VERBS, "page", ("pages", "write pages"))
+    assert not write_gallery(ledger) and given == []
+    worker = Worker.me()
+    ledger.claim("b", worker, Status(), 0)
+    ledger.change("b", worker, lambda status: settled(status, Outcome(DONE_SO), Patience()))
+    assert write_gallery(ledger) and given == [[str(ledger.folder / "b")]]
+
+
+def test_results_are_a_row_for_every_run(ledger):
+    worker = Worker.me()
+    ledger.claim("b", worker, Status(), 0)
+    ledger.change(
+        "b", worker, lambda status: settled(status, Outcome(ERROR, 'a "reason", with comma'), Patience())
+    )
+    ledger.run_folder("b").mkdir()
+    (ledger.run_folder("b") / "run.json").write_text(
+        '{"gaussians": 7, "score_model_evaluations": {"forward": 8}}'
+    )
+    write_results(ledger)
+    with (ledger.folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == ["a", "b", "c"]
+    assert (rows[1]["state"], rows[1]["reason"]) == (FAILED, 'a "reason", with comma')
+    assert (rows[1]["gaussians"], rows[1]["evaluations"], rows[0]["gaussians"]) == ("7", "8", "")
+    as_json = json.loads((ledger.folder / "results.json").read_text())
+    assert [row["state"] for row in as_json] == [QUEUED, FAILED, QUEUED]

@@ -17,6 +17,9 @@ KEY := $(shell cat constraints.txt pyproject.toml $(KERNEL_SOURCES) | cksum | cu
 READY := $(VENV)/ready-$(KEY)
 READY_DEV := $(VENV)/ready-dev-$(KEY)
 
+# Bytecode is kept, whatever the shell says: without it every program compiles its libraries anew, ten seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 DEMO := output/quickstart
 
 .PHONY: demo test test-matrix soak check format setup setup-dev clean

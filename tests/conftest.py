@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first importe
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import random
+import signal
 
 import hypothesis
 import pytest
@@ -17,6 +18,11 @@ _threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_th
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", _threads)))
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("reproducible")
+
+# Whoever starts the tests in the background, or under nohup, has these ignored, and so would the programs of the tests.
+for _number in (signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

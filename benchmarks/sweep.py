@@ -11,7 +11,6 @@ processes with one.
 import argparse
 import heapq
 import itertools
-import json
 import os
 import random
 import statistics
@@ -24,6 +23,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dreammapping.finished import FinishedRun
 from dreammapping.sweep.grid import Grid, Job, Wish, grid
 from dreammapping.sweep.ledger import Beat, Ledger
 from dreammapping.sweep.retries import BUSY, DONE_SO, ERROR, FULL, NOT_FINITE, Outcome
@@ -250,8 +250,7 @@ def _run(words: list[str], threads: int | None = None) -> None:
 
 def _seconds(run: Path) -> float:
     """The median of the log's seconds of an iteration, without the first line's, which holds the start."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return statistics.median(json.loads(line)["seconds_per_iteration"] for line in lines[1:])
+    return statistics.median(line["seconds_per_iteration"] for line in FinishedRun.open(run).metrics[1:])
 
 
 def _changes(words: list[str]) -> dict[str, str]:

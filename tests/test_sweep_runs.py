@@ -3,6 +3,7 @@
 The long form (`pytest -m slow`, SWEEP_KILLS and SOAK_SEED in the environment) kills two hundred times.
 """
 
+import ipaddress
 import json
 import os
 import random
@@ -107,16 +108,18 @@ def test_runs_of_a_sweep_have_the_bits_that_they_have_alone_and_a_kill_changes_n
 def test_actors_of_ray_do_the_same_and_a_dead_one_changes_no_bit(server, alone, tmp_path):
     pytest.importorskip("ray")
     words = words_of(server, tmp_path, "guidance=[vdm,vsd]", "--losses", "100", "--ray", "--cpus", "0.5")
-    said = (tmp_path / "said.txt").open("wb")
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "dreammapping", "sweep", *words], cwd=programs.ROOT, stdout=said, stderr=said
-    )
+    with (tmp_path / "said.txt").open("wb") as said:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "dreammapping", "sweep", *words],
+            cwd=programs.ROOT, stdout=said, stderr=said,
+        )  # fmt: skip
     try:
         killed = kill_one(tmp_path / "sweep", driver)
         assert heard_beyond_loopback(driver.pid) == []
         assert driver.wait(600.0) == 0, (tmp_path / "said.txt").read_text() + told(tmp_path / "sweep")
     finally:
         driver.kill()
+        driver.wait()
     check(tmp_path / "sweep", alone)
     ledger = Ledger(tmp_path / "sweep")
     ends = [attempt.outcome for name in ledger.jobs for attempt in ledger.read(name).attempts]
@@ -137,6 +140,12 @@ def kill_one(sweep, driver) -> bool:
     return False
 
 
+def is_loopback(address: str) -> bool:
+    """Also as systems write it that hear both kinds of address at one place: `::ffff:127.0.0.1`."""
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
 def heard_beyond_loopback(process: int) -> list[str]:
     """Where a process and all below it listen for other machines."""
     found = []
@@ -146,7 +155,7 @@ def heard_beyond_loopback(process: int) -> list[str]:
                 found += [
                     f"{each.name()} at {one.laddr.ip}:{one.laddr.port}"
                     for one in each.net_connections(kind="inet")
-                    if one.status == psutil.CONN_LISTEN and one.laddr.ip not in ("127.0.0.1", "::1")
+                    if one.status == psutil.CONN_LISTEN and not is_loopback(one.laddr.ip)
                 ]
     return found
 

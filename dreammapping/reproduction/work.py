@@ -16,7 +16,7 @@ from dreammapping.evaluation.evaluate import Protocol, default_encoder, evaluate
 from dreammapping.evaluation.pictures import Source
 from dreammapping.reproduction import claims, noise, report
 from dreammapping.reproduction.cells import Cell, CellStore, Result, digest
-from dreammapping.reproduction.figures import CONFIGS, FIGURES, Figure, image_variants
+from dreammapping.reproduction.figures import CONFIGS, FIGURES, Figure, Variant, Words, image_variants
 from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts
 from dreammapping.reproduction.scores import DISTANCES, Judge, numbers, size
 from dreammapping.reproduction.table import Plan, finish_cells, make_cell
@@ -118,19 +118,24 @@ def plan_work(figure: Figure, order: Order) -> Work:
         jobs=order.jobs,
         again=order.again,
     )
-    config, _ = load([*plan.words, "ModelParams.workspace=bench"])
-    starts_from_text = config.starts_from_text
     cells = {}
+    settings_of = {name: _settings(plan, variant, order) for name, variant in figure.variants.items()}
     for prompt in prompts:
-        start = (f"GenerateCamParams.init_prompt={prompt}",) if starts_from_text else ()
         for seed in range(plan.seeds):
-            for name, variant in figure.variants.items():
-                own, words = plan, variant.words
-                if variant.file is not None and not order.toybox:
-                    own, words = dataclasses.replace(plan, opt=variant.file), ()
+            for name, (own, words, starts_from_text) in settings_of.items():
+                start = (f"GenerateCamParams.init_prompt={prompt}",) if starts_from_text else ()
                 cell, settings = make_cell(own, prompt, name, (*words, *start), seed)
                 cells[cell] = settings
     return Work(figure, order, plan, prompts, cells)
+
+
+def _settings(plan: Plan, variant: Variant, order: Order) -> tuple[Plan, Words, bool]:
+    """What a variant's runs are given, and whether they start from a shape that is made of the prompt."""
+    words = variant.words
+    if variant.file is not None and not order.toybox:
+        plan, words = dataclasses.replace(plan, opt=variant.file), ()
+    config, _ = load([*plan.words, *words, "ModelParams.workspace=bench"])
+    return plan, words, config.starts_from_text
 
 
 def _chosen(figure: Figure, names: tuple[str, ...]) -> Figure:

@@ -41,14 +41,17 @@ def test_a_wrong_verb_is_one_line_with_the_nearest(capsys):
 
 @pytest.mark.parametrize(
     "words",
-    [["judge"], ["evaluate"], ["export", "--format", "ply"], ["page"], ["mesh"], ["view"]],
+    [
+        ["judge"], ["evaluate"], ["export", "--format=ply"], ["page"], ["mesh"], ["view"], ["sweep", "status"],
+        ["sweep", "--opt", "configs/quickstart.yaml", "--prompts"],
+    ],
     ids=lambda words: words[0],
-)
+)  # fmt: skip
 def test_a_home_that_the_shell_left_is_found(tmp_path, monkeypatch, capsys, words):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     (tmp_path / "run").mkdir()
-    assert main([words[0], "~/run", *words[1:]]) == 2
+    assert main([*words, "~/run"]) == 2
     assert str(tmp_path / "run") in capsys.readouterr().err
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from dreammapping.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
+from utils.paths import expanded
 
 PLACES = ("status", "results")
 
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line; # begins a remark")
+    parser.add_argument("--prompts", type=expanded, metavar="FILE", help="a prompt a line; # begins a remark")
     parser.add_argument("--opt", metavar="FILE", help="settings of every run")
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="runs of each, with the seeds 0 to N-1 (default 1)"
@@ -93,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _folder_parser(place: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m dreammapping sweep {place}")
-    parser.add_argument("folder", type=Path, help="the sweep's, such as output/animals")
+    parser.add_argument("folder", type=expanded, help="the sweep's, such as output/animals")
     if place == "results":
         parser.add_argument("--no-pages", action="store_true", help="write the tables alone")
         parser.add_argument("--judge", action="store_true", help="score every asset by the toybox's CLIP")
@@ -111,7 +112,7 @@ def _sweep(options: argparse.Namespace) -> int:
         raise UserError(
             f"sweep: expected one list, SWEEP.yaml or --prompts FILE, got {got}; see sweep --help"
         )
-    file = Path(files[0]) if files else None
+    file = expanded(files[0]) if files else None
     wanted = wish(file, options.prompts, options.opt, changes, options.seeds, options.output)
     listed = grid(wanted)
     if options.dry_run:

@@ -18,10 +18,12 @@ class Trial:
     """A few iterations that were tried, and what they took.
 
     Attributes:
+        start: what it begins with, as the subject counts it.
         needed: bytes by part, as estimated. seconds: of an iteration.
     """
 
     optimization: Optimization
+    start: dict[str, int]
     needed: dict[str, int]
     seconds: float
 
@@ -38,8 +40,8 @@ def try_out(config: Config, build: Build | None = None) -> Trial:
         UserError: as `Optimization` and its iterations.
     """
     optimization = start(config, build)
-    needed = optimization.memory()
-    return Trial(optimization, needed, seconds_per_iteration(optimization))
+    size, needed = optimization.subject.numbers(), optimization.memory()
+    return Trial(optimization, size, needed, seconds_per_iteration(optimization))
 
 
 def dry_run(config: Config, build: Build | None = None) -> str:
@@ -54,7 +56,7 @@ def dry_run(config: Config, build: Build | None = None) -> str:
     trial = try_out(config, build)
     optimization, seconds = trial.optimization, trial.seconds
     prior, device = optimization.score_model, optimization.device
-    size = ", ".join(f"{count} {name.capitalize()}" for name, count in optimization.subject.numbers().items())
+    size = ", ".join(f"{count} {name.capitalize()}" for name, count in trial.start.items())
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in trial.needed.items())
     return (
         f"prior     {config.GuidanceParams.model_key}, {prior.prediction_type}, "

@@ -74,7 +74,7 @@ class Optimization:
         config: Config,
         device: torch.device | None = None,
         build: Build | None = None,
-        load: Load = ScoreModel.from_pretrained,
+        load: Load | None = None,
     ) -> None:
         if config.offline:
             go_offline()
@@ -86,7 +86,8 @@ class Optimization:
 
         @cache
         def load_prior() -> ScoreModel:
-            return load(config.GuidanceParams, self.device, config.HardwareParams)
+            given = load or ScoreModel.from_pretrained
+            return given(config.GuidanceParams, self.device, config.HardwareParams)
 
         self.subject = (build or representation(config))(config, load_prior, self.rng, self.device)
         if processes() > 1 and not self.subject.replicas:
@@ -339,7 +340,7 @@ def representation(config: Config) -> Build:
 
 
 def start(
-    config: Config, build: Build | None = None, load: Load = ScoreModel.from_pretrained
+    config: Config, build: Build | None = None, load: Load | None = None
 ) -> Optimization:
     """An `Optimization` that is ready to iterate: loaded, compiled where it is compiled.
 

@@ -21,7 +21,6 @@ from dreammapping.outputs import Outputs, outputs_of
 from dreammapping.subject import Subject
 from dreammapping.viewer.beside import Beside
 from dreammapping.viewer.needs import require_viser
-from guidance.prior.score_model import ScoreModel
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
 from utils.device import choose_device, fullness, is_out_of_memory
@@ -94,7 +93,7 @@ def optimize(
     quiet: bool = False,
     callback: Callback | None = None,
     build: Build | None = None,
-    load: Load = ScoreModel.from_pretrained,
+    load: Load | None = None,
 ) -> Result:
     """Run to the last iteration and write what upstream's users expect to find (see `utils.run`).
 
@@ -122,7 +121,7 @@ def _lead(
     quiet: bool,
     callback: Callback | None,
     build: Build | None,
-    load: Load,
+    load: Load | None,
 ) -> Result:
     """The run in the process that writes it."""
     run = Run(config.ModelParams.run_folder, resume=resume, force=force)
@@ -143,7 +142,7 @@ def _lead(
         raise Stopped(_what_is_left(run), getattr(error, "number", signal.SIGINT)) from error
 
 
-def _follow(config: Config, build: Build | None, load: Load) -> Result:
+def _follow(config: Config, build: Build | None, load: Load | None) -> Result:
     """The run in a process that shares the work and writes nothing."""
     logging.getLogger().setLevel(logging.ERROR)  # the first process says it
     with _at_work(config):

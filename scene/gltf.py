@@ -70,10 +70,6 @@ class Document:
             raise UserError(
                 f"{self.path}: expected plain meshes, got {used[0]}; export them without compression"
             )
-        if SPLATS in self.tree.get("extensionsUsed", []):
-            raise UserError(
-                f"{self.path}: expected a mesh, got Gaussians ({SPLATS}); give the file as pretrained_model_path"
-            )
         accessors = self.tree.get("accessors", [])
         if any("sparse" in each for each in accessors):
             raise UserError(
@@ -116,6 +112,13 @@ class Document:
             file = self.path.parent / unquote(buffer.get("uri", "").split("base64,")[0])
             size += file.stat().st_size if file != self.path.parent and file.is_file() else 0
         return size
+
+    def refuse_gaussians(self) -> None:
+        """Raises UserError where the file holds Gaussians, of which trimesh would make a cloud of points."""
+        if SPLATS in self.tree.get("extensionsUsed", []):
+            raise UserError(
+                f"{self.path}: expected a mesh, got Gaussians ({SPLATS}); give the file as pretrained_model_path"
+            )
 
     @contextlib.contextmanager
     def stream(self) -> Iterator[Any]:

@@ -108,6 +108,7 @@ def _surfaces(path: Path) -> Iterator[Surface]:
     suffix, document = path.suffix.lower(), None
     if suffix in (".glb", ".gltf"):
         document = gltf.read(path)
+        document.refuse_gaussians()
         document.check()
     opened = document.stream() if document else ply.mesh_stream(path) if suffix == ".ply" else path.open("rb")
     missing: list[str] = []

@@ -330,7 +330,7 @@ def finding(claim: Claim) -> Finding:
     kept = (
         {"cells": CellStore(path).results}
         if claim.figure == "methods"
-        else json.loads(path.read_text("utf-8"))
+        else json.loads(path.read_text(encoding="utf-8"))
     )
     return claim.judge(kept) or ("-", NOT_RUN)
 

@@ -23,7 +23,7 @@ from utils.inputs import regular_file
 from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
 from utils.srgb import srgb_to_linear
 
-EXTENSION = "KHR_gaussian_splatting"
+EXTENSION = gltf.SPLATS
 POINTS = 0
 COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
 IDENTITY = {

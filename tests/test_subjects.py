@@ -77,7 +77,7 @@ def configured(kind, prior, tmp_path):
             "early_iter=4",
             "init_num_pts=120", "image_w=32", "image_h=32", "C_batch_size=2", "densify_from_iter=1", "video_frames=2",
             "densification_interval=3", "densify_grad_threshold=0.00001", "opacity_reset_interval=5",
-            "pro_frames_num=4", "sh_degree=1", "shs_aug_ratio=0.5", "progressive_view_iter=3",
+            "pro_frames_num=4", "test_ratio=1", "sh_degree=1", "shs_aug_ratio=0.5", "progressive_view_iter=3",
             "scale_up_cameras_iter=2",
         ]  # fmt: skip
         return load([*common, *words])[0]

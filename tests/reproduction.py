@@ -9,11 +9,11 @@ from dreammapping.__main__ import main
 SMALL = ["--prompts", "1", "--seeds", "1", "--iterations", "40", "--views", "4"]
 GAUSSIANS = [
     "init_shape=sphere", "init_num_pts=60", "image_w=32", "image_h=32", "densify_until_iter=20", "densify_from_iter=10",
-    "C_batch_size=2",
+    "C_batch_size=1", "checkpoint_interval=40",
 ]  # fmt: skip
 FIELD = [
-    "image_w=32", "image_h=32", "early_width=null", "C_batch_size=2", "FieldParams.resolution=8",
-    "FieldParams.resolution_final=12", "FieldParams.samples=8", "occupancy_resolution=8",
+    "image_w=32", "image_h=32", "early_width=null", "C_batch_size=1", "checkpoint_interval=40",
+    "FieldParams.resolution=8", "FieldParams.resolution_final=12", "FieldParams.samples=8", "occupancy_resolution=8",
 ]  # fmt: skip
 
 

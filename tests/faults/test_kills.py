@@ -51,12 +51,6 @@ MINE = {
 """Files of a user's, in the folders of a run and under names that are almost a run's."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with programs.programs(tmp_path_factory.mktemp("programs")) as server:
-        yield server
-
-
 @dataclass
 class Reference:
     """An undisturbed run: what it left, how many changes of the file system it made, and how long it took."""

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import programs
 from tests.faults.programs import (
     CHANGES,
     ROOT,
@@ -37,12 +36,6 @@ if sys.platform != "linux":
     pytest.skip("needs Linux: fork, and processes that adopt", allow_module_level=True)
 
 NOBODY = 65534
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with programs.programs(tmp_path_factory.mktemp("programs")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

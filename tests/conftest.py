@@ -9,6 +9,7 @@ import random
 import signal
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
 
@@ -30,6 +31,13 @@ def _seed() -> None:
     """Every test starts from the same random state, in whatever order the tests run."""
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _checks(request, monkeypatch) -> None:
+    """Whole runs call a function thousands of times: checks of shapes, which tests of the parts have, are a quarter."""
+    if request.node.get_closest_marker("whole_runs"):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from scene.field_file import write_field
 from scene.radiance_field import VoxelGrid
 from tests.settings import config_of
 from tests.test_guidance_training import LESS, SHIPPED, same
+from tests.tiny_models import save_pipeline
 from utils import checkpoint
 from utils.errors import UserError
 from utils.images import read_picture
@@ -53,12 +54,18 @@ def fresh(*words, kind="grid"):
     return Field(settings(*words, kind=kind), TextAlone, torch.Generator().manual_seed(0), CPU)
 
 
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_method_trains_a_field_from_its_settings_and_resumes_with_the_same_bits(path, tmp_path):
+def test_every_method_trains_a_field_from_its_settings_and_resumes_with_the_same_bits(path, prior, tmp_path):
     words = [
         "--opt",
         str(path),
         *LESS,
+        f"model_key={prior}",
         "representation=grid",
         *SMALL,
         "occupancy_interval=2",

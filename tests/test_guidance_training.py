@@ -98,18 +98,25 @@ def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, 
 
 
 SETTINGS = Path(__file__).parents[1] / "configs"
-SHIPPED = [SETTINGS / "hamburger.yaml", *sorted((SETTINGS / "baselines").glob("*.yaml"))]
+BASELINES = SETTINGS / "baselines"
+SHIPPED = [SETTINGS / "hamburger.yaml", *sorted(BASELINES.glob("*.yaml"))]
 LESS = [
-    "model_key=toybox", "text=a red car", "negative=dull", "device=cpu", "fp16=false", "init_shape=sphere",
+    "text=a red car", "negative=dull", "device=cpu", "fp16=false", "init_shape=sphere",
     "init_num_pts=60", "image_w=32", "image_h=32", "C_batch_size=2", "lmc_bank=2", "lmc_sampling_steps=2",
     "lmc_steps=2",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_method_trains_on_the_toybox_from_its_settings_and_resumes_with_the_same_bits(path, tmp_path):
+@pytest.mark.parametrize(
+    ("path", "prior"),
+    [*((path, "tiny") for path in SHIPPED), (SHIPPED[0], "toybox"), (BASELINES / "asd_gs.yaml", "toybox")],
+    ids=lambda each: getattr(each, "stem", each),
+)
+def test_every_method_trains_from_its_settings_and_resumes_with_the_same_bits(path, prior, folder, tmp_path):
+    words = [*LESS, f"model_key={folder if prior == 'tiny' else prior}"]
+
     def fresh():
-        return Optimization(load(["--opt", str(path), *LESS])[0])
+        return Optimization(load(["--opt", str(path), *words])[0])
 
     def run(optimization, steps):
         for step in steps:

@@ -33,6 +33,8 @@ from utils.errors import UserError
 from utils.run import Run
 from utils.spherical_harmonics import rgb_to_sh_dc
 
+pytestmark = pytest.mark.whole_runs
+
 for library in ("skimage", "fast_simplification", "xatlas"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install .")
 

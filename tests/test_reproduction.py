@@ -23,6 +23,8 @@ from utils.errors import UserError
 from utils.images import read_picture
 from utils.repository import QUICKSTART
 
+pytestmark = pytest.mark.whole_runs
+
 
 def result(method: str, clip: list[float], seed: int = 0, prompt: str = "a red cat", **changes) -> dict:
     known = {

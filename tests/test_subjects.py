@@ -20,6 +20,8 @@ from utils.contact_sheet import GAP, LINE
 from utils.errors import UserError
 from utils.images import read_picture
 
+pytestmark = pytest.mark.whole_runs
+
 
 def palette() -> type[Subject]:
     """The example of CONTRIBUTING.md, as it stands there."""
@@ -95,7 +97,11 @@ def same(left, right):
     return left == right
 
 
-@pytest.mark.parametrize("guidance", ["vdm", "vsd"])
+@pytest.mark.parametrize(
+    ("kind", "guidance"),
+    [*((kind, "vdm") for kind in SUBJECTS), *((kind, "vsd") for kind in ("gaussians", "image", "grid"))],
+    indirect=["kind"],
+)
 def test_a_killed_run_ends_with_the_same_bits(kind, build, configured, tmp_path, guidance):
     whole = optimize(configured(f"guidance={guidance}"), quiet=True, build=build)
 

@@ -27,6 +27,8 @@ from utils.device import choose_device
 from utils.errors import UserError
 from utils.optimizers import step_unless
 
+pytestmark = pytest.mark.whole_runs
+
 ROOT = Path(__file__).parents[1]
 
 

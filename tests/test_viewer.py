@@ -34,6 +34,8 @@ from utils.errors import UserError
 from utils.images import to_uint8
 from utils.rotations import quaternions_to_matrices
 
+pytestmark = pytest.mark.whole_runs
+
 LONG = 300
 """Seconds after which a process is given up."""
 

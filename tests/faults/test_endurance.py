@@ -14,6 +14,8 @@ from dreammapping import optimize
 from tests.faults.programs import SUBJECTS, WORDS, size_and_seed
 from tests.tiny_models import save_pipeline
 
+pytestmark = pytest.mark.whole_runs
+
 MEMORY = 48_000_000
 """Bytes by which a process may grow though it keeps nothing: what the allocators have not given back."""
 

@@ -14,6 +14,8 @@ from tests.tiny_models import save_pipeline
 from utils import checkpoint
 from utils.errors import UserError
 
+pytestmark = pytest.mark.whole_runs
+
 BAD = (float("nan"), float("inf"), -float("inf"))
 PLACES = ("loss", "subject", "operator")
 """The loss, the gradient of one of the subject's parameters, and that of one of the operator's (or the LoRA's)."""

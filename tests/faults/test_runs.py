@@ -14,6 +14,8 @@ from tests.tiny_models import save_pipeline
 from utils import checkpoint
 from utils.run import Run
 
+pytestmark = pytest.mark.whole_runs
+
 WORDS = (
     "dict", "tensor", "#0", "#1", "/subject/gaussians/means", "exp_avg", "step", "state", "param_groups", "F64", "I64",
     "F16", "BOOL", "shape", "data_offsets", "seconds", "NaN", "Infinity", "[", "{}", "[]", "subject", "lr", "params",

@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arguments import load
 from benchmarks.sweep import simulate
 from dreammapping.__main__ import VERBS, main
 from dreammapping.sweep.grid import Grid, Job, grid, wish
@@ -119,6 +120,28 @@ def test_a_grid_is_every_prompt_with_every_setting_and_seed(prompts):
 def test_pairs_of_numbers_are_varied_as_lists_of_pairs(prompts):
     made = grid(wish(None, prompts, QUICK, ["t_range=[[0.1,0.4],[0.2,0.5]]"], 1))
     assert len(made.jobs) == 4
+
+
+@pytest.mark.parametrize(("words", "noise"), [([], [0, 1]), (["noise_seed=5"], [5, 5])])
+def test_a_run_with_a_seed_has_the_settings_that_it_has_alone(tmp_path, prompts, words, noise):
+    made = grid(wish(None, prompts, QUICK, words, 2))
+    path = tmp_path / "settings.yaml"
+    path.write_text(made.settings[made.jobs[0].settings], encoding="utf-8")
+    same = {"GuidanceParams.text": "a red duck", "ModelParams.workspace": "run"}
+    for seed in (0, 1):
+        config, _ = load(["--opt", str(path)], {**same, "seed": seed})
+        assert config == load(["--opt", QUICK, *words, f"seed={seed}"], same)[0]
+        assert config.GuidanceParams.noise_seed == noise[seed]
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"), [([], [""]), (["init_prompt=[a dog.,a cow.]"], ["a dog.", "a cow."])]
+)
+def test_every_prompt_starts_from_its_own_shape(prompts, words, starts):
+    made = grid(wish(None, prompts, "configs/cat.yaml", words, 1))
+    found = [yaml.safe_load(text)["GenerateCamParams"] for text in made.settings.values()]
+    assert [each["init_prompt"] for each in found] == starts
+    assert all(each["init_shape"] == "shape" for each in found)
 
 
 def test_a_sweep_file_says_the_same_as_the_command_line(tmp_path, prompts):

@@ -195,11 +195,23 @@ def grid(wanted: Wish) -> Grid:
 def settings_text(opt: Path, changes: Mapping[str, Any]) -> str:
     """All settings of a run but prompt, seed and folder, as YAML: a settings file with changes.
 
+    Where `noise_seed` is not given, it is left out: it is the seed's. `init_prompt` counts only where the sweep gives
+    it: that of the file belongs to the file's prompt, and every run starts from its own.
+
     Raises:
         UserError: as `load`.
     """
-    config, _ = load(["--opt", str(opt)], {**changes, "GuidanceParams.text": "checked with each prompt"})
-    return to_yaml(without_identity(config))
+    given = {**changes, "GuidanceParams.text": "checked with each prompt"}
+    config, other = (load(["--opt", str(opt)], {**given, "seed": seed})[0] for seed in (0, 1))
+    if config.starts_from_text and "GenerateCamParams.init_prompt" not in changes:
+        cameras = dataclasses.replace(config.GenerateCamParams, init_prompt="")
+        config = dataclasses.replace(config, GenerateCamParams=cameras)
+    text = to_yaml(without_identity(config))
+    if config.GuidanceParams.noise_seed == other.GuidanceParams.noise_seed:
+        return text
+    tree = yaml.safe_load(text)
+    del tree["GuidanceParams"]["noise_seed"]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
 
 
 def without_identity(config: Config) -> Config:

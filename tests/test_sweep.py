@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from arguments import load
 from benchmarks.sweep import simulate
 from dreammapping.__main__ import VERBS, main
+from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job, grid, wish
-from dreammapping.sweep.ledger import Beat, Ledger
+from dreammapping.sweep.ledger import Beat, Ledger, _acquire
 from dreammapping.sweep.overview import Overview, duration
 from dreammapping.sweep.results import write_gallery, write_results
 from dreammapping.sweep.retries import (
@@ -27,6 +29,7 @@ from dreammapping.sweep.retries import (
     DONE_SO,
     ERROR,
     FULL,
+    LOST,
     MEMORY,
     NOT_FINITE,
     PLANS,
@@ -41,7 +44,8 @@ from dreammapping.sweep.slug import run_name, slug
 from dreammapping.sweep.status import DONE, FAILED, QUEUED, RUNNING, Status, Worker
 from dreammapping.sweep.worker import shard
 from guidance.prior import memory
-from utils.errors import UserError
+from utils.errors import InUse, UserError
+from utils.lock import Lock
 
 QUICK = "configs/quickstart.yaml"
 
@@ -234,11 +238,92 @@ def test_failed_runs_are_queued_again_where_that_is_asked_for(ledger):
     ledger.change("a", worker, lambda status: settled(status, Outcome(ERROR, "no luck"), Patience()))
     assert Ledger.enlist(ledger.folder, listed("a")).read("a").state == FAILED
     again = Ledger.enlist(ledger.folder, listed("a"), retry_failed=True)
-    assert (
-        again.read("a").state == QUEUED
-        and len(again.read("a").attempts) == 1
-        and again.finals() == (set(), 0)
+    assert again.read("a").state == QUEUED and len(again.read("a").attempts) == 1
+    assert next(shift(again, Worker.me(), ["a"], start_of=lambda _: 0)).name == "a"
+
+
+def test_a_run_that_two_queue_again_is_not_taken_from_who_has_it(ledger, monkeypatch):
+    worker = Worker.me()
+    ledger.claim("a", worker, Status(), 0)
+    ledger.change("a", worker, lambda status: settled(status, Outcome(ERROR, "no luck"), Patience()))
+    failed, first = ledger.read("a"), Ledger.enlist(ledger.folder, listed("a"), retry_failed=True)
+    first.claim("a", worker, first.read("a"), 0)
+    late = Ledger(ledger.folder)
+    monkeypatch.setattr(late, "read", lambda name: failed)
+    late._queue("a", Worker.me())
+    assert ledger.read("a").worker == worker
+
+
+def test_a_folder_that_another_command_is_just_making_is_no_other_one(tmp_path):
+    folder = tmp_path / "sweep"
+    (folder / "settings").mkdir(parents=True)
+    (folder / ".sweep.lock").touch()
+    (folder / ".sweep.01234567.partial.json").touch()
+    assert list(Ledger.enlist(folder, listed("a")).jobs) == ["a"]
+
+
+def test_who_adds_too_long_to_a_list_is_told_of(tmp_path, monkeypatch):
+    def in_use(lock):
+        raise InUse("somebody")
+
+    monkeypatch.setattr("utils.lock.Lock.acquire", in_use)
+    with pytest.raises(InUse, match="expected other commands to write their list within 0 s"):
+        _acquire(Lock(tmp_path / ".sweep.lock"), 0.0)
+
+
+def test_others_may_add_to_a_list_while_its_runs_are_queued(tmp_path, monkeypatch):
+    def queue(self, *_):
+        other = Lock(self.folder / ".sweep.lock")
+        other.acquire()
+        other.release()
+
+    monkeypatch.setattr(Ledger, "_queue", queue)
+    Ledger.enlist(tmp_path / "sweep", listed("a"))
+
+
+@pytest.mark.parametrize("begin", ["_queue", "restore"])
+def test_a_status_that_somebody_has_made_by_now_stays(ledger, monkeypatch, begin):
+    held = ledger.claim("a", Worker.me(), Status(), 0)
+    late = Ledger(ledger.folder)
+    monkeypatch.setattr(late, "read", lambda name: None)  # it was so a moment ago
+    late._queue("a", None) if begin == "_queue" else late.restore("a", Worker.me())
+    assert ledger.read("a") == held
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EBUSY])
+def test_what_a_shared_folder_says_in_passing_stops_nobody(ledger, monkeypatch, number):
+    def refuse(*_args, **_words):
+        raise OSError(number, "in passing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", refuse)
+        assert ledger.claim("a", Worker.me(), Status(), 0) is None
+        patched.setattr("pathlib.Path.read_text", refuse)
+        assert ledger.read("a") is None
+    assert ledger.claim("a", Worker.me(), Status(), 0) is not None
+
+
+def test_a_status_that_is_taken_from_who_was_taking_it_is_not_taken(ledger, monkeypatch):
+    rename = os.rename
+
+    def robbed(source, target):
+        rename(source, target)
+        rename(target, ledger.path("a") / "status.json")
+
+    monkeypatch.setattr(os, "rename", robbed)
+    assert ledger.claim("a", Worker.me(), Status(), 0) is None and ledger.read("a") == Status()
+
+
+def test_a_hint_is_never_the_truth(ledger):
+    (ledger.folder / "status" / "final.txt").write_text("a\nb\n")
+    seen = []
+    carry_on(
+        shift(ledger, Worker.me(), ledger.jobs, start_of=lambda _: 0),
+        lambda claim: seen.append(claim.name) or Outcome(DONE_SO),
+        lambda _: None,
+        lambda: False,
     )
+    assert sorted(seen) == ["a", "b", "c"] and seen[0] == "c"
 
 
 def test_of_many_who_ask_at_once_each_run_goes_to_one(tmp_path):
@@ -304,6 +389,25 @@ def test_signs_of_life_are_judged_by_the_watchers_own_clock():
     assert not watch.is_stale("a", 39)
     now += 2
     assert watch.is_stale("a", 39)
+
+
+def test_time_in_which_nobody_looked_is_nobodys_silence():
+    now = 0.0
+    watch = Watch(lambda: now, stale=10, gap=6)
+    for later, stale in [(0.0, False), (5.0, False), (100.0, False), (105.0, False), (111.0, True)]:
+        now = later
+        assert watch.is_stale("a", 1) is stale
+
+
+def test_a_shift_that_was_away_gives_others_their_time(ledger):
+    now = 0.0
+    ledger.claim("a", elsewhere(), Status(), 0)
+    actions = shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0, clock=lambda: now, stale=10, poll=4)
+    for later in (0.0, 100.0, 104.0, 108.0):
+        now = later
+        assert next(actions) == Wait(4)
+    now = 112.0
+    assert isinstance(next(actions), Claim)
 
 
 def test_a_dead_process_of_this_machine_is_known_at_once(ledger):
@@ -387,6 +491,33 @@ def test_numbers_that_are_not_finite_ask_for_another_seed_which_the_record_says(
 
 def test_anything_else_is_not_tried_again():
     assert after(Outcome(ERROR, "the prompt is too long")).state == FAILED
+
+
+def test_what_is_busy_lets_others_come_first_and_leaves_one_line(ledger):
+    seen = []
+
+    def carry_out(claim):
+        seen.append(claim.name)
+        return Outcome(BUSY if claim.name == "a" and len(seen) < 7 else DONE_SO)
+
+    carry_on(
+        shift(ledger, Worker.me(), "abc", start_of=lambda _: 0), carry_out, lambda _: None, lambda: False
+    )
+    assert "".join(seen) == "abcaaaa"
+    assert [attempt.outcome for attempt in ledger.read("a").attempts] == [BUSY, DONE_SO]
+
+
+def test_a_lost_device_is_the_death_of_its_worker_and_no_fault_of_the_run(ledger, monkeypatch):
+    broken = Outcome(ERROR, "RuntimeError: CUDA error: unspecified launch failure")
+    monkeypatch.setattr("dreammapping.sweep.bench.attempt", lambda *_args, **_words: broken)
+    for _ in range(2):
+        bench = Bench(ledger, Worker.me())
+        actions = shift(ledger, bench.worker, ["a"], start_of=lambda _: 0, patience=Patience(losses=2))
+        carry_on(actions, bench.carry_out, lambda _: None, lambda bench=bench: bench.over)
+        assert bench.broken and ledger.read("a").state == QUEUED
+    assert [attempt.outcome for attempt in ledger.read("a").attempts] == [LOST, LOST]
+    assert list(shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0, patience=Patience(losses=2))) == []
+    assert ledger.read("a").state == FAILED
 
 
 @pytest.mark.parametrize("kind", [STOPPED, BUSY])

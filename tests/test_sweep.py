@@ -7,8 +7,10 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -19,10 +21,12 @@ from hypothesis import strategies as st
 from arguments import load
 from benchmarks.sweep import simulate
 from dreammapping.__main__ import VERBS, main
+from dreammapping.sweep import group, on_ray
 from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job, grid, wish
 from dreammapping.sweep.ledger import Beat, Ledger, _acquire
 from dreammapping.sweep.overview import Overview, duration
+from dreammapping.sweep.processes import Team
 from dreammapping.sweep.results import write_gallery, write_results
 from dreammapping.sweep.retries import (
     BUSY,
@@ -193,6 +197,11 @@ def test_a_bad_sweep_file_is_one_line(tmp_path, capsys, text, message):
         (["a.yaml", "b.yaml"], "got a.yaml and b.yaml"),
         (["a.yaml", "--workers", "0"], "--workers: expected at least 1, got 0"),
         (["a.yaml", "--shard", "0/4"], "--shard: expected i/n with i from 1 to n, got '0/4'"),
+        (["a.yaml", "--cards", "1.5"], "--cards: expected a whole number without --ray, got 1.5"),
+        (
+            ["a.yaml", "--ray", "--cards", "1.5"],
+            "expected a whole number or a fraction below 1, got 1.5; try 1",
+        ),
         (["status", "/nowhere"], "expected a sweep's folder with its sweep.json"),
     ],
 )
@@ -200,6 +209,42 @@ def test_a_bad_command_is_one_line(capsys, words, message):
     assert main(["sweep", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "message"),
+    [
+        (["--cards", "4"], "0,1", "expected room for 1 worker with 4 cards each, got 2 cards; ask for less"),
+        (["--cards", "2", "--workers", "2"], "0,1,2", "room for 2 workers with 2 cards each, got 3 cards"),
+    ],
+)
+def test_more_cards_than_there_are_is_one_line(tmp_path, prompts, monkeypatch, capsys, words, found, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", found)
+    out = tmp_path / "out"
+    assert main(["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", str(out), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_workers_may_share_a_card_and_several_do_without():
+    assert [Team(4, 1).size(["0"]), Team(None, 2).size(list("01234")), Team(None, 2).size([])] == [4, 2, 1]
+
+
+def test_sigterm_ends_the_command_with_its_number(tmp_path, prompts, monkeypatch, capsys):
+    def engine(_options):
+        return lambda _folder, _progress: signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("dreammapping.sweep.command._engine", engine)
+    words = ["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 143 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_what_is_far_too_much_is_counted_and_not_made(prompts, monkeypatch):
+    wanted = wish(None, prompts, QUICK, ["guidance_scale=[1,2]", "lambda_guidance=[1,2]"], 3)
+    monkeypatch.setattr("dreammapping.sweep.grid.MOST", 23)
+    monkeypatch.setattr("dreammapping.sweep.grid.itertools.product", None)
+    with pytest.raises(UserError, match="expected at most 23 runs, got 2 prompts x 4 settings x 3 seeds"):
+        grid(wanted)
 
 
 # the folder
@@ -580,6 +625,96 @@ def test_workers_that_die_lose_nothing_and_do_nothing_twice(tmp_path, seed):
     assert tally.deaths > 0 and len(tally.failed) > 0 and tally.clock < 3 * tally.ideal / 24 + 3600
 
 
+# one run on several cards
+
+
+def test_a_group_whose_first_process_finds_the_folder_busy_is_busy(ledger):
+    place = ledger.path("a")
+    for rank, outcome in enumerate([Outcome(BUSY, "in use"), Outcome(ERROR, "connection reset")]):
+        (place / f"outcome-{rank}.json").write_text(json.dumps(dataclasses.asdict(outcome)))
+    assert group._outcome(place, 1, False).kind == BUSY
+
+
+@pytest.mark.parametrize("loss", ["another has the run", "its worker has died"])
+def test_a_group_ends_when_its_worker_does(ledger, monkeypatch, loss):
+    heard, mine = threading.Event(), Worker.me()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(group, "ASK", 0.01)
+    monkeypatch.setattr("dreammapping.sweep.group.signal.SIGTERM", signal.SIGUSR1)  # spares the tests
+    previous = signal.signal(signal.SIGUSR1, lambda *_: heard.set())
+    held = ledger.claim("a", mine, Status(), 0)
+
+    def attempt(*_args, **_words):
+        assert not heard.wait(0.1)
+        if loss == "another has the run":
+            ledger.claim("a", elsewhere(), held, 0)
+        else:
+            monkeypatch.setattr(Worker, "has_died", lambda _: True)
+        return Outcome(STOPPED if heard.wait(10.0) else DONE_SO)
+
+    monkeypatch.setattr("dreammapping.sweep.attempt.attempt", attempt)
+    try:
+        assert group.main([str(ledger.folder), "a"]) == 1 and heard.is_set()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+# Ray, as far as it can be told without it
+
+
+class FakeRay:
+    """A cluster in which only the first actor is ever placed, and that one finds all runs over."""
+
+    exceptions = types.SimpleNamespace(RayError=OSError, RayTaskError=KeyError)
+
+    def __init__(self):
+        self.actors, self.given, self.waits = 0, {}, 0
+
+    def init(self, **given):
+        self.given = given
+
+    def shutdown(self):
+        pass
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def method(self, **_given):
+        return lambda function: function
+
+    def remote(self, **_given):
+        return lambda _kind: types.SimpleNamespace(
+            options=lambda **_: types.SimpleNamespace(remote=self._actor)
+        )
+
+    def _actor(self, *_args):
+        index, self.actors = self.actors, self.actors + 1
+        call = {
+            name: types.SimpleNamespace(remote=lambda name=name: (index, name)) for name in ("work", "stop")
+        }
+        return types.SimpleNamespace(**call)
+
+    def wait(self, calls, num_returns, timeout):
+        assert timeout <= 10.0, "waits for an actor that was never placed"
+        self.waits += 1
+        assert self.waits < 99, "waits for ever"
+        ready = [call for call in calls if call[0] == 0]
+        return ready, [call for call in calls if call not in ready]
+
+    def get(self, _call):
+        return 0
+
+
+def test_actors_that_are_never_placed_are_not_waited_for(tmp_path, monkeypatch):
+    ray = FakeRay()
+    monkeypatch.setattr(on_ray, "GRACE", 0.01)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    shown = types.SimpleNamespace(show=lambda **_: time.sleep(0.001))
+    on_ray.run(tmp_path, on_ray.Crew(workers=2), shown)
+    assert ray.actors == 2 and ray.given["address"] == "local"
+
+
 # what is shown
 
 
@@ -599,6 +734,13 @@ def test_an_overview_tells_how_far_all_runs_are(ledger, capsys):
     shown = capsys.readouterr().out
     assert f"running  b  50 of 100  (process {worker.process} on {worker.host}, attempt 1)" in shown
     assert "failed   a: no luck" in shown
+
+
+def test_two_varied_settings_of_one_name_have_a_column_each(tmp_path):
+    varied = {"ASDParams.scale": 1, "CSDParams.scale": 2, "GuidanceParams.guidance": "sds"}
+    made = Grid([Job("a", "a red car", 0, "one", varied)], {"one": "seed: 0\n"})
+    (row,) = write_results(Ledger.enlist(tmp_path / "sweep", made))
+    assert (row["ASDParams.scale"], row["CSDParams.scale"], row["guidance"]) == (1, 2, "sds")
 
 
 def test_runs_that_are_done_get_a_gallery_where_the_program_makes_pages(ledger, monkeypatch):

@@ -202,7 +202,7 @@ def test_a_stopped_sweep_saves_what_it_is_at_and_goes_on(server, alone, tmp_path
     while not list(sweep.glob("*/metrics.jsonl")):
         time.sleep(0.02)
     driver.signal(signal.SIGTERM)
-    assert driver.wait() == 130 and "the same command goes on" in driver.said, driver.said
+    assert driver.wait() == 143 and "the same command goes on" in driver.said, driver.said
     ledger = Ledger(sweep)
     assert all(ledger.read(name).state != RUNNING for name in ledger.jobs), told(sweep)
     again = server.call(tmp_path, COMMAND, words, (fork_workers, []))

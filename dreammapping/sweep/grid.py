@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,12 +172,13 @@ def grid(wanted: Wish) -> Grid:
         UserError: a setting is wrong, by itself or in a combination; or two runs would be the same.
     """
     fixed, lists = _varied(wanted.settings)
-    short = _short_names(lists)
-    combined = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    short = short_names(lists)
     seeds = range(wanted.seeds) if isinstance(wanted.seeds, int) else wanted.seeds
-    if len(wanted.prompts) * len(combined) * len(seeds) > MOST:
-        raise UserError(f"sweep: expected at most {MOST} runs, got {len(wanted.prompts)} prompts x {len(combined)} "
+    count = math.prod(len(values) for values in lists.values())
+    if len(wanted.prompts) * count * len(seeds) > MOST:
+        raise UserError(f"sweep: expected at most {MOST} runs, got {len(wanted.prompts)} prompts x {count} "
                         f"settings x {len(seeds)} seeds; make several sweeps of it")  # fmt: skip
+    combined = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
     texts = [settings_text(wanted.opt, {**fixed, **varied}) for varied in combined]
     jobs: dict[str, Job] = {}
     for prompt, (varied, text), seed in itertools.product(
@@ -245,10 +248,11 @@ def _varied(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]
     return fixed, lists
 
 
-def _short_names(lists: Mapping[str, Any]) -> dict[str, str]:
+def short_names(names: Iterable[str]) -> dict[str, str]:
     """Each name without its group, where no other has the same."""
-    bare = [name.rpartition(".")[2] for name in lists]
-    return {name: short if bare.count(short) == 1 else name for name, short in zip(lists, bare, strict=True)}
+    bare = {name: name.rpartition(".")[2] for name in names}
+    alike = Counter(bare.values())
+    return {name: short if alike[short] == 1 else name for name, short in bare.items()}
 
 
 def flat(tree: dict[Any, Any]) -> Iterable[tuple[str, Any]]:

@@ -220,6 +220,7 @@ def test_a_bad_command_is_one_line(capsys, words, message):
 )
 def test_more_cards_than_there_are_is_one_line(tmp_path, prompts, monkeypatch, capsys, words, found, message):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", found)
+    monkeypatch.setattr("dreammapping.sweep.processes.run", None)  # it would begin
     out = tmp_path / "out"
     assert main(["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", str(out), *words]) == 2
     error = capsys.readouterr().err
@@ -707,7 +708,7 @@ class FakeRay:
 
 def test_actors_that_are_never_placed_are_not_waited_for(tmp_path, monkeypatch):
     ray = FakeRay()
-    monkeypatch.setattr(on_ray, "GRACE", 0.01)
+    monkeypatch.setattr(on_ray, "GRACE", 0.01, raising=False)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     shown = types.SimpleNamespace(show=lambda **_: time.sleep(0.001))

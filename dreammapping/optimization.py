@@ -64,6 +64,7 @@ class Optimization:
         subject: what is optimised.
         guidance: the loss.
         step: iterations done. skipped: those in a row, up to now, whose numbers were not finite.
+        other_seeds: whether the state that was loaded has draws of other seeds; None where that is not known.
 
     Raises:
         UserError: a model, a start or a prompt of the settings cannot be used; or the device is too full for them.
@@ -102,6 +103,7 @@ class Optimization:
             self.score_model.compile()
         self.step = 0
         self.skipped = 0
+        self.other_seeds: bool | None = None
         self.warm_up_seconds = 0.0
         self._counted = self.score_model.evaluations.state_dict()
         self._changing = False
@@ -284,6 +286,7 @@ class Optimization:
             "rng": self.rng.get_state(),
             "noise_rng": self.noise_rng.get_state(),
             "evaluations": self.score_model.evaluations.state_dict(),
+            "seeds": self._seeds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -303,11 +306,16 @@ class Optimization:
             self.noise_rng.set_state(state["noise_rng"])
             self.score_model.evaluations.load_state_dict(state["evaluations"])
             self.step, self.skipped = state["step"], state["skipped"]
+            self.other_seeds = None if "seeds" not in state else state["seeds"] != self._seeds
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"checkpoint: does not fit these settings ({first_line(error)}); resume with the settings that it was "
                 "made with"
             ) from error
+
+    @property
+    def _seeds(self) -> list[int]:
+        return [self.config.seed, self.config.GuidanceParams.noise_seed]
 
     def reseed(self) -> None:
         """Go on with other draws: those that the settings' seeds give at this iteration."""
@@ -318,7 +326,7 @@ class Optimization:
     def _form(self) -> dict[str, Any]:
         """What a checkpoint holds, but for the optimisers, which look after that themselves."""
         form = self.state_dict()
-        del form["guidance"], form["guidance_optimizer"]
+        del form["guidance"], form["guidance_optimizer"], form["seeds"]  # earlier checkpoints have no seeds
         return form
 
 
@@ -339,9 +347,7 @@ def representation(config: Config) -> Build:
             return Gaussians
 
 
-def start(
-    config: Config, build: Build | None = None, load: Load | None = None
-) -> Optimization:
+def start(config: Config, build: Build | None = None, load: Load | None = None) -> Optimization:
     """An `Optimization` that is ready to iterate: loaded, compiled where it is compiled.
 
     Raises:

@@ -238,7 +238,9 @@ def _go_on(optimization: Optimization, run: Run) -> None:
         log.info("all %d iterations were done before; what is missing after the last is written", done)
     if changed:
         log.warning("resuming with other settings than before: %s", ", ".join(changed))
-    if {"seed", "GuidanceParams.noise_seed"} & set(changed):
+    # config.yaml may have the new seeds since a resume that was killed before its first checkpoint: its draws are lost
+    other = optimization.other_seeds
+    if other or (other is None and {"seed", "GuidanceParams.noise_seed"} & set(changed)):
         optimization.reseed()
 
 

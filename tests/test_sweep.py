@@ -2,12 +2,15 @@
 
 import csv
 import dataclasses
+import errno
 import itertools
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -15,17 +18,22 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arguments import load
 from benchmarks.sweep import simulate
 from dreammapping.__main__ import VERBS, main
+from dreammapping.sweep import group, on_ray
+from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job, grid, wish
-from dreammapping.sweep.ledger import Beat, Ledger
+from dreammapping.sweep.ledger import Beat, Ledger, _acquire
 from dreammapping.sweep.overview import Overview, duration
+from dreammapping.sweep.processes import Team
 from dreammapping.sweep.results import write_gallery, write_results
 from dreammapping.sweep.retries import (
     BUSY,
     DONE_SO,
     ERROR,
     FULL,
+    LOST,
     MEMORY,
     NOT_FINITE,
     PLANS,
@@ -40,7 +48,8 @@ from dreammapping.sweep.slug import run_name, slug
 from dreammapping.sweep.status import DONE, FAILED, QUEUED, RUNNING, Status, Worker
 from dreammapping.sweep.worker import shard
 from guidance.prior import memory
-from utils.errors import UserError
+from utils.errors import InUse, UserError
+from utils.lock import Lock
 
 QUICK = "configs/quickstart.yaml"
 
@@ -121,6 +130,28 @@ def test_pairs_of_numbers_are_varied_as_lists_of_pairs(prompts):
     assert len(made.jobs) == 4
 
 
+@pytest.mark.parametrize(("words", "noise"), [([], [0, 1]), (["noise_seed=5"], [5, 5])])
+def test_a_run_with_a_seed_has_the_settings_that_it_has_alone(tmp_path, prompts, words, noise):
+    made = grid(wish(None, prompts, QUICK, words, 2))
+    path = tmp_path / "settings.yaml"
+    path.write_text(made.settings[made.jobs[0].settings], encoding="utf-8")
+    same = {"GuidanceParams.text": "a red duck", "ModelParams.workspace": "run"}
+    for seed in (0, 1):
+        config, _ = load(["--opt", str(path)], {**same, "seed": seed})
+        assert config == load(["--opt", QUICK, *words, f"seed={seed}"], same)[0]
+        assert config.GuidanceParams.noise_seed == noise[seed]
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"), [([], [""]), (["init_prompt=[a dog.,a cow.]"], ["a dog.", "a cow."])]
+)
+def test_every_prompt_starts_from_its_own_shape(prompts, words, starts):
+    made = grid(wish(None, prompts, "configs/cat.yaml", words, 1))
+    found = [yaml.safe_load(text)["GenerateCamParams"] for text in made.settings.values()]
+    assert [each["init_prompt"] for each in found] == starts
+    assert all(each["init_shape"] == "shape" for each in found)
+
+
 def test_a_sweep_file_says_the_same_as_the_command_line(tmp_path, prompts):
     path = tmp_path / "animals.yaml"
     path.write_text(
@@ -166,6 +197,11 @@ def test_a_bad_sweep_file_is_one_line(tmp_path, capsys, text, message):
         (["a.yaml", "b.yaml"], "got a.yaml and b.yaml"),
         (["a.yaml", "--workers", "0"], "--workers: expected at least 1, got 0"),
         (["a.yaml", "--shard", "0/4"], "--shard: expected i/n with i from 1 to n, got '0/4'"),
+        (["a.yaml", "--cards", "1.5"], "--cards: expected a whole number without --ray, got 1.5"),
+        (
+            ["a.yaml", "--ray", "--cards", "1.5"],
+            "expected a whole number or a fraction below 1, got 1.5; try 1",
+        ),
         (["status", "/nowhere"], "expected a sweep's folder with its sweep.json"),
     ],
 )
@@ -173,6 +209,43 @@ def test_a_bad_command_is_one_line(capsys, words, message):
     assert main(["sweep", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "message"),
+    [
+        (["--cards", "4"], "0,1", "expected room for 1 worker with 4 cards each, got 2 cards; ask for less"),
+        (["--cards", "2", "--workers", "2"], "0,1,2", "room for 2 workers with 2 cards each, got 3 cards"),
+    ],
+)
+def test_more_cards_than_there_are_is_one_line(tmp_path, prompts, monkeypatch, capsys, words, found, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", found)
+    monkeypatch.setattr("dreammapping.sweep.processes.run", None)  # it would begin
+    out = tmp_path / "out"
+    assert main(["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", str(out), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_workers_may_share_a_card_and_several_do_without():
+    assert [Team(4, 1).size(["0"]), Team(None, 2).size(list("01234")), Team(None, 2).size([])] == [4, 2, 1]
+
+
+def test_sigterm_ends_the_command_with_its_number(tmp_path, prompts, monkeypatch, capsys):
+    def engine(_options):
+        return lambda _folder, _progress: signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("dreammapping.sweep.command._engine", engine)
+    words = ["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 143 and "the same command goes on" in capsys.readouterr().err
+
+
+def test_what_is_far_too_much_is_counted_and_not_made(prompts, monkeypatch):
+    wanted = wish(None, prompts, QUICK, ["guidance_scale=[1,2]", "lambda_guidance=[1,2]"], 3)
+    monkeypatch.setattr("dreammapping.sweep.grid.MOST", 23)
+    monkeypatch.setattr("dreammapping.sweep.grid.itertools.product", None)
+    with pytest.raises(UserError, match="expected at most 23 runs, got 2 prompts x 4 settings x 3 seeds"):
+        grid(wanted)
 
 
 # the folder
@@ -211,11 +284,92 @@ def test_failed_runs_are_queued_again_where_that_is_asked_for(ledger):
     ledger.change("a", worker, lambda status: settled(status, Outcome(ERROR, "no luck"), Patience()))
     assert Ledger.enlist(ledger.folder, listed("a")).read("a").state == FAILED
     again = Ledger.enlist(ledger.folder, listed("a"), retry_failed=True)
-    assert (
-        again.read("a").state == QUEUED
-        and len(again.read("a").attempts) == 1
-        and again.finals() == (set(), 0)
+    assert again.read("a").state == QUEUED and len(again.read("a").attempts) == 1
+    assert next(shift(again, Worker.me(), ["a"], start_of=lambda _: 0)).name == "a"
+
+
+def test_a_run_that_two_queue_again_is_not_taken_from_who_has_it(ledger, monkeypatch):
+    worker = Worker.me()
+    ledger.claim("a", worker, Status(), 0)
+    ledger.change("a", worker, lambda status: settled(status, Outcome(ERROR, "no luck"), Patience()))
+    failed, first = ledger.read("a"), Ledger.enlist(ledger.folder, listed("a"), retry_failed=True)
+    first.claim("a", worker, first.read("a"), 0)
+    late = Ledger(ledger.folder)
+    monkeypatch.setattr(late, "read", lambda name: failed)
+    late._queue("a", Worker.me())
+    assert ledger.read("a").worker == worker
+
+
+def test_a_folder_that_another_command_is_just_making_is_no_other_one(tmp_path):
+    folder = tmp_path / "sweep"
+    (folder / "settings").mkdir(parents=True)
+    (folder / ".sweep.lock").touch()
+    (folder / ".sweep.01234567.partial.json").touch()
+    assert list(Ledger.enlist(folder, listed("a")).jobs) == ["a"]
+
+
+def test_who_adds_too_long_to_a_list_is_told_of(tmp_path, monkeypatch):
+    def in_use(lock):
+        raise InUse("somebody")
+
+    monkeypatch.setattr("utils.lock.Lock.acquire", in_use)
+    with pytest.raises(InUse, match="expected other commands to write their list within 0 s"):
+        _acquire(Lock(tmp_path / ".sweep.lock"), 0.0)
+
+
+def test_others_may_add_to_a_list_while_its_runs_are_queued(tmp_path, monkeypatch):
+    def queue(self, *_):
+        other = Lock(self.folder / ".sweep.lock")
+        other.acquire()
+        other.release()
+
+    monkeypatch.setattr(Ledger, "_queue", queue)
+    Ledger.enlist(tmp_path / "sweep", listed("a"))
+
+
+@pytest.mark.parametrize("begin", ["_queue", "restore"])
+def test_a_status_that_somebody_has_made_by_now_stays(ledger, monkeypatch, begin):
+    held = ledger.claim("a", Worker.me(), Status(), 0)
+    late = Ledger(ledger.folder)
+    monkeypatch.setattr(late, "read", lambda name: None)  # it was so a moment ago
+    late._queue("a", None) if begin == "_queue" else late.restore("a", Worker.me())
+    assert ledger.read("a") == held
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EBUSY])
+def test_what_a_shared_folder_says_in_passing_stops_nobody(ledger, monkeypatch, number):
+    def refuse(*_args, **_words):
+        raise OSError(number, "in passing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", refuse)
+        assert ledger.claim("a", Worker.me(), Status(), 0) is None
+        patched.setattr("pathlib.Path.read_text", refuse)
+        assert ledger.read("a") is None
+    assert ledger.claim("a", Worker.me(), Status(), 0) is not None
+
+
+def test_a_status_that_is_taken_from_who_was_taking_it_is_not_taken(ledger, monkeypatch):
+    rename = os.rename
+
+    def robbed(source, target):
+        rename(source, target)
+        rename(target, ledger.path("a") / "status.json")
+
+    monkeypatch.setattr(os, "rename", robbed)
+    assert ledger.claim("a", Worker.me(), Status(), 0) is None and ledger.read("a") == Status()
+
+
+def test_a_hint_is_never_the_truth(ledger):
+    (ledger.folder / "status" / "final.txt").write_text("a\nb\n")
+    seen = []
+    carry_on(
+        shift(ledger, Worker.me(), ledger.jobs, start_of=lambda _: 0),
+        lambda claim: seen.append(claim.name) or Outcome(DONE_SO),
+        lambda _: None,
+        lambda: False,
     )
+    assert sorted(seen) == ["a", "b", "c"] and seen[0] == "c"
 
 
 def test_of_many_who_ask_at_once_each_run_goes_to_one(tmp_path):
@@ -281,6 +435,25 @@ def test_signs_of_life_are_judged_by_the_watchers_own_clock():
     assert not watch.is_stale("a", 39)
     now += 2
     assert watch.is_stale("a", 39)
+
+
+def test_time_in_which_nobody_looked_is_nobodys_silence():
+    now = 0.0
+    watch = Watch(lambda: now, stale=10, gap=6)
+    for later, stale in [(0.0, False), (5.0, False), (100.0, False), (105.0, False), (111.0, True)]:
+        now = later
+        assert watch.is_stale("a", 1) is stale
+
+
+def test_a_shift_that_was_away_gives_others_their_time(ledger):
+    now = 0.0
+    ledger.claim("a", elsewhere(), Status(), 0)
+    actions = shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0, clock=lambda: now, stale=10, poll=4)
+    for later in (0.0, 100.0, 104.0, 108.0):
+        now = later
+        assert next(actions) == Wait(4)
+    now = 112.0
+    assert isinstance(next(actions), Claim)
 
 
 def test_a_dead_process_of_this_machine_is_known_at_once(ledger):
@@ -366,6 +539,33 @@ def test_anything_else_is_not_tried_again():
     assert after(Outcome(ERROR, "the prompt is too long")).state == FAILED
 
 
+def test_what_is_busy_lets_others_come_first_and_leaves_one_line(ledger):
+    seen = []
+
+    def carry_out(claim):
+        seen.append(claim.name)
+        return Outcome(BUSY if claim.name == "a" and len(seen) < 7 else DONE_SO)
+
+    carry_on(
+        shift(ledger, Worker.me(), "abc", start_of=lambda _: 0), carry_out, lambda _: None, lambda: False
+    )
+    assert "".join(seen) == "abcaaaa"
+    assert [attempt.outcome for attempt in ledger.read("a").attempts] == [BUSY, DONE_SO]
+
+
+def test_a_lost_device_is_the_death_of_its_worker_and_no_fault_of_the_run(ledger, monkeypatch):
+    broken = Outcome(ERROR, "RuntimeError: CUDA error: unspecified launch failure")
+    monkeypatch.setattr("dreammapping.sweep.bench.attempt", lambda *_args, **_words: broken)
+    for _ in range(2):
+        bench = Bench(ledger, Worker.me())
+        actions = shift(ledger, bench.worker, ["a"], start_of=lambda _: 0, patience=Patience(losses=2))
+        carry_on(actions, bench.carry_out, lambda _: None, lambda bench=bench: bench.over)
+        assert bench.broken and ledger.read("a").state == QUEUED
+    assert [attempt.outcome for attempt in ledger.read("a").attempts] == [LOST, LOST]
+    assert list(shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0, patience=Patience(losses=2))) == []
+    assert ledger.read("a").state == FAILED
+
+
 @pytest.mark.parametrize("kind", [STOPPED, BUSY])
 def test_what_was_stopped_costs_no_patience(kind):
     status = after(*[Outcome(kind)] * 50)
@@ -426,6 +626,96 @@ def test_workers_that_die_lose_nothing_and_do_nothing_twice(tmp_path, seed):
     assert tally.deaths > 0 and len(tally.failed) > 0 and tally.clock < 3 * tally.ideal / 24 + 3600
 
 
+# one run on several cards
+
+
+def test_a_group_whose_first_process_finds_the_folder_busy_is_busy(ledger):
+    place = ledger.path("a")
+    for rank, outcome in enumerate([Outcome(BUSY, "in use"), Outcome(ERROR, "connection reset")]):
+        (place / f"outcome-{rank}.json").write_text(json.dumps(dataclasses.asdict(outcome)))
+    assert group._outcome(place, 1, False).kind == BUSY
+
+
+@pytest.mark.parametrize("loss", ["another has the run", "its worker has died"])
+def test_a_group_ends_when_its_worker_does(ledger, monkeypatch, loss):
+    heard, mine = threading.Event(), Worker.me()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(group, "ASK", 0.01)
+    monkeypatch.setattr("dreammapping.sweep.group.signal.SIGTERM", signal.SIGUSR1)  # spares the tests
+    previous = signal.signal(signal.SIGUSR1, lambda *_: heard.set())
+    held = ledger.claim("a", mine, Status(), 0)
+
+    def attempt(*_args, **_words):
+        assert not heard.wait(0.1)
+        if loss == "another has the run":
+            ledger.claim("a", elsewhere(), held, 0)
+        else:
+            monkeypatch.setattr(Worker, "has_died", lambda _: True)
+        return Outcome(STOPPED if heard.wait(10.0) else DONE_SO)
+
+    monkeypatch.setattr("dreammapping.sweep.attempt.attempt", attempt)
+    try:
+        assert group.main([str(ledger.folder), "a"]) == 1 and heard.is_set()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+# Ray, as far as it can be told without it
+
+
+class FakeRay:
+    """A cluster in which only the first actor is ever placed, and that one finds all runs over."""
+
+    exceptions = types.SimpleNamespace(RayError=OSError, RayTaskError=KeyError)
+
+    def __init__(self):
+        self.actors, self.given, self.waits = 0, {}, 0
+
+    def init(self, **given):
+        self.given = given
+
+    def shutdown(self):
+        pass
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def method(self, **_given):
+        return lambda function: function
+
+    def remote(self, **_given):
+        return lambda _kind: types.SimpleNamespace(
+            options=lambda **_: types.SimpleNamespace(remote=self._actor)
+        )
+
+    def _actor(self, *_args):
+        index, self.actors = self.actors, self.actors + 1
+        call = {
+            name: types.SimpleNamespace(remote=lambda name=name: (index, name)) for name in ("work", "stop")
+        }
+        return types.SimpleNamespace(**call)
+
+    def wait(self, calls, num_returns, timeout):
+        assert timeout <= 10.0, "waits for an actor that was never placed"
+        self.waits += 1
+        assert self.waits < 99, "waits for ever"
+        ready = [call for call in calls if call[0] == 0]
+        return ready, [call for call in calls if call not in ready]
+
+    def get(self, _call):
+        return 0
+
+
+def test_actors_that_are_never_placed_are_not_waited_for(tmp_path, monkeypatch):
+    ray = FakeRay()
+    monkeypatch.setattr(on_ray, "GRACE", 0.01, raising=False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    shown = types.SimpleNamespace(show=lambda **_: time.sleep(0.001))
+    on_ray.run(tmp_path, on_ray.Crew(workers=2), shown)
+    assert ray.actors == 2 and ray.given["address"] == "local"
+
+
 # what is shown
 
 
@@ -445,6 +735,13 @@ def test_an_overview_tells_how_far_all_runs_are(ledger, capsys):
     shown = capsys.readouterr().out
     assert f"running  b  50 of 100  (process {worker.process} on {worker.host}, attempt 1)" in shown
     assert "failed   a: no luck" in shown
+
+
+def test_two_varied_settings_of_one_name_have_a_column_each(tmp_path):
+    varied = {"ASDParams.scale": 1, "CSDParams.scale": 2, "GuidanceParams.guidance": "sds"}
+    made = Grid([Job("a", "a red car", 0, "one", varied)], {"one": "seed: 0\n"})
+    (row,) = write_results(Ledger.enlist(tmp_path / "sweep", made))
+    assert (row["ASDParams.scale"], row["CSDParams.scale"], row["guidance"]) == (1, 2, "sds")
 
 
 def test_runs_that_are_done_get_a_gallery_where_the_program_makes_pages(ledger, monkeypatch):

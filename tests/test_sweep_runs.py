@@ -17,11 +17,13 @@ from importlib import metadata
 import psutil
 import pytest
 
+from dreammapping.sweep.attempt import start_of
 from dreammapping.sweep.command import main
 from dreammapping.sweep.ledger import Ledger
+from dreammapping.sweep.retries import STOPPED
 from dreammapping.sweep.status import DONE, FAILED, RUNNING
 from tests.faults import programs
-from tests.faults.programs import Programs, size_and_seed
+from tests.faults.programs import Program, Programs, size_and_seed
 from tests.sweeping import PROMPTS, SETTINGS, fork_workers, ply, told, write_prompts
 
 if sys.platform != "linux":
@@ -32,9 +34,12 @@ COMMAND = ("dreammapping.sweep.command", "main")
 
 
 def words_of(server: Programs, where, *more: str) -> list[str]:
+    """A sweep of both prompts, with a seed that is no default of anything."""
+    file = where / "sweep.yaml"
+    file.write_text(f"opt: {QUICK}\nprompts: {write_prompts(where)}\nseeds: [3]\n", encoding="utf-8")
     return [
-        "--prompts", str(write_prompts(where)), "--opt", QUICK,
-        "--output", str(where / "sweep"), "--workers", "2", "--no-pages", *SETTINGS, f"model_key={server.prior}", *more,
+        str(file), "--output", str(where / "sweep"), "--workers", "2", "--no-pages", *SETTINGS,
+        f"model_key={server.prior}", *more,
     ]  # fmt: skip
 
 
@@ -199,12 +204,25 @@ def test_a_stopped_sweep_saves_what_it_is_at_and_goes_on(server, alone, tmp_path
     words = words_of(server, tmp_path, "guidance=[vdm]", "checkpoint_interval=1000")
     driver = server.call(tmp_path, COMMAND, words, (fork_workers, []))
     sweep = tmp_path / "sweep"
-    while not list(sweep.glob("*/metrics.jsonl")):
-        time.sleep(0.02)
+    until(lambda: list(sweep.glob("*/metrics.jsonl")), driver)
     driver.signal(signal.SIGTERM)
-    assert driver.wait() == 130 and "the same command goes on" in driver.said, driver.said
+    assert driver.wait() == 143 and "the same command goes on" in driver.said, driver.said
     ledger = Ledger(sweep)
     assert all(ledger.read(name).state != RUNNING for name in ledger.jobs), told(sweep)
+    begun = [name for name in ledger.jobs if (sweep / name / "metrics.jsonl").exists()]
+    stopped = [name for name in begun if ledger.read(name).attempts[-1].outcome == STOPPED]
+    saved = {name: start_of(ledger, name) for name in stopped}
+    assert saved and all(saved.values()), told(sweep)
     again = server.call(tmp_path, COMMAND, words, (fork_workers, []))
     assert again.wait() == 0, again.said
     check(sweep, alone)
+    assert {name: ledger.read(name).attempts[1].start for name in stopped} == saved
+
+
+def until(there, driver: Program, seconds: float = 300.0) -> None:
+    """Wait until something is there; not for ever, and not for a driver that has ended."""
+    end = time.monotonic() + seconds
+    while not there():
+        alive = psutil.Process(driver.process).status() != psutil.STATUS_ZOMBIE
+        assert alive and time.monotonic() < end, driver.said
+        time.sleep(0.02)

@@ -342,6 +342,18 @@ def test_resuming_names_what_changed_and_not_what_moved(short, tmp_path, caplog)
     assert yaml.safe_load(path.read_text("utf-8"))["seed"] == 0
 
 
+def test_other_seeds_are_those_that_the_checkpoint_has_not(short, tmp_path, monkeypatch):
+    """`config.yaml` has the new ones also where the first resume with them was killed before its checkpoint."""
+    reseeded = []
+    monkeypatch.setattr(Optimization, "reseed", lambda self: reseeded.append(self.step))
+    assert main([*short, "--quiet"]) == 0
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text("utf-8").replace("seed: 0", "seed: 5"), "utf-8")
+    for iterations in (3, 4):
+        assert main([*short, "--quiet", "--resume", "seed=5", f"iterations={iterations}"]) == 0
+    assert reseeded == [2]
+
+
 @pytest.mark.parametrize("door", ["thread", "to_thread", "no_grad", "inference_mode"])
 def test_python_may_call_from_anywhere(short, tmp_path, door):
     """As a server's worker does, or a notebook; numbers may be NumPy's."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from dreammapping.sweep import group
 from dreammapping.sweep.attempt import Priors, attempt, free_memory, start_of
 from dreammapping.sweep.ledger import Beat, Ledger
-from dreammapping.sweep.retries import BUSY, ERROR, FULL, STOPPED, Outcome
+from dreammapping.sweep.retries import BUSY, ERROR, FULL, LOST, STOPPED, Outcome
 from dreammapping.sweep.shift import Claim
 from dreammapping.sweep.status import Worker
 from utils.errors import UserError
@@ -117,6 +117,8 @@ class Bench:
                 return dataclasses.replace(outcome, kind=BUSY)
             self.stopping.set()  # it may be that a signal was heard by the run alone
         self.broken = outcome.kind == ERROR and "CUDA error" in outcome.message
+        if self.broken:  # it may be the card's fault; a new process goes on, as after any death
+            outcome = dataclasses.replace(outcome, kind=LOST)
         if outcome.kind == FULL:
             self.priors.drop()
         elif not self.broken:

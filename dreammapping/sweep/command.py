@@ -12,7 +12,6 @@ new in the list, and leaves what is done. Several commands, terminals and machin
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,13 +132,11 @@ def _carry_out(options: argparse.Namespace, listed: Any, output: Path) -> int:
     folder = output.absolute()
     ledger = Ledger.enlist(folder, listed, retry_failed=options.retry_failed)
     overview = Overview(ledger)
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if overview.open:
             with Progress(overview, quiet=options.quiet) as progress:
                 engine(folder, progress)
     finally:
-        signal.signal(signal.SIGTERM, previous)
         overview.look()
     write_results(ledger, judge=options.judge)
     if not options.no_pages:
@@ -167,10 +164,12 @@ def _engine(options: argparse.Namespace) -> Callable[[Path, Any], None]:
         )
         return lambda folder, progress: on_ray.run(folder, crew, progress)
     from dreammapping.sweep import processes
+    from dreammapping.sweep.cards import cards
 
     words = ("--shard", options.shard, "--losses", str(options.losses), "--stale", str(options.stale))
     words = (*words, "--processes", str(int(options.cards)))
     team = processes.Team(options.workers, int(options.cards), words, options.losses)
+    team.size(cards())
     return lambda folder, progress: processes.run(folder, team, progress)
 
 
@@ -182,6 +181,11 @@ def _check(options: argparse.Namespace) -> None:
     with_ray = options.ray or options.address
     if not with_ray and options.cards != int(options.cards):
         raise UserError(f"--cards: expected a whole number without --ray, got {options.cards:g}; add --ray")
+    if options.cards > 1 and options.cards != int(options.cards):
+        raise UserError(
+            f"--cards: expected a whole number or a fraction below 1, got {options.cards:g}; try "
+            f"{int(options.cards)}"
+        )
     if not (options.cards > 0 and options.cpus > 0):
         raise UserError(f"--cards, --cpus: expected more than 0, got {options.cards:g} and {options.cpus:g}")
     for name in ("workers", "seeds", "losses"):

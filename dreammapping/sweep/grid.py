@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,12 +172,13 @@ def grid(wanted: Wish) -> Grid:
         UserError: a setting is wrong, by itself or in a combination; or two runs would be the same.
     """
     fixed, lists = _varied(wanted.settings)
-    short = _short_names(lists)
-    combined = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    short = short_names(lists)
     seeds = range(wanted.seeds) if isinstance(wanted.seeds, int) else wanted.seeds
-    if len(wanted.prompts) * len(combined) * len(seeds) > MOST:
-        raise UserError(f"sweep: expected at most {MOST} runs, got {len(wanted.prompts)} prompts x {len(combined)} "
+    count = math.prod(len(values) for values in lists.values())
+    if len(wanted.prompts) * count * len(seeds) > MOST:
+        raise UserError(f"sweep: expected at most {MOST} runs, got {len(wanted.prompts)} prompts x {count} "
                         f"settings x {len(seeds)} seeds; make several sweeps of it")  # fmt: skip
+    combined = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
     texts = [settings_text(wanted.opt, {**fixed, **varied}) for varied in combined]
     jobs: dict[str, Job] = {}
     for prompt, (varied, text), seed in itertools.product(
@@ -195,11 +198,23 @@ def grid(wanted: Wish) -> Grid:
 def settings_text(opt: Path, changes: Mapping[str, Any]) -> str:
     """All settings of a run but prompt, seed and folder, as YAML: a settings file with changes.
 
+    Where `noise_seed` is not given, it is left out: it is the seed's. `init_prompt` counts only where the sweep gives
+    it: that of the file belongs to the file's prompt, and every run starts from its own.
+
     Raises:
         UserError: as `load`.
     """
-    config, _ = load(["--opt", str(opt)], {**changes, "GuidanceParams.text": "checked with each prompt"})
-    return to_yaml(without_identity(config))
+    given = {**changes, "GuidanceParams.text": "checked with each prompt"}
+    config, other = (load(["--opt", str(opt)], {**given, "seed": seed})[0] for seed in (0, 1))
+    if config.starts_from_text and "GenerateCamParams.init_prompt" not in changes:
+        cameras = dataclasses.replace(config.GenerateCamParams, init_prompt="")
+        config = dataclasses.replace(config, GenerateCamParams=cameras)
+    text = to_yaml(without_identity(config))
+    if config.GuidanceParams.noise_seed == other.GuidanceParams.noise_seed:
+        return text
+    tree = yaml.safe_load(text)
+    del tree["GuidanceParams"]["noise_seed"]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
 
 
 def without_identity(config: Config) -> Config:
@@ -233,10 +248,11 @@ def _varied(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]
     return fixed, lists
 
 
-def _short_names(lists: Mapping[str, Any]) -> dict[str, str]:
+def short_names(names: Iterable[str]) -> dict[str, str]:
     """Each name without its group, where no other has the same."""
-    bare = [name.rpartition(".")[2] for name in lists]
-    return {name: short if bare.count(short) == 1 else name for name, short in zip(lists, bare, strict=True)}
+    bare = {name: name.rpartition(".")[2] for name in names}
+    alike = Counter(bare.values())
+    return {name: short if alike[short] == 1 else name for name, short in bare.items()}
 
 
 def flat(tree: dict[Any, Any]) -> Iterable[tuple[str, Any]]:

@@ -11,19 +11,25 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from dreammapping.sweep.ledger import Ledger
-from dreammapping.sweep.retries import DONE_SO, ERROR, FULL, NOT_FINITE, STOPPED, Outcome
+from dreammapping.sweep.retries import BUSY, DONE_SO, ERROR, FULL, NOT_FINITE, STOPPED, Outcome
+from dreammapping.sweep.status import Worker
+from utils.errors import UserError
 from utils.files import write_text
 from utils.repository import ROOT
 
-TELLING = (FULL, NOT_FINITE, ERROR, STOPPED, DONE_SO)
-"""Of several outcomes the first one of these is the group's."""
+TELLING = (BUSY, FULL, NOT_FINITE, ERROR, STOPPED, DONE_SO)
+"""Of several outcomes the first one of these is the group's. Only the first process can find the folder busy, and what
+the others then say follows from that."""
 LOOK = 0.5
 """Seconds between two looks at the group."""
+ASK = 3.0
+"""Seconds after which the group asks whether its worker is still there."""
 
 
 def carry_out(
@@ -88,13 +94,37 @@ def _outcome(place: Path, code: int, asked: bool) -> Outcome:
     )
 
 
+def stop_without(ledger: Ledger, name: str, worker: Worker) -> None:
+    """Have this process save and end as soon as the run is no longer the worker's.
+
+    A worker that is killed cannot end its group, which would go on holding cards and folder.
+    """
+    while _holds(ledger, name, worker):
+        time.sleep(ASK)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _holds(ledger: Ledger, name: str, worker: Worker) -> bool:
+    """Whether a worker lives and has a run, as far as that can be told."""
+    if worker.has_died():
+        return False
+    try:
+        status = ledger.read(name)
+    except UserError:
+        return True
+    return status is None or (status.worker is not None and status.worker.token == worker.token)
+
+
 def main(words: list[str]) -> int:
     """One process of the group; the first one works at the files."""
     folder, name = words
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s")
     ledger, rank = Ledger(Path(folder)), os.environ["RANK"]
     status = ledger.read(name)
-    assert status is not None
+    if status is None or status.worker is None:
+        return 1
+    if rank == "0":  # it tells the others
+        threading.Thread(target=stop_without, args=(ledger, name, status.worker), daemon=True).start()
 
     from dreammapping.sweep.attempt import Priors, attempt
 

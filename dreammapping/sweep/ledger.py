@@ -12,6 +12,7 @@ a file system grants to one process alone. So it is never claimed twice, by what
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import time
@@ -23,12 +24,14 @@ from typing import Any
 import yaml
 
 from dreammapping.sweep.grid import Grid, Job, flat
-from dreammapping.sweep.status import QUEUED, RUNNING, Status, Worker
-from utils.errors import UserError
-from utils.files import write_text
+from dreammapping.sweep.status import FAILED, QUEUED, RUNNING, Status, Worker
+from utils.errors import InUse, UserError
+from utils.files import unfinished, write_text
 from utils.lock import Lock
 
-LIST, SETTINGS, STATUS, FINAL_HINT = "sweep.json", "settings", "status", "final.txt"
+LIST, SETTINGS, STATUS, FINAL_HINT, LOCK = "sweep.json", "settings", "status", "final.txt", ".sweep.lock"
+PASSING = (errno.ESTALE, errno.EACCES, errno.EBUSY)
+"""What file systems that are shared say of a file that somebody else is just replacing."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,14 @@ class Ledger:
         Raises:
             UserError: the folder holds something else, or has a run of the list with other settings.
         """
-        if (
-            folder.exists()
-            and not (folder / LIST).is_file()
-            and (not folder.is_dir() or any(folder.iterdir()))
-        ):
+        # runs are made after the list: who looks for them first and for the list then never takes a sweep for another
+        if _has_others(folder) and not (folder / LIST).is_file():
             raise UserError(
                 f"{folder}: expected a sweep's folder, or an empty one, got another; choose --output"
             )
         with named(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / ".sweep.lock")
+        lock = Lock(folder / LOCK)
         _acquire(lock)
         try:
             known = _read_list(folder) if (folder / LIST).is_file() else {}
@@ -87,20 +87,23 @@ class Ledger:
                 known |= {job.name: job for job in grid.jobs}
                 rows = [dataclasses.asdict(job) for job in known.values()]
                 write_text(folder / LIST, json.dumps({"version": 1, "runs": rows}, indent=1) + "\n")
-            ledger = cls(folder)
-            for job in grid.jobs:
-                ledger._queue(job.name, retry_failed)
         finally:
             lock.release()
+        # others need not wait for this, which takes minutes with many runs on a slow file system
+        ledger, worker = cls(folder), Worker.me()
+        for job in grid.jobs:
+            ledger._queue(job.name, worker if retry_failed else None)
         return ledger
 
-    def _queue(self, name: str, retry_failed: bool) -> None:
+    def _queue(self, name: str, retrier: Worker | None) -> None:
         status = self.read(name)
         if status is None and not self._taken(name):
-            self._write(name, Status())
-        elif status is not None and status.state == "failed" and retry_failed:
-            (self.folder / STATUS / FINAL_HINT).unlink(missing_ok=True)
-            self._write(name, Status(attempts=status.attempts))
+            self._create(name)
+        elif status is not None and status.state == FAILED and retrier is not None:
+            taken = self._take(name, retrier)  # another command may have been faster
+            if taken is not None:
+                again = Status(attempts=taken.attempts) if taken.state == FAILED else taken
+                self._put(name, retrier, again)
 
     def path(self, name: str) -> Path:
         """Where the status of a run is kept."""
@@ -125,6 +128,10 @@ class Ledger:
                 text = (self.path(name) / "status.json").read_text(encoding="utf-8")
             except FileNotFoundError:
                 _there(self.folder)
+                return None
+            except OSError as error:
+                if error.errno not in PASSING:
+                    raise
                 return None
         return _parsed(text)
 
@@ -161,7 +168,7 @@ class Ledger:
         """Give a run's status its name back, which somebody took and then died; one that was never made is made."""
         taken_by_others = self._taken(name)
         if not taken_by_others:
-            self._write(name, Status())
+            self._create(name)
         for taken in taken_by_others:
             mine = self.path(name) / f"taken-{worker.token}.json"
             with contextlib.suppress(FileNotFoundError), named(self.folder):
@@ -214,11 +221,18 @@ class Ledger:
                 if not mine.exists():  # else a network file system denies the rename that it has made
                     _there(self.folder)
                     return None
-            for left in set(self._taken(name)) - {
-                mine
-            }:  # of somebody who died after the status had its name back
+            except OSError as error:
+                # where nobody may write it will not pass
+                if error.errno not in PASSING or not os.access(folder, os.W_OK):
+                    raise
+                return None
+            # of somebody who died after the status had its name back
+            for left in set(self._taken(name)) - {mine}:
                 left.unlink(missing_ok=True)
-            return _parsed(mine.read_text(encoding="utf-8"))
+            try:
+                return _parsed(mine.read_text(encoding="utf-8"))
+            except FileNotFoundError:  # others thought that this process had died
+                return None
 
     def _put(self, name: str, worker: Worker, status: Status) -> bool:
         """Give the status its name back; False where others thought that this process had died, and took it."""
@@ -229,6 +243,15 @@ class Ledger:
         with named(self.folder):
             mine.unlink(missing_ok=True)
         return True
+
+    def _create(self, name: str) -> None:
+        """Make the status of a run that has none; one that somebody else has made by now stays."""
+        path = self.path(name) / "status.json"
+        with named(self.folder):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # whoever reads it half written reads one that is queued, too
+            with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+                file.write(Status().to_json())
 
     def _write(self, name: str, status: Status) -> None:
         # what is over shall be known after a power cut; of all else the run itself knows how far it is
@@ -270,15 +293,32 @@ def _there(folder: Path) -> None:
 
 
 def _acquire(lock: Lock, seconds: float = 60.0) -> None:
-    """Wait for another command that is adding to the same sweep."""
+    """Wait for another command that is adding to the same sweep.
+
+    Raises:
+        InUse: it takes longer than so many seconds.
+        UserError: as `Lock.acquire`.
+    """
     end = time.monotonic() + seconds
     while True:
         try:
             return lock.acquire()
-        except UserError:
-            if time.monotonic() > end or not lock.path.parent.exists():
-                raise
+        except InUse as error:
+            if time.monotonic() > end:
+                raise InUse(
+                    f"{lock.path.parent}: expected other commands to write their list within {seconds:g} s, got one "
+                    f"that still does; {lock.path.name} says which: give the same command again when it has ended"
+                ) from error
             time.sleep(0.1)
+
+
+def _has_others(folder: Path) -> bool:
+    """Whether there is a file or folder that no sweep makes before its list."""
+    if not folder.is_dir():
+        return folder.exists()
+    with named(folder):
+        found = {path.name for path in folder.iterdir()}
+        return bool(found - {SETTINGS, LOCK, *(path.name for path in unfinished(folder, ()))})
 
 
 def _read_list(folder: Path) -> dict[str, Job]:

@@ -5,6 +5,7 @@ The files decide what is run, as without Ray; Ray says where there is room, give
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import threading
@@ -23,6 +24,9 @@ from utils.repository import ROOT
 
 WANTED = (2, 60)
 """The first release that this is written for; the next major one may be another."""
+GRACE = 10.0
+"""Seconds that the other actors get once one has found all runs over, or to hear that they are to stop: Ray may never
+have found a place for some."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Actor:
         self._stopping = threading.Event()
 
     def work(self) -> int:
-        """Work until nothing is left; returns 0, or `worker.AGAIN` where the device is lost."""
+        """Work until nothing is left; where the device is lost, the process ends."""
         from dreammapping.sweep.bench import BEAT, Bench
         from dreammapping.sweep.ledger import Ledger
         from dreammapping.sweep.shift import carry_on, in_order, shift
@@ -92,7 +96,9 @@ class Actor:
             stale=crew.stale,
         )
         carry_on(actions, bench.carry_out, bench.stopping.wait, lambda: bench.over)
-        return AGAIN if bench.broken else 0
+        if bench.broken:
+            os._exit(AGAIN)  # the device comes back with a new process, which Ray starts
+        return 0
 
     def stop(self) -> None:
         """Have the present run saved and ended."""
@@ -113,14 +119,16 @@ def run(folder: Path, crew: Crew, progress: Progress) -> None:
         options = {"num_gpus": cards, "num_cpus": crew.cpus, "max_restarts": -1, "max_task_retries": 0}
         actors = [remote.options(**options).remote(str(folder), index, count, crew) for index in range(count)]
         working = {actor.work.remote(): actor for actor in actors}
-        deaths = Deaths(crew.losses)
+        deaths, end = Deaths(crew.losses), math.inf
         try:
-            while working:
+            while working and time.monotonic() < end:
                 ended, _ = ray.wait(list(working), num_returns=1, timeout=LOOK)
                 progress.show()
                 for each in ended:
                     actor = working.pop(each)
-                    if not _is_over(ray, each):
+                    if _is_over(ray, each):
+                        end = min(end, time.monotonic() + GRACE)
+                    else:
                         deaths.count(actors.index(actor), "see the logs of Ray, /tmp/ray/session_latest/logs")
                         working[actor.work.remote()] = actor  # Ray has started it anew, or is about to
             progress.show(last=True)
@@ -134,15 +142,13 @@ def _in_groups(ray: Any) -> type:
 
 
 def _is_over(ray: Any, work: Any) -> bool:
-    """Whether an actor has nothing left to do; False where it, or its node, has died, or has lost its device.
+    """Whether an actor has found all runs over; False where it, or its node, has died.
 
     Raises:
         UserError: it cannot work at all.
     """
-    from dreammapping.sweep.worker import AGAIN
-
     try:
-        code = ray.get(work)
+        ray.get(work)
     except ray.exceptions.RayTaskError as error:
         cause = error.as_instanceof_cause()
         raise UserError(" ".join(str(error.cause or cause).split())[:500]) from error
@@ -150,17 +156,18 @@ def _is_over(ray: Any, work: Any) -> bool:
         logging.warning("a worker has died (%s); it is started anew", type(error).__name__)
         time.sleep(LOOK)
         return False
-    return code != AGAIN
+    return True
 
 
 def _end(ray: Any, working: dict[Any, Any]) -> None:
-    """Ask actors to save and end."""
+    """Ask actors to save and end; those that do not hear it were never placed, or are gone."""
     if not working:
         return
     with contextlib.suppress(ray.exceptions.RayError, KeyboardInterrupt):
-        for actor in working.values():
-            actor.stop.remote()
-        ray.wait(list(working), num_returns=len(working), timeout=PATIENCE)
+        asked = {actor.stop.remote(): work for work, actor in working.items()}
+        heard, _ = ray.wait(list(asked), num_returns=len(asked), timeout=GRACE)
+        if heard:
+            ray.wait([asked[each] for each in heard], num_returns=len(heard), timeout=PATIENCE)
 
 
 @contextlib.contextmanager
@@ -180,7 +187,8 @@ def _cluster(crew: Crew) -> Iterator[Any]:
         if crew.address:
             ray.init(address=crew.address, **common)
         else:
-            ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+            # without the word, Ray joins whatever cluster the environment or its files name
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
     except Exception as error:  # a start that takes too long is no more than that
         where = crew.address or "this machine"
         raise UserError(

@@ -40,8 +40,21 @@ class Team:
     losses: int = 5
 
     def size(self, found: list[str]) -> int:
-        """Workers on this machine."""
-        return self.workers or max(len(found) // self.cards, 1)
+        """Workers on this machine.
+
+        Args:
+            found: its cards; where there is none, all is done by its cores.
+
+        Raises:
+            UserError: it has fewer cards than are asked for; workers with one card each may share it.
+        """
+        size = self.workers or max(len(found) // self.cards, 1)
+        if found and self.cards > 1 and size * self.cards > len(found):
+            raise UserError(
+                f"sweep: expected room for {size} worker{'s' if size > 1 else ''} with {self.cards} cards each, got "
+                f"{len(found)} card{'s' if len(found) > 1 else ''}; ask for less with --cards or --workers"
+            )
+        return size
 
 
 class Deaths:

@@ -4,9 +4,11 @@ import csv
 import importlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dreammapping.sweep.grid import short_names
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
 from utils.errors import UserError
@@ -30,7 +32,8 @@ def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]
     Raises:
         UserError: a file cannot be written.
     """
-    rows = [row(ledger, name) for name in ledger.jobs]
+    short = short_names(dict.fromkeys(key for job in ledger.jobs.values() for key in job.varied))
+    rows = [row(ledger, name, short) for name in ledger.jobs]
     if judge:
         _judge(ledger, rows)
     columns = list(dict.fromkeys(key for each in rows for key in each))
@@ -53,8 +56,12 @@ def write_gallery(ledger: Ledger) -> bool:
     return importlib.import_module(VERBS["page"][0]).main(folders) == 0
 
 
-def row(ledger: Ledger, name: str) -> dict[str, Any]:
-    """What is known of a run."""
+def row(ledger: Ledger, name: str, short: Mapping[str, str]) -> dict[str, Any]:
+    """What is known of a run.
+
+    Args:
+        short: the columns of varied settings, by their full names.
+    """
     job, status = ledger.jobs[name], ledger.read(name) or Status(QUEUED)
     known = _object(ledger.run_folder(name) / "run.json")
     evaluations = known.get("score_model_evaluations")
@@ -64,7 +71,7 @@ def row(ledger: Ledger, name: str) -> dict[str, Any]:
         "reason": status.reason,
         "prompt": job.prompt,
         "seed": status.changes.get("seed", job.seed),
-        **{key.rpartition(".")[2]: value for key, value in job.varied.items()},
+        **{short[key]: value for key, value in job.varied.items()},
         "attempts": len(status.attempts),
         "host": status.attempts[-1].host if status.attempts else "",
         **{column: known.get(key, "") for column, key in TAKEN.items()},

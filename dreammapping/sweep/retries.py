@@ -1,5 +1,6 @@
 """What is done with a run after an attempt: the next smaller plan, another seed, once more as it was, or nothing."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,8 @@ class Outcome:
     """How an attempt ended.
 
     Attributes:
-        kind: done, stopped, memory, not finite, busy (somebody else works in the folder) or error.
+        kind: done, stopped, lost (with its device), memory, not finite, busy (somebody else works in the folder) or
+            error.
         plan: the memory plan that was used, where it is known.
         seeds: the run's `seed` and `noise_seed`, as the attempt had them.
     """
@@ -48,12 +50,23 @@ def settled(status: Status, outcome: Outcome, patience: Patience) -> Status:
     after = status.ended(outcome.kind, outcome.message)
     if outcome.kind == DONE_SO:
         return after.final(DONE)
-    if outcome.kind in (STOPPED, BUSY):
+    if outcome.kind == BUSY:
+        return _merged(after)
+    if outcome.kind in (STOPPED, LOST):
         return after
     changes = _changes(status, outcome, patience)
     if changes is None:
         return after.final(FAILED, outcome.message)
     return Status(after.state, after.attempts, None, {**status.changes, **changes}, outcome.message)
+
+
+def _merged(status: Status) -> Status:
+    """Attempts in a row that found somebody else in the folder, as one: hours of waiting make no long record."""
+    *before, last = status.attempts
+    if not before or before[-1].outcome != BUSY:
+        return status
+    last = dataclasses.replace(last, began=before[-1].began)
+    return dataclasses.replace(status, attempts=(*before[:-1], last))
 
 
 def given_up(status: Status, patience: Patience) -> bool:

@@ -4,12 +4,13 @@ A generator without clock or processes of its own: whoever drives it carries out
 time pass that it waits. So workers of any kind, and a simulation of hundreds, do the very same.
 """
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 from dreammapping.sweep.ledger import Ledger
-from dreammapping.sweep.retries import BUSY, STOPPED, Outcome, Patience, given_up, settled
+from dreammapping.sweep.retries import BUSY, LOST, STOPPED, Outcome, Patience, given_up, settled
 from dreammapping.sweep.status import FAILED, FINAL, QUEUED, RUNNING, Status, Worker
 
 STALE = 90.0
@@ -34,19 +35,25 @@ class Wait:
 
 
 class Watch:
-    """Who gives signs of life, by the watcher's own clock alone: clocks of hosts differ, and they jump."""
+    """Who gives signs of life, by the watcher's own clock alone: clocks of hosts differ, and they jump.
 
-    def __init__(self, clock: Callable[[], float], stale: float) -> None:
-        self._clock, self._stale = clock, stale
-        self._seen: dict[str, tuple[object, float]] = {}
+    Args:
+        stale: seconds of one and the same sign after which it is too old.
+        gap: seconds between two looks after which it is counted anew: what kept the watcher from looking, a file server
+            that did not answer or a machine that slept, may have kept the other one from writing.
+    """
+
+    def __init__(self, clock: Callable[[], float], stale: float, gap: float = math.inf) -> None:
+        self._clock, self._stale, self._gap = clock, stale, gap
+        self._seen: dict[str, tuple[object, float, float]] = {}
 
     def is_stale(self, name: str, sign: object) -> bool:
         """Whether a sign has been the same for too long; `sign` is whatever changes while somebody lives."""
         now = self._clock()
-        before, since = self._seen.get(name, (None, now))
-        if before != sign:
+        before, since, looked = self._seen.get(name, (None, now, now))
+        if before != sign or now - looked > self._gap:
             since = now
-        self._seen[name] = sign, since
+        self._seen[name] = sign, since, now
         return now - since > self._stale
 
     def forget(self, name: str) -> None:
@@ -72,11 +79,12 @@ def shift(
         clock: seconds that only ever grow.
     """
     open_names = dict.fromkeys(names)
-    watch, offset = Watch(clock, stale), 0
+    # a look at all runs of a long list may itself take more than two polls
+    watch, offset = Watch(clock, stale, gap=max(2 * poll, stale / 2)), 0
     while open_names:
         finals, offset = ledger.finals(offset)
-        for name in finals:
-            open_names.pop(name, None)
+        for name in finals & open_names.keys():
+            _last(open_names, name)  # a hint may be wrong: those are read when nothing else is left
         claimed = None
         for name in list(open_names):
             status = ledger.read(name)
@@ -102,10 +110,17 @@ def shift(
         outcome = yield Claim(name, claimed)
         assert outcome is not None
         ledger.change(name, worker, lambda status, outcome=outcome: settled(status, outcome, patience))
-        if outcome.kind == STOPPED:
+        if outcome.kind in (STOPPED, LOST):
             return
         if outcome.kind == BUSY:
+            _last(open_names, name)
             yield Wait(poll)
+
+
+def _last(names: dict[str, None], name: str) -> None:
+    """Move a name to the end."""
+    del names[name]
+    names[name] = None
 
 
 def in_order(names: list[str], index: int, count: int) -> list[str]:
@@ -146,5 +161,5 @@ def _is_free(ledger: Ledger, worker: Worker, name: str, status: Status | None, w
         return True
     assert status.state == RUNNING and status.worker is not None
     # a worker that claims a run once more counts from the start again: the attempt is a part of the sign
-    sign = len(status.attempts), ledger.last_beat(name, status.worker.token)
+    sign = len(status.attempts), status.attempts[-1].began, ledger.last_beat(name, status.worker.token)
     return status.worker.has_died() or watch.is_stale(name, sign)

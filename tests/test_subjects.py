@@ -176,7 +176,7 @@ def test_the_manifest_says_what_was_run_on_what_and_at_what_cost(build, configur
     result = optimize(configured(), quiet=True, build=build)
     manifest = json.loads((result.folder / "run.json").read_text())
     assert manifest["finished"] and manifest["iterations"] == 8
-    assert manifest["score_model_evaluations"] == {"forward": 8 * 2 * 2, "backward": 0}
+    assert manifest["score_model_evaluations"] == {"forward": 8 * 2 * 2, "backward": 0, "pretraining": 0}
     assert manifest.keys() >= {
         "versions", "platform", "seconds", "peak_memory_bytes", "prompt", "representation", "method", "preset", "seed",
         "prior", "device", "precision", "memory_plan", "warm_up_seconds",

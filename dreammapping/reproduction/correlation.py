@@ -20,8 +20,8 @@ from torch import Tensor
 
 Latents = Float[Tensor, "N C h w"]
 
-CROP = 8
-"""Side of a crop, in latent pixels."""
+CROP = 4
+"""Side of a crop, in latent pixels: of larger ones the toybox's 64 pictures would have too few."""
 STEPS = tuple(range(20, 981, 48))
 """Values of t: 21 of them."""
 

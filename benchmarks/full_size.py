@@ -63,7 +63,8 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
         "seconds_per_iteration": sorted(later)[len(later) // 2],
         "seconds_in_all": round(time.perf_counter() - began, 1),
         "evaluations_per_view": {
-            name: count / iterations / views for name, count in manifest["score_model_evaluations"].items()
+            name: manifest["score_model_evaluations"][name] / iterations / views
+            for name in ("forward", "backward")
         },
         "peak_memory_bytes": peak_memory(device),
         "losses_finite": all(math.isfinite(value) for line in lines for value in line.values()),

@@ -296,7 +296,8 @@ class Optimization:
             UserError: the state belongs to other settings.
         """
         try:
-            state = {"subject": state, **state}  # earlier checkpoints had it all on one level
+            state = {"subject": state, **state}  # earlier checkpoints had it all on one level,
+            state["evaluations"] = {"pretraining": 0, **state["evaluations"]}  # and none of these
             check_form(state, self._form())
             self.subject.load_state_dict(state["subject"])
             self.guidance.load_state_dict(state["guidance"])

@@ -68,6 +68,7 @@ class LMCGuidance(Guidance, name="lmc"):
 
     def pretrain(self, draw: Draw) -> None:
         """Generate the bank and train b_ψ on it."""
+        spent = self.score_model.evaluations.forward
         params, bank = self.lmc, self.generate(draw)
         self.corrective.requires_grad_(True)
         optimizer = torch.optim.AdamW(self.corrective.parameters(), lr=params.lmc_lr)
@@ -90,6 +91,7 @@ class LMCGuidance(Guidance, name="lmc"):
                 log.info("manifold corrective: step %d of %d, error %.4f", step, params.lmc_steps, float(loss.detach()))
         self.corrective.requires_grad_(False)
         self.trained.fill_(True)
+        self.score_model.evaluations.pretraining += self.score_model.evaluations.forward - spent
 
     def error(self, draw: Draw, noise: Float[Tensor, "B C h w"]) -> Float[Tensor, ""]:
         """How far b_ψ is from the model's image, or from its prediction `noise`.

@@ -84,8 +84,11 @@ def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, 
         config = config_of(guidance=method, iterations=100, **{**SMALL, **settings})
         guidance = build_guidance(config, model)
         text = ViewPrompts(model, config.GuidanceParams)(torch.tensor([0.0, 90.0]), poses())
-        if method == "lmc":  # what it learns before the run is no part of an iteration
+        if (
+            method == "lmc"
+        ):  # what it learns before the run is no part of an iteration, and is counted for itself
             guidance(torch.rand(VIEWS, 3, 64, 64), text, step, torch.Generator().manual_seed(1))
+            assert model.evaluations.pretraining == model.evaluations.forward - forward * VIEWS > 0
         before = model.evaluations.forward
         images = torch.rand(VIEWS, 3, 64, 64, requires_grad=True)
         output = guidance(images, text, step, torch.Generator().manual_seed(0))

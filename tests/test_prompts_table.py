@@ -69,15 +69,23 @@ def test_finished_cells_are_not_run_again(tmp_path):
     assert [CellStore(path).get(cell) for cell in CELLS] == [{"value": count} for count in (1, 2, 3, 4)]
 
 
-def test_an_interruption_keeps_what_is_finished_and_asks_the_rest_to_stop(tmp_path):
+def test_two_commands_with_one_file_keep_each_other_s_cells(tmp_path):
+    first, second = (CellStore(tmp_path / "cells.json") for _ in range(2))
+    first.put(CELLS[0], {"value": 1})
+    second.put(CELLS[1], {"value": 2})
+    assert CellStore(tmp_path / "cells.json").results.keys() == {cell.key for cell in CELLS[:2]}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interruption_keeps_what_is_finished_and_asks_the_rest_to_stop(tmp_path, error):
     path, stopped = tmp_path / "cells.json", []
 
     def run(cell):
         if cell == CELLS[2]:
-            raise KeyboardInterrupt
+            raise error
         return {}
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         run_missing(CELLS, CellStore(path), run, 1, lambda: stopped.append(True))
     finished = [cell for cell in CELLS if CellStore(path).get(cell) is not None]
     assert finished[:2] == CELLS[:2]

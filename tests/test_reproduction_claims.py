@@ -4,10 +4,16 @@ import json
 
 import pytest
 
-from dreammapping.reproduction import claims
+from dreammapping.reproduction import claims, methods
 from dreammapping.reproduction.claims import BEGIN, END, FAILS, HOLDS, NOT_RUN, UNTOLD
-from dreammapping.reproduction.figures import CLIP, FIGURES
-from dreammapping.reproduction.work import Order, plan_work
+from dreammapping.reproduction.figures import CLIP, DETAIL, DETAIL_OFF, FIGURES, SECONDS
+from tests.reproduction import reproduce
+
+HIGHER = (
+    "fits the text better", "a nonlinear operator", "is smoother", "correlate", "own samples", "evaluations",
+    "backward", "a higher CLIP score", "people find",
+)  # fmt: skip
+"""Words of claims that hold where differences are above zero; all others do where they are below."""
 
 
 def comparison(low: float | None, high: float | None, verdict: str) -> dict:
@@ -45,23 +51,29 @@ def test_a_claim_asks_for_what_its_figure_compares(claim):
             }
             for each in figure.pairs
         ]
-        evaluations = {"vdm": 2.0, "sds": 2.0 if low > 0 else 1.0, "vsd": 5.0 if low > 0 else 1.0}
+        counts = {"vdm": 2.0, "sds": 2.0 if low > 0 else 1.0, "vsd": 5.0 if low > 0 else 1.0}
         ranks = {
             name: {"mean": at, "low": at, "high": at}
             for name, at in (("DreamMapping", 1.0 if low > 0 else 2.0), ("another", 1.5))
         }
+        variants = {
+            name: {"measures": {"evaluations per view": {"mean": count}, "of these backward": {"mean": 0.0}}}
+            for name, count in counts.items()
+        }
+        variants["vdm_linear"] = {"measures": {DETAIL: {"mean": 2.0, "low": 1.0, "high": 3.0}}}
+        variants["sds"]["measures"][DETAIL] = {"mean": -2.0, "low": -3.0, "high": -1.0}
         return {
             "comparisons": every,
-            "variants": {
-                name: {"measures": {"evaluations per view": {"mean": value}}}
-                for name, value in evaluations.items()
-            },
+            "variants": variants,
+            "size": {"jobs": 1},
             "curves": {kind: {"falls": found} for kind in ("renders", "samples")},
             "study": {"ranks": {"alignment": ranks, "quality": ranks}},
         }
 
     verdicts = [claim.judge(kept(1.0, 2.0, "higher"))[1], claim.judge(kept(-2.0, -1.0, "lower"))[1]]
-    assert sorted(verdicts) == [FAILS, HOLDS]
+    assert verdicts == (
+        [HOLDS, FAILS] if any(words in claim.statement for words in HIGHER) else [FAILS, HOLDS]
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,19 +98,69 @@ def test_without_numbers_a_claim_is_not_run_and_with_them_the_page_has_them(tmp_
     for name, value in (("RESULTS", tmp_path), ("PAGE", page), ("IMAGES", tmp_path)):
         monkeypatch.setattr(claims, name, value)
     assert {claims.finding(each)[1] for each in claims.CLAIMS} == {NOT_RUN}
-    claims.keep("fig6", comparison(1.0, 2.0, "higher") | {"figure": "fig6"}, None)
+    told = {
+        "figure": "fig6",
+        "command": "command",
+        "model": "/models/sd",
+        "size": {"runs": 9},
+        "variants": {},
+    }
+    claims.keep("fig6", comparison(1.0, 2.0, "higher") | told, None)
     assert json.loads((tmp_path / "fig6.json").read_text())["figure"] == "fig6"
     rows = [
         line for line in page.read_text().splitlines() if "fits the text better than SDS at CFG 7.5" in line
     ]
-    assert rows[0].endswith("| CLIP score: 1.50 (1.00 to 2.00) | holds |")
+    assert rows[0].endswith("| `command` | CLIP score: 1.50 (1.00 to 2.00); 9 runs, sd | holds |")
     assert rows[1].endswith("| - | not run yet |")
 
 
-def test_a_reduced_form_is_never_kept_unasked(tmp_path, monkeypatch):
-    planned = plan_work(FIGURES["fig6"], Order(prompts="1", seeds=1, iterations=40, output=tmp_path))
-    assert planned.order.write is False
-    monkeypatch.setattr(claims, "keep", lambda *_: pytest.fail("kept"))
-    from dreammapping.reproduction import work
+@pytest.mark.parametrize(("words", "expected"), [([], []), (["--write"], ["fig6"])])
+def test_numbers_are_kept_where_that_is_asked_for_and_else_not(tmp_path, monkeypatch, words, expected):
+    kept = []
+    monkeypatch.setattr(claims, "keep", lambda name, *_: kept.append(name))
+    asked = ["--report", "--prompts", "1", "--seeds", "1", "--output", str(tmp_path)]
+    assert reproduce("fig6", *asked, *words) == 0
+    assert kept == expected
 
-    work.reproduce("fig6", Order(prompts="1", seeds=1, iterations=40, output=tmp_path, train=False))
+
+def test_the_table_of_methods_writes_its_claims_too(monkeypatch):
+    written = []
+    monkeypatch.setattr(methods, "reproduce", lambda *_, **__: ([], ""))
+    monkeypatch.setattr(claims, "write_page", lambda: written.append(True))
+    assert reproduce("methods", "--report") == 0 and written == []
+    assert reproduce("methods", "--report", "--write") == 0 and written == [True]
+
+
+def test_detail_is_added_only_to_what_is_too_smooth():
+    difference = {"mean": -1.5, "low": -2.0, "high": -1.0, "prompts": 2, "runs": 4, "spread": 0.1}
+    each = {"first": "vdm_without_dca", "second": "sds", "measure": DETAIL_OFF, "difference": difference}
+    claim = next(each for each in claims.CLAIMS if "adds detail" in each.statement)
+    for low, high, expected in (
+        (-2.0, -1.0, HOLDS),
+        (-1.0, 1.0, UNTOLD),
+        (1.0, 2.0, FAILS),
+        (None, None, UNTOLD),
+    ):
+        detail = {"mean": -0.5, "low": low, "high": high}
+        kept = {
+            "comparisons": [each | {"verdict": "lower"}],
+            "variants": {"sds": {"measures": {DETAIL: detail}}},
+        }
+        assert claim.judge(kept)[1] == expected
+
+
+def test_seconds_of_runs_that_shared_a_machine_tell_nothing():
+    difference = {"mean": -9.0, "low": -10.0, "high": -8.0, "prompts": 2, "runs": 4, "spread": 0.1}
+    each = {"first": "vdm", "second": "vsd", "measure": SECONDS, "difference": difference, "verdict": "lower"}
+    judge = claims.differs("vdm", "vsd", SECONDS, "lower")
+    verdicts = [judge({"comparisons": [each], "size": {"jobs": jobs}})[1] for jobs in (1, 2)]
+    assert verdicts == [HOLDS, UNTOLD]
+
+
+@pytest.mark.parametrize(("backward", "expected"), [(0.0, HOLDS), (1.0, FAILS)])
+def test_none_backward_is_counted(backward, expected):
+    variants = {
+        name: {"measures": {"evaluations per view": {"mean": mean}, "of these backward": {"mean": back}}}
+        for name, mean, back in (("vdm", 2.0, backward), ("vsd", 5.0, 1.0))
+    }
+    assert claims.counted("vdm", "vsd", "fewer")({"variants": variants})[1] == expected

@@ -91,6 +91,10 @@ def test_too_few_crops_say_nothing(prior, rng):
     predictions, noise = (each[: 10 * DIMENSIONS - 1] for each in prior.sample(300, rng))
     assert correlation.on_crops(predictions, noise) is None
     assert correlation.on_crops(predictions, noise, crop=2) is not None
+    assert (
+        correlation.on_crops(predictions, noise, crop=2, pictures=19) is None
+    )  # 4 places of each, 8 dimensions
+    assert correlation.on_crops(predictions, noise, crop=2, pictures=20) is not None
 
 
 def test_the_bound_is_below_and_meets_the_coefficient_where_nothing_is_correlated(prior, rng):

@@ -102,6 +102,7 @@ def test_a_run_leaves_what_upstreams_users_expect(words, tmp_path):
     assert manifest["finished"] and manifest["score_model_evaluations"] == {
         "forward": 8 * 2 * 2,
         "backward": 0,
+        "pretraining": 0,
     }
     gaussians = read_gaussians(run / "point_cloud" / "iteration_8" / "point_cloud.ply")
     assert len(gaussians) == manifest["gaussians"] != 120

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from guidance.prior.score_model import Evaluations
+
 FAMILIES = {"sd1": "quick_gelu", "sd2": "gelu"}
 LATENT, STRIDE, TEXT_WIDTH = 16, 4, 32
 
@@ -146,6 +148,7 @@ class LatentPrior:
         self.latent_channels, self.latent_size = channels, (size, size)
         self.noise_of = noise_of
         self.calls: list[int] = []
+        self.evaluations = Evaluations()
 
     def encode_images(self, images, rng):
         return images

@@ -19,11 +19,14 @@ class Lock:
     """The lock on a file, held from `acquire` to `release`; the file stays, and says who holds it.
 
     Where the file system knows no locks, it is not held, with a warning.
+
+    Args:
+        wait: until whoever holds it lets go, however long.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait: bool = False) -> None:
         self.path = path
-        self._lock = FileLock(path, timeout=0, thread_local=False)
+        self._lock = FileLock(path, timeout=-1 if wait else 0, thread_local=False)
 
     def acquire(self) -> None:
         """Take the lock.

@@ -296,7 +296,8 @@ def _total_cost(costs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         total["peak_memory_bytes"] = max(peaks)
     if counted:
         total["score_model_evaluations"] = {
-            key: round(math.fsum(each[key] for each in counted) / len(counted)) for key in counted[0]
+            key: round(math.fsum(each.get(key, 0) for each in counted) / len(counted))
+            for key in ("forward", "backward", "pretraining")  # earlier runs have not the last
         }
     return total
 

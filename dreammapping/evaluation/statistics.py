@@ -24,6 +24,8 @@ Verdict = Literal["higher", "lower", "not told apart"]
 
 CONFIDENCE, POWER = 0.95, 0.80
 RESAMPLES = 10_000
+BOOTSTRAP_FROM = 8
+"""Prompts, or seeds of one prompt, that are resampled; of fewer an interval would end at the lowest and the highest."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Comparison:
 def interval(scores: Scores, *, seed: int = 0) -> Interval:
     """Mean of one system's scores, over prompts, and its interval.
 
+    What varies is the mean of a prompt, or the seed where there is one prompt: Student's t of few, a bootstrap of more.
+
     Raises:
         UserError: there are none, or one is not finite.
     """
@@ -78,7 +82,11 @@ def interval(scores: Scores, *, seed: int = 0) -> Interval:
     mean = float(np.mean([runs.mean() for runs in by_prompt]))
     if len(values) == 1:
         return Interval(mean, None, None, 1, 1, None)
-    low, high = _bootstrap(by_prompt, np.random.default_rng(seed))
+    units = np.array([runs.mean() for runs in by_prompt]) if len(by_prompt) > 1 else by_prompt[0]
+    if len(units) < BOOTSTRAP_FROM:
+        low, high = _student(units)
+    else:
+        low, high = _bootstrap(by_prompt, np.random.default_rng(seed))
     return Interval(mean, low, high, len(by_prompt), len(values), float(np.std(values, ddof=1)))
 
 
@@ -144,6 +152,12 @@ def _runs(scores: Scores) -> list[Float[np.ndarray, " S"]]:
     return [np.array(runs) for runs in by_prompt.values()]
 
 
+def _student(units: Float[np.ndarray, " U"]) -> tuple[float, float]:
+    """Student's interval of the mean of at least two numbers."""
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2.0, len(units) - 1) * np.std(units, ddof=1) / math.sqrt(len(units))
+    return float(units.mean() - half), float(units.mean() + half)
+
+
 def expanded_tail(units: int) -> float:
     """The share of resamples beyond each end of an interval, for a bootstrap of `units` things, at least two.
 
@@ -157,7 +171,7 @@ def expanded_tail(units: int) -> float:
 def _bootstrap(by_prompt: list[Float[np.ndarray, " S"]], rng: np.random.Generator) -> tuple[float, float]:
     """Percentiles of the mean over prompts drawn with replacement, and over seeds of each.
 
-    They are expanded by the number of prompts, or of seeds where there is one prompt.
+    They are expanded by the number of prompts, or of seeds where there is one prompt: at least `BOOTSTRAP_FROM`.
     """
     counts = np.array([len(runs) for runs in by_prompt])
     padded = np.zeros((len(by_prompt), counts.max()))

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from utils.errors import UserError
 from utils.files import atomic
+from utils.lock import Lock
 from utils.repository import ROOT
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -51,26 +52,46 @@ class Cell:
         return f"bench_{slug}_{self.method}_s{self.seed}_{self.digest}"
 
 
+def is_gone(run: Result) -> bool:
+    """Whether the folder of a finished run is there no more."""
+    return not (ROOT / run["run"]).is_dir()
+
+
 class CellStore:
-    """Finished cells in one JSON file, rewritten whole after each."""
+    """Finished cells in one JSON file, rewritten whole after each; several commands can have the same file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results: dict[str, Result] = {}
-        if path.is_file():
+        self._read()
+
+    def _read(self) -> None:
+        if self.path.is_file():
             try:
-                self.results = json.loads(path.read_text(encoding="utf-8"))["cells"]
+                self.results = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: expected finished cells, got {error}; move it away") from error
+                raise UserError(f"{self.path}: expected finished cells, got {error}; move it away") from error
 
     def get(self, cell: Cell) -> Result | None:
         return self.results.get(cell.key)
 
     def put(self, cell: Cell, result: Result) -> None:
-        self.results.pop(cell.key, None)  # so that the newest stands last
-        self.results[cell.key] = result
-        with atomic(self.path) as temporary:
-            temporary.write_text(json.dumps({"cells": self.results}, indent=1) + "\n", encoding="utf-8")
+        """Keep a cell beside all that the file has by now.
+
+        Raises:
+            UserError: the file is broken, or cannot be written.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(self.path.with_name(f".{self.path.name}.lock"), wait=True)
+        lock.acquire()
+        try:
+            self._read()
+            self.results.pop(cell.key, None)  # so that the newest stands last
+            self.results[cell.key] = result
+            with atomic(self.path) as temporary:
+                temporary.write_text(json.dumps({"cells": self.results}, indent=1) + "\n", encoding="utf-8")
+        finally:
+            lock.release()
 
 
 class Trainer:
@@ -154,7 +175,8 @@ def run_missing(
         outdated: which of the finished cells are run again.
 
     Raises:
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once `stop` was called and the running cells have ended.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once `stop` was called and the running cells have ended; so does
+            every other error of `run` that is no UserError.
     """
     missing = [cell for cell in cells if (kept := store.get(cell)) is None or outdated(kept)]
     failures = []
@@ -169,7 +191,7 @@ def run_missing(
                 except UserError as error:
                     failures.append(str(error))
                     log.warning("%s", error)
-        except KeyboardInterrupt:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             stop()
             raise
@@ -188,6 +210,12 @@ def digest(*parts: str | Path) -> str:
             total.update(part.encode())
         total.update(b"\0")
     return total.hexdigest()[:8]
+
+
+def digest_of_runs(runs: Iterable[tuple[Cell, Result | None]], *more: str) -> str:
+    """Stands for runs as they were made: other code gives another digest, and so does an unfinished run."""
+    made = (f"{cell.key} {None if run is None else run.get('code')}" for cell, run in runs)
+    return digest(*made, *more)
 
 
 @cache

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _reproduce(options: argparse.Namespace) -> int:
     if options.opt is not None:
-        options.opt = user_path(options.opt, "--opt")
+        options.opt = user_path(options.opt, "--opt").resolve()
     if options.name in TABLES:
         failures, text = _table(options)
     else:
@@ -106,7 +106,7 @@ def _figures(options: argparse.Namespace) -> tuple[list[str], str]:
     from dreammapping.reproduction.work import OUTPUT, Order, reproduce
 
     order = Order(
-        model=options.model or "toybox",
+        model=_placed(options.model or "toybox"),
         opt=options.opt,
         prompts=options.prompts,
         seeds=options.seeds,
@@ -128,6 +128,12 @@ def _figures(options: argparse.Namespace) -> tuple[list[str], str]:
     return failures, "\n".join([*texts, f"(also in {order.output})"])
 
 
+def _placed(model: str) -> str:
+    """The whole path of a folder or file that is there, as runs begin in another folder; else the name."""
+    path = user_path(model, "--model")
+    return str(path.resolve()) if model != "toybox" and path.exists() else model
+
+
 def _table(options: argparse.Namespace) -> tuple[list[str], str]:
     if options.methods and options.name == "prompts":
         raise UserError("--methods: expected a figure or the table `methods`, got 'prompts'; leave it out")
@@ -136,11 +142,14 @@ def _table(options: argparse.Namespace) -> tuple[list[str], str]:
             raise UserError(
                 f"--{name}: expected a figure or table of the paper, got {options.name!r}; leave it out"
             )
-    from dreammapping.reproduction import methods, prompts
+    from dreammapping.reproduction import claims, methods, prompts
 
     if options.name == "methods":
         plan = _plan(options, *((6, 3) if _has_gpu() else (2, 1)))
-        return methods.reproduce(plan, list(_named(options)), train=not options.report, write=options.write)
+        found = methods.reproduce(plan, list(_named(options)), train=not options.report, write=options.write)
+        if options.write:
+            claims.write_page()  # which has rows of this table
+        return found
     plan = _plan(options, 6, 1)
     return prompts.reproduce(plan, train=not options.report, write=options.write)
 

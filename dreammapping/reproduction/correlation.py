@@ -4,7 +4,7 @@ Puccetti's coefficient (2022) is the trace of the covariance of two vectors over
 allow: ρ = tr Σ_xy / tr (Σ_x^½ Σ_y Σ_x^½)^½, in [-1, 1]. With ε ~ N(0, I) the denominator is tr Σ_y^½, which cannot be
 estimated of whole latents, whose dimensions are more than the samples; so there are three numbers:
 
-* `on_crops`: ρ exactly, of square crops at all places, of which there are enough;
+* `on_crops`: ρ, estimated on square crops at all places, where there are enough;
 * `lower_bound`: tr Σ_xy / (d tr Σ_y)^½, which is ρ where Σ_y is a multiple of I, and never above it in magnitude;
 * `stationary`: ρ of whole latents, as if their covariance did not change from place to place.
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 Latents = Float[Tensor, "N C h w"]
 
-CROP = 8
-"""Side of a crop, in latent pixels."""
+CROP = 4
+"""Side of a crop, in latent pixels: of larger ones the toybox's 64 pictures would have too few."""
 STEPS = tuple(range(20, 981, 48))
 """Values of t: 21 of them."""
 
@@ -32,7 +32,8 @@ class Point:
 
     Attributes:
         variance: of an element of ε_φ, over pictures and noises.
-        on_crops: None where there are fewer than `ENOUGH` crops for each of their dimensions.
+        on_crops: None where there are fewer than `ENOUGH` crops of different pictures or places for each of their
+            dimensions.
     """
 
     t: int
@@ -57,15 +58,21 @@ def lower_bound(predictions: Latents, noise: Latents) -> float:
     return _covariance_trace(predictions, noise) / (elements * variance(predictions) ** 0.5)
 
 
-def on_crops(predictions: Latents, noise: Latents, crop: int = CROP) -> float | None:
+def on_crops(
+    predictions: Latents, noise: Latents, crop: int = CROP, *, pictures: int | None = None
+) -> float | None:
     """Puccetti's coefficient of crops of crop x crop at all places that do not overlap, with their own mean.
 
     None where there are too few: Σ_y^½ of few samples is too small, and ρ too large.
+
+    Args:
+        pictures: of how many pictures the N are, whose noises add no more pictures; None: each of another.
     """
     crop = min(crop, *predictions.shape[-2:])
     found, there = (_crops(each, crop) for each in (predictions, noise))
     samples, dimensions = found.shape
-    if samples < ENOUGH * dimensions:
+    places = samples // len(predictions)
+    if places * (len(predictions) if pictures is None else pictures) < ENOUGH * dimensions:
         return None
     found = found - found.mean(dim=0)
     covariance = found.T @ found / (samples - 1)
@@ -84,14 +91,14 @@ def stationary(predictions: Latents, noise: Latents) -> float:
     return _covariance_trace(predictions, noise) / _root_trace(spectra)
 
 
-def point(t: int, predictions: Latents, noise: Latents) -> Point:
-    """All numbers at one t."""
+def point(t: int, predictions: Latents, noise: Latents, *, pictures: int | None = None) -> Point:
+    """All numbers at one t; `pictures` as of `on_crops`."""
     return Point(
         t,
         variance(predictions),
         lower_bound(predictions, noise),
         stationary(predictions, noise),
-        on_crops(predictions, noise),
+        on_crops(predictions, noise, pictures=pictures),
         len(predictions),
     )
 

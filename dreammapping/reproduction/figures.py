@@ -80,10 +80,10 @@ class Figure:
 
 
 CLIP, PRECISION = "CLIP score", "R-precision"
-SATURATION, DETAIL = "saturation", "fine detail, dB"
-SECONDS, EVALUATIONS = "seconds", "evaluations per view"
+SATURATION, DETAIL, DETAIL_OFF = "saturation", "fine detail, dB", "off in detail, dB"
+SECONDS, EVALUATIONS, BACKWARD = "seconds", "evaluations per view", "of these backward"
 FID, KID, CMMD, MIND = "3D-FID", "KID x 1000", "CMMD", "MIND"
-APPEARANCE = (CLIP, PRECISION, SATURATION, DETAIL)
+APPEARANCE = (CLIP, PRECISION, SATURATION, DETAIL, DETAIL_OFF)
 
 
 def pairs(names: Sequence[tuple[str, str]], measures: Sequence[str]) -> tuple[Pair, ...]:
@@ -190,6 +190,7 @@ _TABLE_2 = ("dreamfusion", "dreamgaussian", "gaussiandreamer", "prolificdreamer"
 _TABLE_3 = ("dreamfusion", "prolificdreamer", "dreamgaussian", "gaussiandreamer", "luciddreamer", "vdm")
 _TABLE_4 = ("dreamgaussian", "prolificdreamer", "gaussiandreamer", "luciddreamer", "vdm")
 _ABLATION = ((4, 2), (12, 4))
+_VSD_ON_A_FIELD = CONFIGS / "field" / "prolificdreamer.yaml"
 IMAGE_METHODS = ("sds@7.5", "sds@100", "vsd", "csd", "nfsd", "ism", "vdm")
 
 FIGURES = {
@@ -223,7 +224,7 @@ FIGURES = {
             "fig9",
             "Figure 9: on a radiance field",
             "field",
-            _of("sds", "vsd", "vdm"),
+            _of("sds", "vsd", "vdm") | {"vsd": dataclasses.replace(VARIANTS["vsd"], file=_VSD_ON_A_FIELD)},
             pairs([("vdm", "sds"), ("vdm", "vsd")], (CLIP, PRECISION, SATURATION, SECONDS)),
         ),
         Figure(

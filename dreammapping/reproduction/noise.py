@@ -13,7 +13,7 @@ from dreammapping.evaluation.pictures import Source
 from dreammapping.evaluation.references import sample
 from dreammapping.evaluation.statistics import interval
 from dreammapping.finished import FinishedRun
-from dreammapping.reproduction.cells import Cell, CellStore, Result, code_digest, digest
+from dreammapping.reproduction.cells import Cell, CellStore, Result, code_digest, digest_of_runs, is_gone
 from dreammapping.reproduction.chart import Line, Panel, write_chart
 from dreammapping.reproduction.correlation import STEPS, Point, falls, point
 from dreammapping.reproduction.report import shown
@@ -44,8 +44,8 @@ def half_way(prior: ScoreModel, run: FinishedRun, count: int) -> Float[Tensor, "
 
 
 def samples(prior: ScoreModel, run: FinishedRun, count: int) -> Float[Tensor, "V 3 H W"]:
-    """What the prior draws of the run's prompt."""
-    seeds = list(range(count))
+    """What the prior draws of the run's prompt; runs of other seeds have other pictures."""
+    seeds = list(range(run.config.seed * count, (run.config.seed + 1) * count))
     return torch.cat([sample(prior, run.prompt, seeds[first : first + 8]) for first in range(0, count, 8)])
 
 
@@ -72,7 +72,7 @@ def points(
             ).cpu()
             for part in noisy.split(BATCH)
         ]
-        yield point(t, torch.cat(predicted), noise.cpu())
+        yield point(t, torch.cat(predicted), noise.cpu(), pictures=len(latents))
 
 
 def measure_missing(
@@ -88,11 +88,10 @@ def measure_missing(
     found: dict[str, list[Result]] = {kind: [] for kind in KINDS}
     for cell, run in runs.items():
         for kind, draw in DRAWS.items():
-            stands = Cell(
-                cell.prompt, f"curve of {kind}", cell.seed, digest(cell.key, f"{count} {NOISES} {STEPS}")
-            )
+            told = digest_of_runs([(cell, run)], f"{count} {NOISES} {STEPS}")
+            stands = Cell(cell.prompt, f"curve of {kind}", cell.seed, told)
             kept = store.get(stands)
-            if kept is None and train:
+            if kept is None and train and not is_gone(run):
                 kept = _measure(ROOT / run["run"], draw, count) | {"prompt": cell.prompt, "seed": cell.seed}
                 store.put(stands, kept)
             if kept is not None:

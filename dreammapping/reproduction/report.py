@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from torch.nn import functional as F
 
 from dreammapping.evaluation.pictures import Source
 from dreammapping.reproduction.cells import Result
@@ -45,14 +46,14 @@ def draw(figure: Figure, results: Sequence[Result], path: Path) -> bool:
     blank = np.full_like(next(iter(tiles.values())), 255)
     rows = [(prompt, np.stack([tiles.get((prompt, name), blank) for name in names])) for prompt in prompts]
     captions = [figure.variants[name].caption for name in names]
-    write_picture(path, contact_sheet(rows, captions, tile=TILE * blank.shape[1] // blank.shape[0]))
+    write_picture(path, contact_sheet(rows, captions))
     return True
 
 
 def _tile(folder: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """The same views of every run side by side."""
-    views = to_uint8(Source.open(folder).around(4)[:SIDES])
-    return np.concatenate(list(views), axis=1)
+    """The same views of every run side by side, squares of `TILE`: runs of one figure can have renders of any size."""
+    views = F.interpolate(Source.open(folder).around(4)[:SIDES], (TILE, TILE), mode="area")
+    return np.concatenate(list(to_uint8(views)), axis=1)
 
 
 def markdown(
@@ -113,4 +114,6 @@ def size_note(size: dict[str, Any]) -> str:
     )
     if size["jobs"] > 1:
         text += " Several runs shared the machine, so that seconds do not compare with those of other tables."
+    if size["of_other_code"]:
+        text += f" {size['of_other_code']} of {size['runs']} runs were made by other code (`--again`)."
     return text

@@ -15,9 +15,11 @@ from dreammapping.evaluation.statistics import Scores, compare, interval
 from dreammapping.finished import FinishedRun
 from dreammapping.reproduction.cells import Result
 from dreammapping.reproduction.figures import (
+    BACKWARD,
     CLIP,
     CMMD,
     DETAIL,
+    DETAIL_OFF,
     EVALUATIONS,
     FID,
     KID,
@@ -27,6 +29,7 @@ from dreammapping.reproduction.figures import (
     SECONDS,
     Figure,
 )
+from dreammapping.reproduction.table import of_other_code
 from utils.errors import UserError
 
 PUBLISHED = ("vit-l-14", "vit-bigg-14")
@@ -40,44 +43,43 @@ class Judge:
     judges: Judges
 
     @classmethod
-    def load(cls, prompts: Sequence[str], views: int, *, published: bool = False) -> "Judge":
-        """Encoders that know these prompts; what is missing is said before anything is trained.
-
-        Args:
-            published: both CLIPs of Table 2, unless the toybox's knows all prompts.
+    def load(cls, wanted: dict[str, Any]) -> "Judge":
+        """What `asked` says; what is missing is said before anything is trained.
 
         Raises:
             UserError: weights are missing or broken.
         """
-        names: tuple[str, ...] = (default_encoder(prompts),)
-        if published and names != (encoders.TOYBOX,):
-            names = PUBLISHED
+        names = tuple(wanted["encoders"])
         if problems := encoders.missing(names):
             raise UserError("; ".join(problems))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         clips = [encoders.load_encoder(name, device) for name in names]
-        return cls(Judges(Protocol(encoders=names, views=views), clips, None, {}))
+        return cls(Judges(Protocol(encoders=names, views=wanted["views"]), clips, None, {}))
 
     def __call__(self, folder: Path) -> Result:
         source = Source.open(folder)
         config = FinishedRun.open(folder).config
         image = config.ModelParams.representation == "image"
         views = config.ImageParams.particles if image else config.GuidanceParams.C_batch_size
-        row = measure(source, self.judges)
-        return row | {"judged": self.asked, "views": row["pictures"], "updates": config.iterations * views}
+        row, protocol = measure(source, self.judges), self.judges.protocol
+        judged = {"encoders": list(protocol.encoders), "views": protocol.views}
+        return row | {"judged": judged, "views": row["pictures"], "updates": config.iterations * views}
 
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What a finished cell is judged by."""
-        protocol = self.judges.protocol
-        return {"encoders": list(protocol.encoders), "views": protocol.views}
 
-    def is_outdated(self, result: Result) -> bool:
-        """Whether a finished cell was judged otherwise, and must be judged again."""
-        judged = result.get("judged", {"encoders": [], "views": None})
-        return judged["views"] != self.asked["views"] or not {*self.asked["encoders"]} <= {
-            *judged["encoders"]
-        }
+def asked(prompts: Sequence[str], views: int, *, published: bool = False) -> dict[str, Any]:
+    """What runs of these prompts are judged by: `encoders` that know them, and `views`.
+
+    Args:
+        published: both CLIPs of Table 2, unless the toybox's knows all prompts.
+    """
+    name = default_encoder(prompts)
+    return {"encoders": list(PUBLISHED) if published and name != encoders.TOYBOX else [name], "views": views}
+
+
+def is_outdated(result: Result, wanted: dict[str, Any]) -> bool:
+    """Whether a finished cell was judged otherwise than is `asked`, and must be judged again."""
+    judged = result.get("judged", {"encoders": [], "views": None})
+    return judged["views"] != wanted["views"] or not {*wanted["encoders"]} <= {*judged["encoders"]}
 
 
 def _clip(result: Result) -> list[float]:
@@ -101,9 +103,22 @@ def _one(key: str) -> Callable[[Result], list[float]]:
     return lambda result: [] if result.get(key) is None else [result[key]]
 
 
+def _off_in_detail(result: Result) -> list[float]:
+    """How far from the true object's, too smooth or too noisy."""
+    return [abs(value) for value in _one("fine_detail")(result)]
+
+
 def _evaluations(result: Result) -> list[float]:
+    """Forward and backward, of the iterations alone."""
     counted = result["cost"].get("score_model_evaluations")
-    return [] if counted is None else [(counted["forward"] + counted["backward"]) / result["updates"]]
+    if counted is None:
+        return []
+    return [(counted["forward"] + counted["backward"] - counted.get("pretraining", 0)) / result["updates"]]
+
+
+def _backward(result: Result) -> list[float]:
+    counted = result["cost"].get("score_model_evaluations")
+    return [] if counted is None else [counted["backward"] / result["updates"]]
 
 
 MEASURES: dict[str, Callable[[Result], list[float]]] = {
@@ -113,8 +128,10 @@ MEASURES: dict[str, Callable[[Result], list[float]]] = {
     SATURATION: _one("saturation"),
     "true saturation": _one("true_saturation"),
     DETAIL: _one("fine_detail"),
+    DETAIL_OFF: _off_in_detail,
     SECONDS: _one("seconds"),
     EVALUATIONS: _evaluations,
+    BACKWARD: _backward,
 }
 """A number for each view, or one for the run; none where it cannot be known of it."""
 DISTANCES = {
@@ -176,5 +193,6 @@ def size(results: Sequence[Result]) -> dict[str, Any]:
         "jobs": max((result["jobs"] for result in results), default=1),
         "devices": sorted({str(result["cost"].get("device")) for result in results}),
         "encoders": sorted({name for result in results for name in result["clip"]}),
+        "of_other_code": sum(map(of_other_code, results)),
         "minutes": statistics.fmean(result["seconds"] or 0.0 for result in results) / 60 if results else 0.0,
     }

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,27 @@ from dreammapping.evaluation import encoders
 from dreammapping.evaluation.evaluate import Protocol, default_encoder, evaluate
 from dreammapping.evaluation.pictures import Source
 from dreammapping.reproduction import claims, noise, report
-from dreammapping.reproduction.cells import Cell, CellStore, Result, digest
+from dreammapping.reproduction.cells import Cell, CellStore, Result, digest_of_runs, is_gone
 from dreammapping.reproduction.figures import CONFIGS, FIGURES, Figure, Variant, Words, image_variants
 from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts
-from dreammapping.reproduction.scores import DISTANCES, Judge, numbers, size
+from dreammapping.reproduction.scores import DISTANCES, Judge, asked, is_outdated, numbers, size
 from dreammapping.reproduction.table import Plan, finish_cells, make_cell
 from dreammapping.study import build as study
 from dreammapping.study import score as ranking
+from toybox.recognition import parse_caption
 from utils.errors import UserError
 from utils.files import write_text
 from utils.repository import ROOT
 
 CELLS, STUDY = "cells.json", "study"
+"""The finished cells; the first word of the folders of studies."""
 VIEWS, VIEWS_OF_DISTANCES = 24, 40
 """Views that judge a run; those of each run, and references of each prompt, whose distances are taken."""
 OUTPUT = Path("output") / "reproduction"
+_NO_SPHERE = "GenerateCamParams.init_fallback=stop"
+"""A system that begins with another shape is another system."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,20 @@ class Work:
     cells: dict[Cell, list[str]]
 
     def results(self, store: CellStore) -> list[Result]:
-        """Those that are finished, in the order of the cells."""
-        return [result for cell in self.cells if (result := store.get(cell)) is not None]
+        """Those that are finished, and judged as the order asks, in the order of the cells."""
+        return list(self.finished(store).values())
+
+    def finished(self, store: CellStore) -> dict[Cell, Result]:
+        """The same by cell."""
+        kept = {cell: store.get(cell) for cell in self.cells}
+        return {
+            cell: run for cell, run in kept.items() if run is not None and not is_outdated(run, self.asked)
+        }
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What every run is judged by."""
+        return asked(self.prompts, self.plan.views, published=self.figure.name == "table2")
 
 
 def plan_work(figure: Figure, order: Order) -> Work:
@@ -123,7 +143,7 @@ def plan_work(figure: Figure, order: Order) -> Work:
     for prompt in prompts:
         for seed in range(plan.seeds):
             for name, (own, words, starts_from_text) in settings_of.items():
-                start = (f"GenerateCamParams.init_prompt={prompt}",) if starts_from_text else ()
+                start = (f"GenerateCamParams.init_prompt={prompt}", _NO_SPHERE) if starts_from_text else ()
                 cell, settings = make_cell(own, prompt, name, (*words, *start), seed)
                 cells[cell] = settings
     return Work(figure, order, plan, prompts, cells)
@@ -164,6 +184,8 @@ def read_prompts(given: str | None, default: int, *, toybox: bool) -> list[str]:
         found = list(dict.fromkeys(line for line in lines if line))
         if not found:
             raise UserError(f"--prompts: expected a prompt a line, got none in {given}; write some")
+        if toybox:
+            _warn_of(tuple(prompt for prompt in found if parse_caption(prompt) is None))
         return found
     count = default if given is None else int(given)
     if toybox:
@@ -174,6 +196,16 @@ def read_prompts(given: str | None, default: int, *, toybox: bool) -> list[str]:
     if not 1 <= count <= len(known):
         raise UserError(f"--prompts: expected 1 to {len(known)}, got {count}; give fewer, or a file")
     return known[:count]
+
+
+@cache
+def _warn_of(unknown: tuple[str, ...]) -> None:
+    """Say once which prompts are none of the toybox's."""
+    if unknown:
+        log.warning(
+            "--prompts: the toybox knows nothing of %s; no run is judged by its own CLIP, but all by ViT-L/14",
+            ", ".join(map(repr, unknown)),
+        )
 
 
 def paper_prompts() -> list[str]:
@@ -196,8 +228,12 @@ def reproduce(name: str, order: Order) -> tuple[list[str], str]:
 
 def finish(work: Work, store: CellStore) -> list[str]:
     """Train and judge what is missing; the messages of what failed."""
-    judge = Judge.load(work.prompts, work.plan.views, published=work.figure.name == "table2")
-    return finish_cells(work.cells, store, work.plan, judge, judge.is_outdated)
+    opened = work.figure.name in _LEFT
+
+    def outdated(kept: Result) -> bool:
+        return is_outdated(kept, work.asked) or (opened and is_gone(kept))
+
+    return finish_cells(work.cells, store, work.plan, Judge.load(work.asked), outdated)
 
 
 def _compared(work: Work, _store: CellStore, results: list[Result]) -> str:
@@ -214,10 +250,8 @@ def _compared(work: Work, _store: CellStore, results: list[Result]) -> str:
 
 def _curves(work: Work, store: CellStore, results: list[Result]) -> str:
     """Figure 11."""
-    runs = {cell: result for cell in work.cells if (result := store.get(cell)) is not None}
-    found = noise.curves(
-        noise.measure_missing(runs, store, work.order.views or noise.PICTURES, train=work.order.train)
-    )
+    count = work.order.views or noise.PICTURES
+    found = noise.curves(noise.measure_missing(work.finished(store), store, count, train=work.order.train))
     return leave(
         work,
         results,
@@ -267,11 +301,11 @@ def distances_of(work: Work, store: CellStore, results: list[Result]) -> list[Re
             cells = [cell for cell in work.cells if (cell.method, cell.seed) == (name, seed)]
             runs = [each for each in results if (each["method"], each["seed"]) == (name, seed)]
             told = json.dumps([protocol.views, protocol.references, protocol.features])
-            stands = Cell(
-                "all prompts", f"3D-FID of {name}", seed, digest(*(cell.key for cell in cells), told)
-            )
+            made = digest_of_runs(((cell, store.get(cell)) for cell in cells), told)
+            stands = Cell("all prompts", f"3D-FID of {name}", seed, made)
             kept = store.get(stands)
-            if kept is None and work.order.train and len(runs) == len(cells):
+            complete = len(runs) == len(cells) and not any(map(is_gone, runs))
+            if kept is None and work.order.train and complete:
                 sources = [Source.open(ROOT / run["run"]) for run in runs]
                 row = evaluate(sources, protocol, pool=True)[0]
                 kept = {"prompt": stands.prompt, "method": name, "seed": seed, "distances": row["distances"]}
@@ -280,11 +314,13 @@ def distances_of(work: Work, store: CellStore, results: list[Result]) -> list[Re
     return pooled
 
 
-def _preferred(work: Work, _store: CellStore, results: list[Result]) -> str:
-    """Table 4: a page for participants, and the ranks of what they have answered."""
-    folder = work.order.output / STUDY
+def _preferred(work: Work, store: CellStore, results: list[Result]) -> str:
+    """Table 4: a page for participants, and the ranks of what they have answered. Other runs have another page."""
+    made = digest_of_runs((cell, store.get(cell)) for cell in work.cells)
+    folder = work.order.output / f"{STUDY}_{made}"
     answers = sorted(folder.glob("answers*.json"))
-    if work.order.train and not answers and len(results) == len(work.cells):
+    complete = len(results) == len(work.cells) and not any(map(is_gone, results))
+    if work.order.train and not answers and complete:
         entries = [
             study.Entry(work.figure.variants[each["method"]].caption, Source.open(ROOT / each["run"]))
             for each in results
@@ -303,7 +339,7 @@ def _preferred(work: Work, _store: CellStore, results: list[Result]) -> str:
     return leave(
         work,
         results,
-        {"size": size(results), "study": None if ranks is None else ranks.as_dict()},
+        {"study": None if ranks is None else ranks.as_dict()},
         draw=lambda path: report.draw(work.figure, results, path),
         page=lambda picture: "\n".join(
             [*lines, *([f"![{work.figure.place}]({picture})", ""] if picture else []), said, ""]
@@ -316,6 +352,7 @@ _LEFT: dict[str, Callable[[Work, CellStore, list[Result]], str]] = {
     "table3": _distances,
     "table4": _preferred,
 }
+"""Figures that open the folders of their runs once these are finished."""
 
 
 def leave(
@@ -336,7 +373,8 @@ def leave(
     shown = picture.name if draw(picture) or picture.is_file() else None
     missing = len(work.cells) - len(results)
     text = page(shown) + (f"\nUnfinished: {missing} of {len(work.cells)} runs.\n" if missing else "")
-    found = {"figure": name, "command": command(work), "unfinished": missing} | found
+    told = {"figure": name, "command": command(work), "model": work.order.model, "unfinished": missing}
+    found = told | {"size": size(results)} | found
     report.write_json(output / f"{name}.json", found)
     write_text(output / f"{name}.md", text)
     if work.order.write:

@@ -32,16 +32,21 @@ _COUNTED: dict[Any, int] = {}
 
 @dataclasses.dataclass
 class Evaluations:
-    """How often the U-Net ran, counted per latent: a batch of 4 views with 2 branches is 8."""
+    """How often the U-Net ran, counted per latent: a batch of 4 views with 2 branches is 8.
+
+    `pretraining` is how many of `forward` a method spent on a training of its own, before the first iteration's loss.
+    """
 
     forward: int = 0
     backward: int = 0
+    pretraining: int = 0
 
     def state_dict(self) -> dict[str, int]:
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.forward, self.backward = state["forward"], state["backward"]
+        self.pretraining = state["pretraining"]
 
 
 class ScoreModel:

@@ -281,6 +281,14 @@ def start(window, study, participant):
     window.type(participant + ENTER)
 
 
+def reached(window, place):
+    """Wait until the page is there: keys are handed to it, and what they do comes a little later."""
+    until = time.monotonic() + 30
+    while window.text("#progress") != place:
+        assert time.monotonic() < until, f"{window.text('#progress')!r} in the place of {place!r}"
+        time.sleep(0.02)
+
+
 def shown(window):
     """Prompt and pictures, in the order in which they stand."""
     return window.run(
@@ -341,8 +349,10 @@ def test_the_order_is_a_participant_s_own_and_always_the_same(window, study):
         window.open((study / "index.html").as_uri())
         window.run("localStorage.clear()")
         start(window, study, participant)
+        reached(window, "1 of 4")
         first = shown(window)
         window.type("12" + ENTER + "12" + ENTER)
+        reached(window, "3 of 4")
         return [*first, *shown(window)]
 
     orders = {participant: seen(participant) for participant in map(str, range(8))}

@@ -64,6 +64,12 @@ class Browser:
         """Keys, pressed and let go one after the other, wherever the focus is."""
         keys = [{"type": kind, "value": key} for key in text for kind in ("keyDown", "keyUp")]
         self._ask("/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": keys}]})
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let the page take what was handed to it: a script could overtake keys that wait for the next frame."""
+        script = "const done = arguments[0]; requestAnimationFrame(() => setTimeout(done))"
+        self._ask("/execute/async", {"script": script, "args": []})
 
     def tap(self, element: str) -> None:
         """With a finger."""
@@ -80,6 +86,7 @@ class Browser:
             "actions": touch,
         }
         self._ask("/actions", {"actions": [actions]})
+        self._settle()
 
     def screenshot(self) -> str:
         """A PNG, in base64."""

@@ -24,7 +24,7 @@ from dreammapping.__main__ import VERBS, main
 from dreammapping.sweep import group, on_ray
 from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job, grid, wish
-from dreammapping.sweep.ledger import Beat, Ledger, _acquire
+from dreammapping.sweep.ledger import Beat, Ledger
 from dreammapping.sweep.overview import Overview, duration
 from dreammapping.sweep.processes import Team
 from dreammapping.sweep.results import write_gallery, write_results
@@ -308,20 +308,22 @@ def test_a_folder_that_another_command_is_just_making_is_no_other_one(tmp_path):
     assert list(Ledger.enlist(folder, listed("a")).jobs) == ["a"]
 
 
-def test_who_adds_too_long_to_a_list_is_told_of(tmp_path, monkeypatch):
-    def in_use(lock):
-        raise InUse("somebody")
-
-    monkeypatch.setattr("utils.lock.Lock.acquire", in_use)
-    with pytest.raises(InUse, match="expected other commands to write their list within 0 s"):
-        _acquire(Lock(tmp_path / ".sweep.lock"), 0.0)
+def test_who_adds_too_long_to_a_list_is_told_of(ledger, monkeypatch):
+    monkeypatch.setattr("dreammapping.sweep.ledger.ADDING", 0.0)
+    with (
+        Lock(ledger.folder / ".sweep.lock"),
+        pytest.raises(InUse, match="expected other commands to write their list within 0 s"),
+    ):
+        Ledger.enlist(ledger.folder, listed("c"))
+    assert (
+        "c" in Ledger.enlist(ledger.folder, listed("c")).jobs
+    )  # and once it has ended, nothing is in the way
 
 
 def test_others_may_add_to_a_list_while_its_runs_are_queued(tmp_path, monkeypatch):
     def queue(self, *_):
-        other = Lock(self.folder / ".sweep.lock")
-        other.acquire()
-        other.release()
+        with Lock(self.folder / ".sweep.lock"):
+            pass
 
     monkeypatch.setattr(Ledger, "_queue", queue)
     Ledger.enlist(tmp_path / "sweep", listed("a"))

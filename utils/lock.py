@@ -16,17 +16,24 @@ log = logging.getLogger(__name__)
 
 
 class Lock:
-    """The lock on a file, held from `acquire` to `release`; the file stays, and says who holds it.
+    """The lock on a file, held from `acquire` to `release`, or in a block; the file stays, and says who holds it.
 
     Where the file system knows no locks, it is not held, with a warning.
 
     Args:
-        wait: until whoever holds it lets go, however long.
+        wait: seconds for whoever holds it to let go; below 0: however long that takes.
     """
 
-    def __init__(self, path: Path, *, wait: bool = False) -> None:
+    def __init__(self, path: Path, *, wait: float = 0.0) -> None:
         self.path = path
-        self._lock = FileLock(path, timeout=-1 if wait else 0, thread_local=False)
+        self._lock = FileLock(path, timeout=wait, thread_local=False)
+
+    def __enter__(self) -> "Lock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def acquire(self) -> None:
         """Take the lock.

@@ -82,16 +82,12 @@ class CellStore:
             UserError: the file is broken, or cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = Lock(self.path.with_name(f".{self.path.name}.lock"), wait=True)
-        lock.acquire()
-        try:
+        with Lock(self.path.with_name(f".{self.path.name}.lock"), wait=-1.0):
             self._read()
             self.results.pop(cell.key, None)  # so that the newest stands last
             self.results[cell.key] = result
             with atomic(self.path) as temporary:
                 temporary.write_text(json.dumps({"cells": self.results}, indent=1) + "\n", encoding="utf-8")
-        finally:
-            lock.release()
 
 
 class Trainer:

@@ -15,7 +15,6 @@ import dataclasses
 import errno
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,8 @@ from utils.files import unfinished, write_text
 from utils.lock import Lock
 
 LIST, SETTINGS, STATUS, FINAL_HINT, LOCK = "sweep.json", "settings", "status", "final.txt", ".sweep.lock"
+ADDING = 60.0
+"""Seconds that another command may take to add to the list."""
 PASSING = (errno.ESTALE, errno.EACCES, errno.EBUSY)
 """What file systems that are shared say of a file that somebody else is just replacing."""
 
@@ -75,9 +76,7 @@ class Ledger:
             )
         with named(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder / LOCK)
-        _acquire(lock)
-        try:
+        with _alone(folder):
             known = _read_list(folder) if (folder / LIST).is_file() else {}
             _refuse_others(folder, known, grid)
             with named(folder):
@@ -87,8 +86,6 @@ class Ledger:
                 known |= {job.name: job for job in grid.jobs}
                 rows = [dataclasses.asdict(job) for job in known.values()]
                 write_text(folder / LIST, json.dumps({"version": 1, "runs": rows}, indent=1) + "\n")
-        finally:
-            lock.release()
         # others need not wait for this, which takes minutes with many runs on a slow file system
         ledger, worker = cls(folder), Worker.me()
         for job in grid.jobs:
@@ -292,24 +289,26 @@ def _there(folder: Path) -> None:
         )
 
 
-def _acquire(lock: Lock, seconds: float = 60.0) -> None:
-    """Wait for another command that is adding to the same sweep.
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within the block no other command adds to the same sweep.
 
     Raises:
-        InUse: it takes longer than so many seconds.
+        InUse: another one does for longer than `ADDING`.
         UserError: as `Lock.acquire`.
     """
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return lock.acquire()
-        except InUse as error:
-            if time.monotonic() > end:
-                raise InUse(
-                    f"{lock.path.parent}: expected other commands to write their list within {seconds:g} s, got one "
-                    f"that still does; {lock.path.name} says which: give the same command again when it has ended"
-                ) from error
-            time.sleep(0.1)
+    lock = Lock(folder / LOCK, wait=ADDING)
+    try:
+        lock.acquire()
+    except InUse as error:
+        raise InUse(
+            f"{folder}: expected other commands to write their list within {ADDING:g} s, got one that still does; "
+            f"{LOCK} says which: give the same command again when it has ended"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _has_others(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from arguments import GenerateCamParams, load
 from dreammapping.export import usd
 from dreammapping.gaussians import initial_gaussians
 from gaussian_renderer import render
+from scene import gltf
 from scene.cameras import orbit
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians
@@ -152,7 +153,7 @@ def test_fallback_colours_of_a_glb_are_linear_light(tmp_path):
     stored = np.frombuffer(body, dtype="<u2", count=4, offset=view["byteOffset"]) / 65535
     assert stored == pytest.approx([((0.5 + 0.055) / 1.055) ** 2.4] * 3 + [0.5], abs=1e-4)
     view = tree["bufferViews"][
-        tree["accessors"][attributes[f"{glb.EXTENSION}:SH_DEGREE_0_COEF_0"]]["bufferView"]
+        tree["accessors"][attributes[f"{gltf.SPLATS}:SH_DEGREE_0_COEF_0"]]["bufferView"]
     ]
     assert np.frombuffer(body, dtype="<f4", count=3, offset=view["byteOffset"]) == pytest.approx([0] * 3)
 

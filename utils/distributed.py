@@ -100,7 +100,11 @@ def gathered(rows: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "C *rest"]:
 
 def summed(value: Tensor) -> Tensor:
     """The sum over all processes, with gradient to each one's part."""
-    return value if processes() == 1 else _Sum.apply(value)
+    if processes() == 1:
+        return value
+    from torch.distributed.nn.functional import all_reduce  # only where torch was built with it
+
+    return all_reduce(value)
 
 
 def part_of_mean(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -111,22 +115,6 @@ def part_of_mean(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
 def norm_of_all(rows: Tensor) -> Float[Tensor, ""]:
     """The Euclidean norm of the rows of all processes, without gradient to others'."""
     return rows.norm() if processes() == 1 else summed(rows.norm().square()).sqrt()
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        del ctx
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        del ctx
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
 
 
 @torch.no_grad()

@@ -23,7 +23,6 @@ from utils.inputs import regular_file
 from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
 from utils.srgb import srgb_to_linear
 
-EXTENSION = gltf.SPLATS
 POINTS = 0
 COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
 IDENTITY = {
@@ -48,19 +47,19 @@ def write(path: Path | str, model: GaussianModel) -> None:
     attributes = {
         "POSITION": file.accessor(raw["means"].numpy(), bounds=True),
         "COLOR_0": file.accessor(colors),
-        f"{EXTENSION}:ROTATION": file.accessor(raw["quats"][:, [1, 2, 3, 0]].numpy()),
-        f"{EXTENSION}:SCALE": file.accessor(raw["log_scales"].exp().numpy()),
-        f"{EXTENSION}:OPACITY": file.accessor(opacities[:, 0].numpy()),
+        f"{gltf.SPLATS}:ROTATION": file.accessor(raw["quats"][:, [1, 2, 3, 0]].numpy()),
+        f"{gltf.SPLATS}:SCALE": file.accessor(raw["log_scales"].exp().numpy()),
+        f"{gltf.SPLATS}:OPACITY": file.accessor(opacities[:, 0].numpy()),
     }
     for index in range(raw["sh"].shape[1]):
         attributes[_harmonic(index)] = file.accessor(raw["sh"][:, index].numpy())
     primitive = {
         "mode": POINTS,
         "attributes": attributes,
-        "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
+        "extensions": {gltf.SPLATS: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
     }
     tree = {
-        "extensionsUsed": [EXTENSION],
+        "extensionsUsed": [gltf.SPLATS],
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": "Gaussians"}],
@@ -98,11 +97,11 @@ def _raw(path: Path, document: gltf.Document) -> dict[str, Tensor]:
         (number, primitive)
         for number, mesh in enumerate(document.tree.get("meshes", []))
         for primitive in mesh["primitives"]
-        if EXTENSION in primitive.get("extensions", {})
+        if gltf.SPLATS in primitive.get("extensions", {})
     ]
     if not primitives:
         raise UserError(
-            f"{path}: expected Gaussians ({EXTENSION}), got none; a mesh can be used with "
+            f"{path}: expected Gaussians ({gltf.SPLATS}), got none; a mesh can be used with "
             "GenerateCamParams.init_shape: file"
         )
     _refuse_placed(path, document.tree)
@@ -133,9 +132,9 @@ def _primitive(tree: dict[str, Any], attributes: dict[str, int], body: bytes) ->
     sh = [find(_harmonic(index)) for index in range(coefficient_count(bands))]
     found = {
         "means": find("POSITION"),
-        "log_scales": find(f"{EXTENSION}:SCALE").log(),
-        "quats": find(f"{EXTENSION}:ROTATION")[:, [3, 0, 1, 2]],
-        "opacity_logits": find(f"{EXTENSION}:OPACITY").logit(),
+        "log_scales": find(f"{gltf.SPLATS}:SCALE").log(),
+        "quats": find(f"{gltf.SPLATS}:ROTATION")[:, [3, 0, 1, 2]],
+        "opacity_logits": find(f"{gltf.SPLATS}:OPACITY").logit(),
         "sh": torch.stack(sh, dim=1),
     }
     shapes = [tuple(values.shape) for values in found.values()]
@@ -148,7 +147,7 @@ def _primitive(tree: dict[str, Any], attributes: dict[str, int], body: bytes) ->
 def _harmonic(index: int) -> str:
     """The attribute of a coefficient, counted over all bands."""
     degree = int(index**0.5)
-    return f"{EXTENSION}:SH_DEGREE_{degree}_COEF_{index - degree**2}"
+    return f"{gltf.SPLATS}:SH_DEGREE_{degree}_COEF_{index - degree**2}"
 
 
 def _numbers(tree: dict[str, Any], accessor: dict[str, Any], body: bytes) -> Float[Tensor, "N C"]:

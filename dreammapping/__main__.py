@@ -22,7 +22,10 @@ VERBS = {
     "page": ("dreammapping.page.command", "write a run's page, which a browser opens from the disk"),
     "mesh": ("dreammapping.mesh.command", "make a textured mesh of a run: .glb, .obj, .ply"),
     "sweep": ("dreammapping.sweep.command", "make many assets: prompts x settings x seeds"),
-    "reproduce": ("dreammapping.reproduction.command", "make a figure or table of the paper, or of the documents"),
+    "reproduce": (
+        "dreammapping.reproduction.command",
+        "make a figure or table of the paper, or of the documents",
+    ),
     "view": ("dreammapping.viewer.command", "look at a run in a browser"),
 }
 """Each verb: the module whose `main(words)` parses what follows it, and what it does. No module is loaded but the

@@ -16,7 +16,10 @@ from utils.errors import UserError
 from utils.run import Run
 
 ROOT = Path(__file__).parent.parent
-READERS = ("dreammapping/evaluation", "dreammapping/page", "dreammapping/reproduction", "benchmarks")
+READERS = (
+    *(f"dreammapping/{room}" for room in ("evaluation", "mesh", "page", "reproduction", "study", "sweep")),
+    "benchmarks",
+)
 """What works on finished runs."""
 
 

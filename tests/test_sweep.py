@@ -13,7 +13,7 @@ import types
 import pytest
 
 from benchmarks.sweep import simulate
-from dreammapping.__main__ import VERBS, main
+from dreammapping.__main__ import main
 from dreammapping.sweep import group, on_ray
 from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job
@@ -294,12 +294,9 @@ def test_two_varied_settings_of_one_name_have_a_column_each(tmp_path):
     assert (row["ASDParams.scale"], row["CSDParams.scale"], row["guidance"]) == (1, 2, "sds")
 
 
-def test_runs_that_are_done_get_a_gallery_where_the_program_makes_pages(ledger, monkeypatch):
+def test_runs_that_are_done_get_a_gallery(ledger, monkeypatch):
     given = []
-    pages = types.ModuleType("pages")
-    pages.main = lambda words: given.append(words) or 0
-    monkeypatch.setitem(sys.modules, "pages", pages)
-    monkeypatch.setitem(VERBS, "page", ("pages", "write pages"))
+    monkeypatch.setattr("dreammapping.page.command.main", lambda words: given.append(words) or 0)
     assert not write_gallery(ledger) and given == []
     worker = Worker.me()
     ledger.claim("b", worker, Status(), 0)
@@ -314,6 +311,9 @@ def test_results_are_a_row_for_every_run(ledger):
         "b", worker, lambda status: settled(status, Outcome(ERROR, 'a "reason", with comma'), Patience())
     )
     ledger.run_folder("b").mkdir()
+    (ledger.run_folder("b") / "config.yaml").write_text(
+        "GuidanceParams: {text: a red car, model_key: toybox}\n"
+    )
     (ledger.run_folder("b") / "run.json").write_text(
         '{"gaussians": 7, "score_model_evaluations": {"forward": 8}}'
     )

@@ -1,13 +1,13 @@
 """All results of a sweep as one table: `results.csv` and `results.json`."""
 
 import csv
-import importlib
 import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dreammapping.finished import FinishedRun
 from dreammapping.sweep.grid import short_names
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
@@ -16,10 +16,7 @@ from utils.files import atomic, write_text
 
 log = logging.getLogger(__name__)
 
-TAKEN = {
-    "method": "method", "iterations": "iterations", "gaussians": "gaussians", "seconds": "seconds",
-    "peak_memory_bytes": "peak_memory_bytes", "memory_plan": "memory_plan", "device": "device",
-}  # fmt: skip
+TAKEN = ("method", "iterations", "gaussians", "seconds", "peak_memory_bytes", "memory_plan", "device")
 """Columns from `run.json`."""
 
 
@@ -46,14 +43,11 @@ def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]
 
 
 def write_gallery(ledger: Ledger) -> bool:
-    """Write a page for each run that is done, and one that shows them side by side, where the program makes such."""
-    from dreammapping.__main__ import VERBS
+    """Write a page for each run that is done, and one that shows them side by side."""
+    from dreammapping.page import command
 
     done = [name for name in ledger.jobs if (status := ledger.read(name)) and status.state == DONE]
-    if "page" not in VERBS or not done:
-        return False
-    folders = [str(ledger.run_folder(name)) for name in done]
-    return importlib.import_module(VERBS["page"][0]).main(folders) == 0
+    return bool(done) and command.main([str(ledger.run_folder(name)) for name in done]) == 0
 
 
 def row(ledger: Ledger, name: str, short: Mapping[str, str]) -> dict[str, Any]:
@@ -63,7 +57,7 @@ def row(ledger: Ledger, name: str, short: Mapping[str, str]) -> dict[str, Any]:
         short: the columns of varied settings, by their full names.
     """
     job, status = ledger.jobs[name], ledger.read(name) or Status(QUEUED)
-    known = _object(ledger.run_folder(name) / "run.json")
+    known = _manifest(ledger.run_folder(name))
     evaluations = known.get("score_model_evaluations")
     return {
         "run": name,
@@ -74,7 +68,7 @@ def row(ledger: Ledger, name: str, short: Mapping[str, str]) -> dict[str, Any]:
         **{short[key]: value for key, value in job.varied.items()},
         "attempts": len(status.attempts),
         "host": status.attempts[-1].host if status.attempts else "",
-        **{column: known.get(key, "") for column, key in TAKEN.items()},
+        **{key: known.get(key, "") for key in TAKEN},
         "evaluations": evaluations.get("forward", "") if isinstance(evaluations, dict) else "",
         "changes": json.dumps(status.changes) if status.changes else "",
         "folder": str(ledger.run_folder(name)),
@@ -88,7 +82,7 @@ def _judge(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
         if each["state"] != DONE:
             continue
         folder = ledger.run_folder(each["run"])
-        known = _object(folder / "judge.json")
+        known = _scores(folder)
         if not known:
             from dreammapping.evaluation.judge import judge_run
             from toybox.clip import Clip
@@ -102,10 +96,18 @@ def _judge(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
         each |= {f"judge_{name}": score for name, score in known["asset"].items()}
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """An object of JSON; nothing where there is none that can be read."""
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What a run says of itself; nothing where there is none yet that can be read."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        return FinishedRun.open(folder).manifest
+    except UserError:
+        return {}
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    """What the judge has said of a run; nothing where it has not been asked, or its file is broken."""
+    try:
+        known = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return tree if isinstance(tree, dict) else {}
+    return known if isinstance(known, dict) and isinstance(known.get("asset"), dict) else {}

@@ -204,7 +204,13 @@ def test_the_code_of_a_cell_is_all_that_trains_and_judges_and_nothing_that_looks
     for name in ("reproduction/prompts.py", "page/page.py", "viewer/templates/frame.py"):
         assert after(f"dreammapping/{name}") == first
     assert after("guidance/notes.md") == first
-    trains = ("guidance/vdm.py", "dreammapping/finished.py", "train.py", "field_renderer/render.py", "utils/page/a.py")
+    trains = (
+        "guidance/vdm.py",
+        "dreammapping/finished.py",
+        "train.py",
+        "field_renderer/render.py",
+        "utils/page/a.py",
+    )
     assert len({first, *(after(name) for name in trains)}) == 6
 
 

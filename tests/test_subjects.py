@@ -119,7 +119,11 @@ def test_a_killed_run_ends_with_the_same_bits(kind, build, configured, tmp_path,
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [*((kind, signal.SIGTERM) for kind in SUBJECTS), ("palette", signal.SIGINT), ("palette", signal.SIGHUP)],
+    indirect=["kind"],
+)
 def test_a_signal_ends_the_iteration_saves_and_the_run_goes_on_from_there(build, configured, number, caplog):
     def interrupt(step, _optimization):
         if step == 3:

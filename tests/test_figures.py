@@ -142,6 +142,6 @@ def test_the_priors_card_and_what_is_said_of_it_are_its_reports(tmp_path):
         assert re.search(rf"{made['steps']:,} steps of [^|]*\| {made['seconds']} s", text)
     assert f"in {report['stages']['vae']['seconds']} s on one CPU thread" in text
     shares = [100 * report[f"samples_{name}_pairs"]["pair"] for name in ("train", "held_out")]
-    assert "recognised in {:.0f} % (training pairs) and {:.0f} % (held-out pairs)".format(*shares) in page(
+    assert "recognised in {:.1f} % (training pairs) and {:.1f} % (held-out pairs)".format(*shares) in page(
         ROOT / "CHANGELOG.md"
     )

@@ -15,6 +15,7 @@ from dreammapping.dry_run import dry_run
 from dreammapping.optimization import Optimization
 from dreammapping.subject import Subject
 from tests.tiny_models import save_pipeline
+from tests.tolerances import same
 from utils import checkpoint
 from utils.contact_sheet import GAP, LINE
 from utils.errors import UserError
@@ -85,16 +86,6 @@ def configured(kind, prior, tmp_path):
         return load([*common, *words])[0]
 
     return make
-
-
-def same(left, right):
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
 
 
 @pytest.mark.parametrize(

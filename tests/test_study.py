@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from dreammapping.evaluation.pictures import Source
@@ -200,6 +201,19 @@ def test_intervals_are_over_people_and_trials_and_not_over_single_answers():
     deviation = 0.5 / np.sqrt(10)
     assert found.mean == 1.5
     assert found.high - found.low > 2 * 1.96 * deviation
+
+
+def test_of_few_people_the_interval_is_student_s_and_reaches_beyond_what_they_said():
+    """Three people, of whom each holds to a rank in all of twelve trials: a bootstrap would end at 1 and 2."""
+    first = [1.0, 1.0, 2.0]
+    ranks = {
+        f"p{person}": {("quality", f"t{trial}"): {"x": rank, "y": 3.0 - rank} for trial in range(12)}
+        for person, rank in enumerate(first)
+    }
+    found = summarise(ranks, ["quality"]).ranks["quality"]["x"]
+    half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(first)
+    assert (found.low, found.high) == pytest.approx((4 / 3 - half, 4 / 3 + half))
+    assert found.low < 1.0 and found.high > 2.0
 
 
 def test_unfinished_answers_count_as_far_as_they_go(study, key, tmp_path):

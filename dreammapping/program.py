@@ -26,7 +26,7 @@ from utils import checkpoint
 from utils.device import choose_device, fullness, is_out_of_memory
 from utils.distributed import joined, rank
 from utils.errors import Stopped, UserError
-from utils.interruption import Interruption
+from utils.interruption import Interruption, told_apart
 from utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _lead(
     """The run in the process that writes it."""
     run = Run(config.ModelParams.run_folder, resume=resume, force=force)
     try:
-        with _at_work(config), run:
+        with told_apart(), _at_work(config), run:
             optimization = start(config, build, load)
             warn_of_unknown_prompt(config.GuidanceParams)
             if resume:
@@ -216,10 +216,7 @@ def _go_on(optimization: Optimization, run: Run) -> None:
             f"set iterations={done} or more, or leave out --resume and choose another workspace"
         )
     changed = _changes(optimization.config, run)
-    with Interruption() as interruption:  # in the middle, a library would take it for a fault of the file
-        state = checkpoint.load(newest)
-    if interruption:
-        raise Stopped(number=interruption.signal or signal.SIGINT)
+    state = checkpoint.load(newest)
     try:
         optimization.load_state_dict(state)
     except UserError as error:

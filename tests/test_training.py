@@ -25,6 +25,7 @@ from tests.tiny_models import save_pipeline
 from train import main
 from utils.device import choose_device
 from utils.errors import UserError
+from utils.interruption import as_ctrl_c
 from utils.optimizers import step_unless
 
 pytestmark = pytest.mark.whole_runs
@@ -260,6 +261,30 @@ def test_a_signal_while_models_load_is_one_line_and_leaves_nothing(
     assert capsys.readouterr().err == "stopped before the run began; nothing was changed\n"
     assert not (tmp_path / "run").exists()
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_takes_for_a_broken_file_is_a_signal(
+    short, tmp_path, monkeypatch, capsys, number
+):
+    """As those do that call Python from another language: what was raised in the call becomes an error of theirs."""
+    from dreammapping import program
+
+    def load(*_):
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise UserError("model.safetensors: is damaged") from None
+
+    monkeypatch.setattr(program, "start", load)
+    assert main(["--quiet", *short]) == 128 + number
+    assert capsys.readouterr().err == "stopped before the run began; nothing was changed\n"
+    with pytest.raises(KeyboardInterrupt), as_ctrl_c():
+        optimize(configured(short))
+    monkeypatch.setattr(program, "start", lambda *_: {}["a fault of ours"])
+    with pytest.raises(KeyError):
+        optimize(configured(short))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("at", ["twice", "end", "first", "load"])

@@ -151,7 +151,7 @@ def _check_writable(folder: Path) -> None:
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(
-            f"{folder}: cannot be written ({there} is no folder that can be); choose another with --out"
+            f"{folder}: cannot be written ({there} is no folder that can be); choose another with --output"
         )
 
 

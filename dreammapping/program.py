@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from arguments import Config, differences, load, to_yaml
 from dreammapping.beside import beside_its_run
 from dreammapping.finished import FinishedRun
@@ -23,7 +21,7 @@ from dreammapping.viewer.beside import Beside
 from dreammapping.viewer.needs import require_viser
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
-from utils.device import choose_device, fullness, is_out_of_memory
+from utils.device import choose_device, fullness, is_out_of_memory, plain_torch
 from utils.distributed import joined, rank
 from utils.errors import Stopped, UserError
 from utils.interruption import Interruption, told_apart
@@ -157,8 +155,8 @@ def _follow(config: Config, build: Build | None, load: Load | None) -> Result:
 
 @contextmanager
 def _at_work(config: Config) -> Iterator[None]:
-    """Within the block, full memory is told, and gradients are taken whatever a caller has switched off."""
-    with _told_when_full(config), torch.inference_mode(False), torch.enable_grad():
+    """Within the block, full memory is told, and torch is as the program needs it."""
+    with _told_when_full(config), plain_torch():
         yield
 
 

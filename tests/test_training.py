@@ -380,7 +380,7 @@ def test_other_seeds_are_those_that_the_checkpoint_has_not(short, tmp_path, monk
     assert reseeded == [2]
 
 
-@pytest.mark.parametrize("door", ["thread", "to_thread", "no_grad", "inference_mode"])
+@pytest.mark.parametrize("door", ["thread", "to_thread", "no_grad", "inference_mode", "own defaults"])
 def test_python_may_call_from_anywhere(short, tmp_path, door):
     """As a server's worker does, or a notebook; numbers may be NumPy's."""
     changes = dict(word.split("=", 1) for word in short) | {
@@ -398,6 +398,15 @@ def test_python_may_call_from_anywhere(short, tmp_path, door):
             result = pool.submit(work).result()
     elif door == "to_thread":
         result = asyncio.run(asyncio.to_thread(work))
+    elif door == "own defaults":
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+                result = work()
+                assert torch.empty(1).is_meta and torch.is_autocast_enabled("cpu")
+            assert torch.get_default_dtype() == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
     else:
         with getattr(torch, door)():
             result = work()

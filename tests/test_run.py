@@ -39,8 +39,9 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
+def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path, caplog):
     make(tmp_path / "a", "seed: 0\n").log({"step": 1})
+    (tmp_path / "a" / "judge.json").write_text("of the old run")
     for name in (
         "thesis.txt",
         "checkpoints/iteration_good/tensors.safetensors",
@@ -50,14 +51,16 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
         "mesh.ply",
         "index.html",
         "process_videos/frames/1.jpg",
+        "export/a.glb",
     ):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_text("precious")
     make(tmp_path / "a", "seed: 1\n", step=3, force=True)
+    assert [line for line in caplog.messages if "export stays, made of the run that is replaced" in line]
     kept = contents(tmp_path / "a")
     assert kept["config.yaml"] == b"seed: 1\n" and "metrics.jsonl" not in kept
-    assert sum(content == b"precious" for content in kept.values()) == 8
-    assert not [name for name in kept if "iteration_5" in name or "replaced" in name]
+    assert sum(content == b"precious" for content in kept.values()) == 9
+    assert not [name for name in kept if "judge" in name or "iteration_5" in name or "replaced" in name]
 
 
 @pytest.mark.parametrize(("kind", "asset"), [("image", "picture.png"), ("grid", "mesh.ply")])

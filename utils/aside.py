@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 WRITTEN = re.compile(
     r"""config\.yaml | cfg_args | cameras\.json | init_points3d\.ply | input\.ply | metrics\.jsonl | run\.json
-    | index\.html
+    | index\.html | judge\.json | judge_views\.png
     | train_process/(iter|step)_\d+\.jpg
     | test_six_views/\d+_iteration/(render_(view|depth)_\d+|all_views)\.png
     | videos/\d+_iteration/video_(rgb|depth)_\d+\.mp4

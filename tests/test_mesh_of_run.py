@@ -30,6 +30,7 @@ from scene.ply import write_gaussians
 from tests import foreign
 from tests.gaussians import seeded
 from utils.errors import UserError
+from utils.own_files import RECORD
 from utils.run import Run
 from utils.spherical_harmonics import rgb_to_sh_dc
 
@@ -385,7 +386,7 @@ def test_the_verb_makes_all_files_and_says_how_good_they_are(tmp_path, capsys):
     assert "watertight" in out and "not watertight" not in out and "PSNR" in out
     made = folder / "mesh"
     assert {path.name for path in made.iterdir()} == {
-        "mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.json",
+        "mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.json", RECORD,
     }  # fmt: skip
     numbers = json.loads((made / "mesh.json").read_text())
     assert numbers["watertight"] and numbers["psnr"] > 22 and numbers["coverage"] > 0.93
@@ -401,16 +402,20 @@ def test_the_verb_makes_all_files_and_says_how_good_they_are(tmp_path, capsys):
         (["--scale", "0"], "--scale: expected"),
         (["--iteration", "9"], "expected iteration 7, got 9"),
         (["--output", "{file}/inside"], "cannot be written"),
+        (["--output", "{theirs}"], "mesh.ply: expected no file, or one that this program made"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(tmp_path, capsys, words, message):
     folder = a_run(tmp_path / "ball", shell())
     (tmp_path / "file").write_text("")
-    words = [word.format(file=tmp_path / "file") for word in words]
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "mesh.ply").write_text("precious")
+    words = [word.format(file=tmp_path / "file", theirs=tmp_path / "theirs") for word in words]
     assert main(["mesh", str(folder), *QUICK, *words]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.strip().count("\n") == 0
     assert not (folder / "mesh").exists()
+    assert [path.read_text() for path in (tmp_path / "theirs").iterdir()] == ["precious"]
 
 
 def test_gaussians_that_nobody_sees_are_one_line(tmp_path, capsys):

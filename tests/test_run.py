@@ -39,8 +39,9 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
+def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path, caplog):
     make(tmp_path / "a", "seed: 0\n").log({"step": 1})
+    (tmp_path / "a" / "judge.json").write_text("of the old run")
     for name in (
         "thesis.txt",
         "checkpoints/iteration_good/tensors.safetensors",
@@ -50,14 +51,16 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
         "mesh.ply",
         "index.html",
         "process_videos/frames/1.jpg",
+        "export/a.glb",
     ):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_text("precious")
     make(tmp_path / "a", "seed: 1\n", step=3, force=True)
+    assert [line for line in caplog.messages if "export stays, made of the run that is replaced" in line]
     kept = contents(tmp_path / "a")
     assert kept["config.yaml"] == b"seed: 1\n" and "metrics.jsonl" not in kept
-    assert sum(content == b"precious" for content in kept.values()) == 8
-    assert not [name for name in kept if "iteration_5" in name or "replaced" in name]
+    assert sum(content == b"precious" for content in kept.values()) == 9
+    assert not [name for name in kept if "judge" in name or "iteration_5" in name or "replaced" in name]
 
 
 @pytest.mark.parametrize(("kind", "asset"), [("image", "picture.png"), ("grid", "mesh.ply")])
@@ -303,10 +306,14 @@ def test_a_resume_that_fails_has_changed_nothing(tmp_path):
     assert contents(tmp_path / "a")["config.yaml"] == before["config.yaml"]
 
 
-@pytest.mark.parametrize("broken", ["", "{", "[1]", "1", "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize("broken", ["", "{", "[1]", "1", "[" * 100_000, "\udcff", "pipe"])
 def test_a_damaged_manifest_does_not_keep_a_checkpoint_from_going_on(tmp_path, caplog, broken):
     make(tmp_path / "a")
-    (tmp_path / "a" / "run.json").write_bytes(broken.encode(errors="surrogateescape"))
+    if broken == "pipe" and hasattr(os, "mkfifo"):  # which is not waited for
+        (tmp_path / "a" / "run.json").unlink()
+        os.mkfifo(tmp_path / "a" / "run.json")
+    else:
+        (tmp_path / "a" / "run.json").write_bytes(broken.encode(errors="surrogateescape"))
     with Run(tmp_path / "a", resume=True) as run:
         run.claim("seed: 0\n")
         run.write_manifest(finished=False)
@@ -371,7 +378,9 @@ def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):
     for step in (10, 20, 30):
         run.log({"step": step})
     with run.path("metrics.jsonl").open("a") as file:
-        file.write('[1]\n1\n{"step": 4')  # damaged lines, and one that a kill cut short
+        file.write(
+            f'[1]\n1\n{{"step": 1{"0" * 400}}}\n{{"step": 4'
+        )  # damaged lines, and one that a kill cut short
     run.rewind_metrics(20)
     lines = run.path("metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20]

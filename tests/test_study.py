@@ -273,6 +273,15 @@ def test_the_commands_build_a_study_and_score_its_answers(capsys, tmp_path):
     assert main(["score", str(path), "--json", str(tmp_path / "numbers.json")]) == 0
     assert "| ochre | 1.00 | 1.00 | 1.00 |" in capsys.readouterr().out
     assert json.loads((tmp_path / "numbers.json").read_text())["ranks"]["both"]["ivory"]["mean"] == 3.0
+    assert main(["build", *words, "--output", str(tmp_path / "out"), "--size", "32"]) == 0
+    capsys.readouterr()
+    said = error_of(capsys, "build", *words, "--output", str(tmp_path / "out"), "--size", "32", "--seed", "1")
+    assert f"found {key['study']}, whose answers mean nothing without its key.json" in said
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("precious", encoding="utf-8")
+    assert "found another" in error_of(
+        capsys, "build", *words, "--output", str(tmp_path / "site"), "--size", "32"
+    )
     assert "--size: expected 32 to 2048, got 8" in error_of(
         capsys, "build", *words, "--output", "x", "--size", "8"
     )

@@ -25,6 +25,7 @@ from tests.tiny_models import save_pipeline
 from train import main
 from utils.device import choose_device
 from utils.errors import UserError
+from utils.interruption import as_ctrl_c
 from utils.optimizers import step_unless
 
 pytestmark = pytest.mark.whole_runs
@@ -187,6 +188,30 @@ def test_a_signal_while_models_load_is_one_line_and_leaves_nothing(
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_takes_for_a_broken_file_is_a_signal(
+    short, tmp_path, monkeypatch, capsys, number
+):
+    """As those do that call Python from another language: what was raised in the call becomes an error of theirs."""
+    from dreammapping import program
+
+    def load(*_):
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            raise UserError("model.safetensors: is damaged") from None
+
+    monkeypatch.setattr(program, "start", load)
+    assert main(["--quiet", *short]) == 128 + number
+    assert capsys.readouterr().err == "stopped before the run began; nothing was changed\n"
+    with pytest.raises(KeyboardInterrupt), as_ctrl_c():
+        optimize(configured(short))
+    monkeypatch.setattr(program, "start", lambda *_: {}["a fault of ours"])
+    with pytest.raises(KeyError):
+        optimize(configured(short))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("at", ["twice", "end", "first", "load"])
 def test_ctrl_c_says_what_is_true(short, tmp_path, monkeypatch, capsys, at):
     """Twice in the loop, twice at the end, twice before the first checkpoint, and while --resume loads."""
@@ -280,7 +305,7 @@ def test_other_seeds_are_those_that_the_checkpoint_has_not(short, tmp_path, monk
     assert reseeded == [2]
 
 
-@pytest.mark.parametrize("door", ["thread", "to_thread", "no_grad", "inference_mode"])
+@pytest.mark.parametrize("door", ["thread", "to_thread", "no_grad", "inference_mode", "own defaults"])
 def test_python_may_call_from_anywhere(short, tmp_path, door):
     """As a server's worker does, or a notebook; numbers may be NumPy's."""
     changes = dict(word.split("=", 1) for word in short) | {
@@ -298,6 +323,15 @@ def test_python_may_call_from_anywhere(short, tmp_path, door):
             result = pool.submit(work).result()
     elif door == "to_thread":
         result = asyncio.run(asyncio.to_thread(work))
+    elif door == "own defaults":
+        torch.set_default_dtype(torch.float64)
+        try:
+            with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+                result = work()
+                assert torch.empty(1).is_meta and torch.is_autocast_enabled("cpu")
+            assert torch.get_default_dtype() == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
     else:
         with getattr(torch, door)():
             result = work()

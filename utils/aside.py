@@ -1,16 +1,18 @@
 """What a run wrote, told from all else; and a run that is being replaced, moved aside until the new one stands."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.inputs import regular_file
 
 WRITTEN = re.compile(
     r"""config\.yaml | cfg_args | cameras\.json | init_points3d\.ply | input\.ply | metrics\.jsonl | run\.json
-    | index\.html
+    | index\.html | judge\.json | judge_views\.png
     | train_process/(iter|step)_\d+\.jpg
     | test_six_views/\d+_iteration/(render_(view|depth)_\d+|all_views)\.png
     | videos/\d+_iteration/video_(rgb|depth)_\d+\.mp4
@@ -66,8 +68,8 @@ def _asset(folder: Path) -> list[re.Pattern[str]]:
     if _ASIDE.fullmatch(folder.name) or _MOVING.fullmatch(folder.name):
         return list(ASSETS.values())
     try:
-        settings = (folder / SETTINGS).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        settings = regular_file(folder / SETTINGS).read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return []
     return [name for kind, name in ASSETS.items() if re.search(rf"\brepresentation: ?{kind}\b", settings)]
 
@@ -78,6 +80,8 @@ def is_page(path: Path) -> bool:
     Raises:
         OSError: it cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file")  # a pipe would be waited for
     with path.open("rb") as file:
         return f'name="generator" content="{GENERATOR}"'.encode() in file.read(2000)
 

@@ -20,11 +20,14 @@ from dreammapping.mesh.texture import Textured, paint
 from dreammapping.mesh.views import Source, around
 from utils.errors import UserError
 from utils.files import write_text
+from utils.own_files import note, refuse_others
 
 UNSEEN = 12
 """Views that a mesh is compared in, none of which made it."""
 UNSEEN_START = 77.0
 """Azimuth of the first of them; those that make the mesh start at 0."""
+NAMES = ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.json")
+"""What is written; the material and texture are the .obj's."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,12 @@ def mesh_run(
         progress: told of each view: the step, its number from 1, and how many there are.
 
     Raises:
-        UserError: the folder is no run or holds no such Gaussians, these show nothing solid, a library is missing, or a
-            file cannot be written.
+        UserError: the folder is no run or holds no such Gaussians, these show nothing solid, a library is missing,
+            somebody else's file is in the place of one, or a file cannot be written.
     """
     start = time.monotonic()
     _check_writable(out)
+    refuse_others(out, NAMES)
     run = FinishedRun.open(folder)
     iteration = run.iteration(iteration)
     gaussians = run.gaussians(iteration)
@@ -96,6 +100,7 @@ def mesh_run(
         "mesh.obj": files.write_obj,
         "mesh.ply": files.write_ply,
     }
+    note(out, NAMES)
     for name, write in written.items():
         write(out / name, mesh, settings.scale)
     made = Made(
@@ -151,7 +156,7 @@ def _check_writable(folder: Path) -> None:
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(
-            f"{folder}: cannot be written ({there} is no folder that can be); choose another with --out"
+            f"{folder}: cannot be written ({there} is no folder that can be); choose another with --output"
         )
 
 

@@ -74,6 +74,49 @@ def test_force_replaces_the_asset_of_the_runs_own_kind(tmp_path, kind, asset):
     assert not (tmp_path / "a" / asset).exists()
 
 
+EXPORTED = (
+    "export/a.spz",
+    "export/a.compressed.ply",
+    "export/cameras.json",
+    "mesh/mesh.glb",
+    "mesh/mesh.json",
+)
+
+
+def exported(folder: Path, text: str = "made") -> None:
+    for name in (*EXPORTED, "mesh/notes.txt", "export/archive/a.spz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_what_was_exported_of_a_replaced_run_is_kept_and_not_beside_the_new_one(tmp_path, caplog):
+    folder = tmp_path / "a"
+    for settings, step in (("seed: 0\n", 5), ("seed: 1\n", 3), ("seed: 2\n", 2)):
+        make(folder, settings, step=step, force=True)
+        assert not any((folder / name).exists() for name in EXPORTED)
+        exported(folder, settings)
+    make(folder, "seed: 3\n", step=1, force=True)
+    for number, settings in (("1", "seed: 0\n"), ("2", "seed: 1\n"), ("3", "seed: 2\n")):
+        kept = contents(folder / "replaced" / number)
+        assert set(kept) == set(EXPORTED) and set(kept.values()) == {settings.encode()}
+        assert f"{folder / 'replaced' / number}: keeps what was exported" in caplog.text
+    assert {"mesh/notes.txt", "export/archive/a.spz"} <= set(contents(folder)), (
+        "a user's own stay where they are"
+    )
+    assert not list(folder.glob(".replaced-*"))
+
+
+def test_what_was_exported_comes_back_with_a_run_whose_replacement_never_stands(tmp_path):
+    make(tmp_path / "a")
+    exported(tmp_path / "a")
+    before = contents(tmp_path)
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "a", force=True) as run:
+        run.claim("seed: 1\n")
+        assert not any((tmp_path / "a" / name).exists() for name in EXPORTED)
+        raise ZeroDivisionError
+    assert contents(tmp_path) == before
+
+
 def test_a_new_run_that_fails_before_it_stands_gives_the_old_one_back(tmp_path):
     make(tmp_path / "a")
     before = contents(tmp_path / "a")

@@ -1,12 +1,16 @@
 """What a run wrote, told from all else; and a run that is being replaced, moved aside until the new one stands."""
 
 import contextlib
+import itertools
+import logging
 import os
 import re
 import secrets
 from pathlib import Path
 
 from utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 WRITTEN = re.compile(
     r"""config\.yaml | cfg_args | cameras\.json | init_points3d\.ply | input\.ply | metrics\.jsonl | run\.json
@@ -19,7 +23,14 @@ WRITTEN = re.compile(
     | checkpoints/iteration_\d+/(tensors\.safetensors|state\.json)""",
     re.VERBOSE,
 )
-"""The files of a run, by their path in its folder; nothing else in it is ever moved or removed, but `ASSETS`."""
+"""The files of a run, by their path in its folder; nothing else in it is ever removed, but `ASSETS`."""
+MADE = re.compile(
+    r"""export/([^/]+\.(ply|splat|spz|glb|sog|usd)|cameras\.json) | mesh/mesh\.(glb|obj|mtl|png|ply|json)""",
+    re.VERBOSE,
+)
+"""What was made of a run because somebody asked for it: it goes aside with the run, and is never removed."""
+KEPT = "replaced"
+"""Where it is kept when another run stands in the place of its own: in a numbered folder of this one."""
 ASSETS = {
     "image": re.compile(r"picture\.png"),
     "grid": re.compile(r"field\.safetensors|mesh\.ply"),
@@ -59,6 +70,21 @@ def written(folder: Path) -> list[Path]:
     return sorted(
         found, key=lambda path: (path.name == SETTINGS, path)
     )  # they say of what kind the others are
+
+
+def made(folder: Path) -> list[Path]:
+    """The exports and meshes in a run's folder, relative to it. Links are no such files and are not followed."""
+    inside = (
+        path
+        for name in ("export", "mesh")
+        if not (folder / name).is_symlink()
+        for path in (folder / name).glob("*")
+    )
+    return sorted(
+        path.relative_to(folder)
+        for path in inside
+        if MADE.fullmatch(path.relative_to(folder).as_posix()) and path.is_file() and not path.is_symlink()
+    )
 
 
 def _asset(folder: Path) -> list[re.Pattern[str]]:
@@ -135,10 +161,22 @@ def settle(folder: Path, *, stands: bool) -> None:
 
 
 def drop(folder: Path) -> None:
-    """Remove what `move_aside` moved: the new run stands."""
+    """Remove what `move_aside` moved, but for what somebody had asked to be made of it: the new run stands."""
     for aside in _inside(folder, _ASIDE):
         remove_written(aside)
+        if made(aside):
+            _keep(aside, folder / KEPT)
         _remove_empty_tree(aside)
+
+
+def _keep(aside: Path, kept: Path) -> None:
+    place = next(path for number in itertools.count(1) if not (path := kept / str(number)).exists())
+    try:
+        _move(aside, place)
+    except UserError as error:  # they stay where they are
+        log.warning("%s", error)
+    else:
+        log.warning("%s: keeps what was exported of the run that was replaced", place)
 
 
 def half_done(folder: Path) -> bool:
@@ -158,7 +196,7 @@ def _move_back(moving: Path, folder: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    files = written(source)
+    files = [*made(source), *written(source)]  # settings last: they say of what kind the others are
     try:
         for path in files:
             (target / path).parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from dreammapping.page.facts import (
 )
 from dreammapping.page.plots import curve, heat_map, number
 from dreammapping.page.splats import Splats, pack
+from utils.aside import KEPT
 from utils.files import write_text
 
 NAME = "index.html"
@@ -151,7 +152,7 @@ def _error_map(metrics: list[dict[str, Any]]) -> Any:
 
 def _files(folder: Path, place: Path) -> list[tuple[str, str, str]]:
     """Link, name and size of what there is to take along: the assets, whatever was exported, the records."""
-    skipped = ("checkpoints", "test_six_views", "train_process", "process_videos", "videos")
+    skipped = ("checkpoints", "test_six_views", "train_process", "process_videos", "videos", KEPT)
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

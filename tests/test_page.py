@@ -270,6 +270,10 @@ def test_one_run_gets_a_page_and_several_get_a_gallery(tmp_path, capsys):
     assert not (tmp_path / "runs" / "index.html").exists()
     assert verbs(["page", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out.splitlines()
+    for name in ("one", "two"):  # how much there is comes first
+        assert any(
+            line.startswith(f"{tmp_path / 'runs' / name}: 50 Gaussians; about ") for line in said[-5:-3]
+        )
     assert said[-1] == f"gallery: {tmp_path / 'runs' / 'index.html'}"
     assert elements(tmp_path / "runs" / "index.html").addresses().count("two/index.html") == 2
     first = (tmp_path / "runs" / "index.html").read_bytes()
@@ -365,7 +369,7 @@ def test_a_picture_gets_a_page_that_warns_of_nothing(config, tmp_path, caplog):
 
 
 def test_the_page_of_a_field_shows_its_front(tmp_path, caplog):
-    run = finished_run(tmp_path / "run", "representation=grid")
+    run = finished_run(tmp_path / "run", "representation=grid", "guidance=vdm")
     found = elements(write_page(opened(run)))
     pictures = [attributes for kind, attributes in found.found if kind == "img"]
     assert pictures[0]["alt"] == "What the run made of: a red car" and len(pictures) == 1 + 8

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,7 +18,7 @@ from dreammapping.__main__ import main as verbs
 from dreammapping.viewer import beside, needs
 from dreammapping.viewer.exchange import Exchange
 from tests.tiny_models import save_pipeline
-from tests.viewer_process import LONG, ROOT
+from tests.viewer_process import ROOT
 from utils.errors import UserError
 
 pytestmark = pytest.mark.whole_runs
@@ -54,17 +53,18 @@ def run(prior, tmp_path):
     return make
 
 
+NEVER_LOOKS = "import sys; sys.stdin.read()"
 VIEWERS = {
-    "never looks": "import sys; sys.stdin.read()",
     "is dead at once": "raise SystemExit(1)",
-    "does not end": "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
-    "stops in the middle": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
     "pauses and dies": "import pathlib, sys; (pathlib.Path(sys.argv[-1]) / 'pause').touch()",
-    "asks to save again and again": (
-        "import pathlib, sys, time\n"
+    "asks to save again and again, and does not end": (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "for _ in range(100000): (pathlib.Path(sys.argv[-1]) / 'save').touch(); time.sleep(0.001)"
     ),
-    "takes the folder away": "import shutil, sys; shutil.rmtree(sys.argv[-1])",
+    "takes the folder away and stops": (
+        "import os, shutil, signal, sys; shutil.rmtree(sys.argv[-1]); os.kill(os.getpid(), signal.SIGSTOP)"
+    ),
 }
 
 
@@ -97,7 +97,7 @@ def test_a_run_has_the_same_bits_whatever_becomes_of_its_viewer(run, viewer):
 
 
 def test_snapshots_follow_the_run_and_go_with_it(run, viewer):
-    viewer(VIEWERS["never looks"])
+    viewer(NEVER_LOOKS)
     folders, steps = set(), []
 
     def look(step, optimization):
@@ -112,7 +112,7 @@ def test_snapshots_follow_the_run_and_go_with_it(run, viewer):
 
 
 def test_a_wish_to_save_leaves_a_checkpoint_and_the_asset_of_that_iteration(run, viewer):
-    viewer(VIEWERS["never looks"])
+    viewer(NEVER_LOOKS)
 
     def ask(step, optimization):
         if step == 2:
@@ -124,7 +124,7 @@ def test_a_wish_to_save_leaves_a_checkpoint_and_the_asset_of_that_iteration(run,
 
 
 def test_the_loop_waits_as_long_as_a_pause_is_renewed(run, viewer):
-    viewer(VIEWERS["never looks"])
+    viewer(NEVER_LOOKS)
     times: dict[int, float] = {}
     ended: list[float] = []
 
@@ -146,7 +146,7 @@ def test_the_loop_waits_as_long_as_a_pause_is_renewed(run, viewer):
 
 
 def test_a_wish_to_stop_ends_a_pause(prior, tmp_path, viewer):
-    viewer(VIEWERS["never looks"])
+    viewer(NEVER_LOOKS)
     with beside.Beside(tmp_path, 8080) as shown:
         shown._broken = True  # no snapshot: there is no optimisation
         for _ in range(2):
@@ -156,7 +156,7 @@ def test_a_wish_to_stop_ends_a_pause(prior, tmp_path, viewer):
 
 
 def test_a_full_disk_costs_one_warning(run, viewer, monkeypatch, caplog):
-    viewer(VIEWERS["never looks"])
+    viewer(NEVER_LOOKS)
 
     def full(*_):
         raise UserError("snapshot.npz: cannot be written (No space left on device)")
@@ -196,5 +196,3 @@ def test_only_the_viewers_own_process_imports_viser():
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "viser")
     }
     assert importing == {"dreammapping/viewer/command.py", "dreammapping/viewer/stage.py"}
-    code = "import sys, train, dreammapping.program; sys.exit('viser' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=LONG)

@@ -55,19 +55,20 @@ def export_run(
         if name in CHECKS:
             CHECKS[name]()
     cameras = json.dumps(cameras_json(run.cameras()))
+    stored = run.size(iteration)
+    degree = stored.sh_degree if sh_degree is None else sh_degree
+    sizes = [PER_GAUSSIAN[name](coefficient_count(degree) - 1) * stored.count for name in formats]
+    yield (
+        f"{folder}, iteration {iteration}: {stored.count:,} Gaussians, harmonics of degree {degree}; about "
+        f"{_megabytes(sum(sizes))} at most, and {_megabytes(stored.memory + 2 * max(sizes))} of memory"
+    )
     model = run.gaussians(iteration)
     if sh_degree is not None:
         model = with_degree(model, sh_degree)
-    bands = model.sh_rest.shape[1]
-    size = sum(PER_GAUSSIAN[name](bands) for name in formats) * len(model)
-    yield (
-        f"{folder}, iteration {iteration}: {len(model):,} Gaussians, harmonics of degree {model.sh_degree}; "
-        + (f"about {_megabytes(size)} at most")
-    )
     for name in formats:
         path = out / f"{folder.resolve().name}.{name}"
         _writer(name, run.prompt, spz_version)(path, model)
-        lost = "; without harmonics" if name == "splat" and bands else ""
+        lost = "; without harmonics" if name == "splat" and degree else ""
         yield f"{path}: {_megabytes(path.stat().st_size)}{lost}"
     path = out / "cameras.json"
     write_text(path, cameras)

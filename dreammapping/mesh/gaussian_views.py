@@ -1,7 +1,6 @@
 """Gaussians as what a mesh is made from."""
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 
@@ -30,7 +29,7 @@ class GaussianViews:
     def __init__(self, gaussians: GaussianModel, *, backend: str = "auto", direct_rgb: bool = False) -> None:
         self.gaussians, self.backend, self.direct_rgb = gaussians, backend, direct_rgb
 
-    @cached_property
+    @property
     def reach(self) -> float:
         gaussians = self.gaussians
         seen = gaussians.opacities[:, 0] > FAINT

@@ -1,7 +1,6 @@
 """A radiance field as what a mesh is made from."""
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 
@@ -33,7 +32,7 @@ class RadianceViews:
         )
         self._occupancy.update(field, torch.Generator().manual_seed(0))
 
-    @cached_property
+    @property
     def reach(self) -> float:
         side = 2 * self.field.bound / self._occupancy.resolution
         seen = 1 - (-self._occupancy.densities * side).exp() > FAINT

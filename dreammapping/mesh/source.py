@@ -17,8 +17,8 @@ def size_of(run: FinishedRun, iteration: int) -> tuple[str, int]:
     if run.config.is_field:
         size = (run.folder / FIELD).stat().st_size
         return f"a field of {size // 4:,} numbers", 2 * size + radiance_views.memory(run.config)
-    count, size = run.size(iteration)
-    return f"{count:,} Gaussians", 2 * size + gaussian_views.memory(count)
+    size = run.size(iteration)
+    return f"{size.count:,} Gaussians", size.memory + gaussian_views.memory(size.count)
 
 
 def source_of(run: FinishedRun, iteration: int, device: torch.device) -> Source:

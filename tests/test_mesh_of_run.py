@@ -12,7 +12,8 @@ import trimesh
 from arguments import load, to_yaml
 from dreammapping.__main__ import main
 from dreammapping.mesh import files
-from dreammapping.mesh.make import WRITERS
+from dreammapping.mesh import make as making
+from dreammapping.mesh.compare import Likeness
 from scene.field_file import write_field
 from scene.field_start import Blob
 from scene.gaussian_model import GaussianModel
@@ -161,11 +162,11 @@ def test_a_field_becomes_a_textured_mesh_by_the_same_verb(tmp_path, capsys, kind
         run.claim(to_yaml(load(settings)[0]))
         write_field(run.path("field.safetensors"), field, 7, "a red ball")
         run.stands()
-    assert main(["mesh", str(run.folder), *QUICK]) == 0
+    assert main(["mesh", str(run.folder), *QUICK, "--views", "10"]) == 0
     out = capsys.readouterr().out
     assert "iteration 7: a field of " in out and "watertight" in out and "not watertight" not in out
     numbers = json.loads((run.folder / "mesh" / "mesh.json").read_text())
-    assert numbers["psnr"] > 22 and numbers["coverage"] > 0.93
+    assert numbers["psnr"] > 20 and numbers["coverage"] > 0.92
     mesh = loaded(run.folder / "mesh" / "mesh.glb")
     assert mesh.extents == pytest.approx([0.76] * 3, abs=0.1)
     points, colors = sample_file(run.folder / "mesh" / "mesh.ply", 2000, seeded())
@@ -195,8 +196,9 @@ def test_what_cannot_be_made_is_one_line(tmp_path, capsys, words, message):
     assert not (folder / "mesh").exists()
 
 
-def test_a_disk_that_fills_leaves_the_mesh_of_before_or_none(tmp_path, capsys, monkeypatch):
+def test_a_disk_that_fills_leaves_the_mesh_of_before_or_none(ball, tmp_path, capsys, monkeypatch):
     folder = a_run(tmp_path / "ball", shell())
+    monkeypatch.setattr(making, "make", lambda *_: (ball, Likeness(30.0, 1.0)))
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -206,7 +208,7 @@ def test_a_disk_that_fills_leaves_the_mesh_of_before_or_none(tmp_path, capsys, m
             (folder / "mesh").mkdir(exist_ok=True)
             (folder / "mesh" / name).write_text(text)
         with monkeypatch.context() as patch:
-            patch.setitem(WRITERS, "mesh.ply", full)
+            patch.setitem(making.WRITERS, "mesh.ply", full)
             assert main(["mesh", str(folder), *QUICK]) == 2
         error = capsys.readouterr().err
         assert "cannot be written (No space left on device)" in error and error.strip().count("\n") == 0

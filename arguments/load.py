@@ -73,6 +73,7 @@ def load(
         overrides.append(Entry("offline", True, COMMAND_LINE))
     if flags.viewer:
         overrides.append(Entry("viewer", True, COMMAND_LINE))
+    _remark_twice(overrides)
     overrides += [_change(key, value) for key, value in (changes or {}).items()]
     path = _settings_file(flags.opt) if flags.opt is not None else None
     entries = read_file(path) if path else []
@@ -147,6 +148,13 @@ def _refuse_twice(entries: list[Entry]) -> None:
             same = before.given == entry.given  # but for LucidDreamer's underscore
             found = "got it twice" if same else f"got it as {before.given} and as {entry.given}"
             raise UserError(f"{entry.where}: {entry.name}: expected it once, {found}; keep one of the two")
+
+
+def _remark_twice(entries: list[Entry]) -> None:
+    """Say of a setting that a command line gives twice which value counts."""
+    last = {entry.name: entry for entry in entries}
+    for name in dict.fromkeys(entry.name for entry in entries if entry.value != last[entry.name].value):
+        log.warning("%s: %s is given more than once; %s counts", COMMAND_LINE, name, shown(last[name].value))
 
 
 def differences(path: Path, config: Config) -> list[str]:

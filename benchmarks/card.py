@@ -102,7 +102,9 @@ def stages(options: argparse.Namespace) -> list[list[Part]]:
     if options.parts:
         unknown = sorted(set(options.parts) - set(parts))
         if unknown:
-            raise UserError(f"--parts: expected some of {', '.join(parts)}, got {', '.join(unknown)}")
+            raise UserError(
+                f"--parts: expected some of {', '.join(parts)}, got {', '.join(unknown)}; correct it"
+            )
         parts = {name: part for name, part in parts.items() if name in (*options.parts, "model")}
     untimed = [part for part in parts.values() if part.name in UNTIMED]
     timed = [part for part in parts.values() if part not in untimed]

@@ -271,10 +271,13 @@ def main(argv: list[str] | None = None) -> int:
         ]
         if min(positive) < 1:
             raise UserError(
-                f"--threads, --sizes, --gaussians, --points, --repeats: expected at least 1, got {min(positive)}"
+                f"--threads, --sizes, --gaussians, --points, --repeats: expected at least 1, got {min(positive)}; "
+                "raise it"
             )
         if options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError("--device: expected cpu where torch finds no CUDA device, got " + options.device)
+            raise UserError(
+                f"--device: expected cpu where torch finds no CUDA device, got {options.device}; try --device cpu"
+            )
         if options.gaussians is None:
             options.gaussians = [10_000, 50_000] + ([100_000, 500_000] if options.device != "cpu" else [])
         return measure(options)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from utils.console import complain, forgiving_errors, show_every_letter
 from utils.errors import UserError
-from utils.interruption import as_ctrl_c
+from utils.interruption import as_ctrl_c, told_apart
 
 
 def exit_code(
@@ -24,7 +24,8 @@ def exit_code(
     show_every_letter()
     with forgiving_errors(), as_ctrl_c():
         try:
-            return work()
+            with told_apart():
+                return work()
         except UserError as error:
             if debug:
                 raise

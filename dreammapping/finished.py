@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from scene.initialization import initial_points
 from scene.ply import read_gaussians, read_header, read_points
 from scene.radiance_field import RadianceField
 from utils.errors import UserError
+from utils.inputs import regular_file
 from utils.paths import user_path
 
 SETTINGS = "config.yaml"
@@ -76,7 +78,7 @@ class FinishedRun:
             path = self.folder / FIELD
             return [iteration_of(path)] if path.exists() else []
         names = (path.parent.name.removeprefix("iteration_") for path in self.folder.glob(_ply("*")))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def iteration(self, wanted: int | None = None) -> int:
         """`wanted`, which must have been saved; the last saved one if None.
@@ -177,7 +179,8 @@ class FinishedRun:
     def _by_step(self, *pattern: str) -> list[Path]:
         """Folders named by an iteration, in order."""
         found = self.folder.glob("/".join(pattern))
-        steps = {int(path.name.partition("_")[0]): path for path in found if path.name[0].isdecimal()}
+        named = ((path.name.partition("_")[0], path) for path in found)
+        steps = {int(step): path for step, path in named if step.isdecimal()}
         return [steps[step] for step in sorted(steps)]
 
     @cached_property
@@ -217,7 +220,7 @@ class FinishedRun:
         found = _json(path, _text(path))
         try:
             return _cameras(found, self.config.GenerateCamParams.default_azimuth)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
             raise UserError(f"{path}: expected cameras, got {error!r}; restore the file") from error
 
 
@@ -269,10 +272,10 @@ def _ply(iteration: int | str) -> str:
 
 
 def _text(path: Path) -> str:
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: expected a run's file, found none; let the run save first")
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: expected a run's file, found none; let the run save first") from error
+        return regular_file(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected readable text, got: {error}; restore the file") from error
 

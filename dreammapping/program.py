@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from arguments import Config, differences, load, to_yaml
 from dreammapping.beside import beside_its_run
 from dreammapping.finished import FinishedRun
@@ -23,10 +21,10 @@ from dreammapping.viewer.beside import Beside
 from dreammapping.viewer.needs import require_viser
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
-from utils.device import choose_device, fullness, is_out_of_memory
+from utils.device import choose_device, fullness, is_out_of_memory, plain_torch
 from utils.distributed import joined, rank
 from utils.errors import Stopped, UserError
-from utils.interruption import Interruption
+from utils.interruption import Interruption, told_apart
 from utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -126,7 +124,7 @@ def _lead(
     """The run in the process that writes it."""
     run = Run(config.ModelParams.run_folder, resume=resume, force=force)
     try:
-        with _at_work(config), run:
+        with told_apart(), _at_work(config), run:
             optimization = start(config, build, load)
             warn_of_unknown_prompt(config.GuidanceParams)
             if resume:
@@ -157,8 +155,8 @@ def _follow(config: Config, build: Build | None, load: Load | None) -> Result:
 
 @contextmanager
 def _at_work(config: Config) -> Iterator[None]:
-    """Within the block, full memory is told, and gradients are taken whatever a caller has switched off."""
-    with _told_when_full(config), torch.inference_mode(False), torch.enable_grad():
+    """Within the block, full memory is told, and torch is as the program needs it."""
+    with _told_when_full(config), plain_torch():
         yield
 
 
@@ -216,10 +214,7 @@ def _go_on(optimization: Optimization, run: Run) -> None:
             f"set iterations={done} or more, or leave out --resume and choose another workspace"
         )
     changed = _changes(optimization.config, run)
-    with Interruption() as interruption:  # in the middle, a library would take it for a fault of the file
-        state = checkpoint.load(newest)
-    if interruption:
-        raise Stopped(number=interruption.signal or signal.SIGINT)
+    state = checkpoint.load(newest)
     try:
         optimization.load_state_dict(state)
     except UserError as error:

@@ -95,7 +95,9 @@ def _text_to_shape(
     where = f"GenerateCamParams.init_shape: {params.init_shape}"
     try:
         if text_to_mesh is None:
-            raise UserError(f"{where} needs a prompt and a model that makes shapes from text")
+            raise UserError(
+                f"{where}: expected a prompt and a model that makes shapes from text, got none; set init_shape=sphere"
+            )
         mesh = text_to_mesh()
     except UserError as error:
         if params.init_fallback == "stop":
@@ -116,8 +118,10 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
     path = user_path(params.init_path, "GenerateCamParams.init_path")
     suffix = path.suffix.lower()
     if suffix not in MESH_SUFFIXES:
+        splats = suffix in (".splat", ".spz")
+        advice = "give these Gaussians as pretrained_model_path" if splats else "convert it"
         raise UserError(
-            f"GenerateCamParams.init_path: expected one of {', '.join(MESH_SUFFIXES)}, got {path.name}; convert it"
+            f"GenerateCamParams.init_path: expected one of {', '.join(MESH_SUFFIXES)}, got {path.name}; {advice}"
         )
     refuse_too_many_faces(path)
     if suffix == ".ply" and not ply.has_faces(path):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scene import gltf, ply
+from scene import gltf, ply, ply_faces
 from scene.mesh_size import declared_faces
 from utils.errors import UserError
 from utils.inputs import regular_file
@@ -110,9 +110,14 @@ def _surfaces(path: Path) -> Iterator[Surface]:
         document = gltf.read(path)
         document.refuse_gaussians()
         document.check()
-    opened = document.stream() if document else ply.mesh_stream(path) if suffix == ".ply" else path.open("rb")
     missing: list[str] = []
-    with opened as file:
+    with (
+        document.stream()
+        if document
+        else ply_faces.mesh_stream(path, MOST_FACES)
+        if suffix == ".ply"
+        else path.open("rb")
+    ) as file:
         scene = trimesh.load_scene(
             file, file_type=suffix[1:], resolver=_neighbours(path, missing), process=False
         )

@@ -5,9 +5,8 @@ upright. A comment marks such files, and reading turns them back. A file without
 (z up, front +y), which is LucidDreamer's.
 """
 
-import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +36,13 @@ COLUMNS = {
     "log_scales": ("scale_0", "scale_1", "scale_2"),
     "quats": ("rot_0", "rot_1", "rot_2", "rot_3"),
 }
-TYPE_SIZES = {
-    "char": 1, "uchar": 1, "int8": 1, "uint8": 1,
-    "short": 2, "ushort": 2, "int16": 2, "uint16": 2,
-    "int": 4, "uint": 4, "int32": 4, "uint32": 4, "float": 4, "float32": 4,
-    "double": 8, "float64": 8,
+TYPES = {
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
+    "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
+    "double": "f8", "float64": "f8",
 }  # fmt: skip
+"""A file's types as NumPy calls them."""
+TYPE_SIZES = {name: int(kind[1]) for name, kind in TYPES.items()}
 
 
 def write_gaussians(path: Path | str, model: GaussianModel, comments: Sequence[str] = ()) -> None:
@@ -301,7 +301,8 @@ def _scalar_vertex_properties(path: Path | str, header: Header) -> set[str]:
         raise UserError(f"{path}: expected vertices, got none; check the file")
     if "packed_position" in vertex.properties:
         raise UserError(
-            f"{path}: expected a plain PLY, got SuperSplat's compressed one; export it from there as PLY, uncompressed"
+            f"{path}: expected a plain PLY, got SuperSplat's compressed one; give it as pretrained_model_path, or "
+            "export it from there uncompressed"
         )
     return {name for name, kind in vertex.properties.items() if not kind.startswith("list")}
 
@@ -319,25 +320,12 @@ def _read_vertices(path: Path | str, header: Header) -> np.ndarray:
     try:
         with Path(path).open("rb") as file:
             file.seek(header.size)
-            return PlyData.read(WithHeader(_header_of(header.form, elements), file), mmap="r")["vertex"].data
+            return PlyData.read(WithHeader(header_of(header.form, elements), file), mmap="r")["vertex"].data
     except (PlyParseError, ValueError, KeyError, OverflowError, OSError) as error:
         raise UserError(f"{path}: cannot be read as PLY ({error}); check the file") from error
 
 
-@contextlib.contextmanager
-def mesh_stream(path: Path | str) -> Iterator[Any]:
-    """The file for a parser of meshes, its header checked and in plain words.
-
-    Raises:
-        UserError: the file is missing, has no header or a broken one, or is cut off.
-    """
-    header = read_header(path)
-    with Path(path).open("rb") as file:
-        file.seek(header.size)
-        yield WithHeader(_header_of(header.form, header.elements, header.comments), file)
-
-
-def _header_of(form: str, elements: Iterable[Element], comments: Iterable[str] = ()) -> bytes:
+def header_of(form: str, elements: Iterable[Element], comments: Iterable[str] = ()) -> bytes:
     """A header that every parser takes: in ASCII but for comments, and of doubles where the rows are text."""
     lines = ["ply", f"format {form} 1.0", *(f"comment {_utf8(comment)}" for comment in comments)]
     for element in elements:

@@ -430,6 +430,27 @@ def test_upstream_guidance_is_remarked_once(
     assert sum("SD runs VDM with DCA" in message for message in caplog.messages) == said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed=4", "seed=3"], "seed is given more than once; 3 counts"),
+        (["--seed", "4", "seed=3"], "seed is given more than once; 4 counts"),
+        (["iterations=1", "OptimizationParams.iterations=2"], "iterations is given more than once; 2 counts"),
+        (["seed=4", "seed=4"], None),
+    ],
+)
+def test_a_setting_that_is_given_twice_is_told(
+    caplog: pytest.LogCaptureFixture, words: list[str], said
+) -> None:
+    config, _ = load(["text=a", "model_key=toybox", "guidance=vdm", *words])
+    assert [line.partition("Params.")[2] or line.partition(": ")[2] for line in caplog.messages] == [
+        said
+    ] * bool(said)
+    assert (config.seed in (0, 3, 4) and said is None) or said.split()[-2] == str(
+        config.seed or config.iterations
+    )
+
+
 def test_keys_without_effect_share_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tree = {"GuidanceParams": {"text": "a fox", "model_key": "toybox", "guidance": "vdm"}}
     for name in WITHOUT_EFFECT:
@@ -479,14 +500,14 @@ def test_every_setting_is_read_somewhere() -> None:
 def test_keys_at_their_former_place_are_taken_with_one_note(tmp_path: Path, caplog, place: str) -> None:
     """As in the settings and run folders of before, where all of the guidance was one group."""
     defaults = {name: value_of(Config(), new) for name, new in MOVED.items()}
-    words = [f"{name}={json.dumps(plain(value))}" for name, value in defaults.items()]
     changed = {"GuidanceParams.lora_rank": 9, "GuidanceParams.m_norm": "group"}
     if place == "file":
         tree = {name.partition(".")[2]: plain(value) for name, value in (defaults | changed).items()}
         tree |= {"text": "a fox", "model_key": "toybox", "guidance": "vdm"}
         words = ["--opt", str(written(tmp_path, yaml.safe_dump({"GuidanceParams": tree})))]
     else:
-        words = [*ENOUGH, "guidance=vdm", *words, *(f"{name}={value}" for name, value in changed.items())]
+        given = (defaults | changed).items()
+        words = [*ENOUGH, "guidance=vdm", *(f"{name}={json.dumps(plain(value))}" for name, value in given)]
     with caplog.at_level(logging.INFO):
         config, _ = load(words)
     assert (config.LoRAParams.lora_rank, config.VDMParams.m_norm) == (9, "group")

@@ -24,6 +24,7 @@ from tests import foreign
 from tests.gaussians import random_gaussians
 from tests.test_export_formats import asset, psnr
 from utils.errors import UserError
+from utils.own_files import RECORD
 from utils.run import Run
 
 HERE = ["ply", "splat", "spz", "glb", "compressed.ply"]
@@ -116,13 +117,17 @@ def test_the_version_of_spz(folder):
         (["{run}", "--format", "ply", "--iteration", "7"], "expected iteration 20, 100, got 7"),
         (["{run}/nothing", "--format", "ply"], "expected a run with its config.yaml, found none"),
         (["{run}", "--format", "glb", "--output", "{run}/config.yaml/inside"], "cannot be written"),
+        (
+            ["{run}", "--format", "glb", "--output", "{run}"],
+            "cameras.json: expected no file, or one that this",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(folder, capsys, words, message):
     assert main(["export", *(word.format(run=folder) for word in words)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert not (folder / "export").exists()
+    assert not (folder / "export").exists() and not (folder / "car.glb").exists()
 
 
 def test_a_run_that_saved_nothing_is_one_line(folder, capsys):
@@ -186,7 +191,7 @@ def test_a_splat_transform_that_fails_leaves_nothing(folder, capsys, programs):
         assert main(["export", str(folder), "--format", "sog"]) == 2
         error = capsys.readouterr().err
         assert "splat-transform made no file" in error and error.count("\n") == 1
-        assert list((folder / "export").iterdir()) == []
+        assert [path.name for path in (folder / "export").iterdir()] == [RECORD]
 
 
 def test_a_sog_is_read_back_by_splat_transform(tmp_path, monkeypatch):

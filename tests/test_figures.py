@@ -128,6 +128,11 @@ def test_an_iteration_takes_what_was_measured():
     assert parts in text
 
 
+def test_what_memory_plans_take_is_what_was_counted():
+    plans = [f"{measured('memory_plans')['gib'][name]:.1f}" for name in ("8gb", "12gb", "24gb", "max")]
+    assert f"take {', '.join(plans[:3])} and {plans[3]} GiB" in page(ROOT / "README.md")
+
+
 def test_the_priors_card_and_what_is_said_of_it_are_its_reports(tmp_path):
     prior = ROOT / "toybox" / "prior"
     report = json.loads((prior / "report.json").read_text(encoding="utf-8"))
@@ -142,6 +147,6 @@ def test_the_priors_card_and_what_is_said_of_it_are_its_reports(tmp_path):
         assert re.search(rf"{made['steps']:,} steps of [^|]*\| {made['seconds']} s", text)
     assert f"in {report['stages']['vae']['seconds']} s on one CPU thread" in text
     shares = [100 * report[f"samples_{name}_pairs"]["pair"] for name in ("train", "held_out")]
-    assert "recognised in {:.0f} % (training pairs) and {:.0f} % (held-out pairs)".format(*shares) in page(
+    assert "recognised in {:.1f} % (training pairs) and {:.1f} % (held-out pairs)".format(*shares) in page(
         ROOT / "CHANGELOG.md"
     )

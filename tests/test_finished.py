@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,15 @@ def test_a_broken_file_is_named(folder, name):
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=rf"{name}.*found none"):
+        BROKEN[name][1](FinishedRun.open(folder))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+@pytest.mark.parametrize("name", [name for name in BROKEN if name != "config.yaml"])
+def test_a_pipe_is_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match="expected a file, got a pipe"):
         BROKEN[name][1](FinishedRun.open(folder))
 
 

@@ -14,7 +14,7 @@ from guidance import ScoreModel, ViewPrompts, build_guidance
 from guidance.prior.gradient_scale import GradientScale
 from tests.settings import config_of
 from tests.tiny_models import save_pipeline
-from tests.tolerances import NETWORK
+from tests.tolerances import NETWORK, same
 from utils import checkpoint
 
 VIEWS = 2
@@ -140,16 +140,6 @@ def test_every_method_trains_from_its_settings_and_resumes_with_the_same_bits(pa
     trained = dict(whole.guidance.named_parameters()) if whole.guidance.optimizer is not None else {}
     unmoved = [name for name, value in trained.items() if torch.equal(value, start[name])]
     assert not unmoved
-
-
-def same(left, right):
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
 
 
 def asked(model, lora=None, **told):

@@ -23,7 +23,7 @@ from scene.ply import write_gaussians, write_points
 from tests.gaussians import random_gaussians, seeded
 from utils.errors import UserError
 
-RED, GREEN = [255, 0, 0, 255], [0, 255, 0, 255]
+RED, GREEN, BLUE = [255, 0, 0, 255], [0, 255, 0, 255], [0, 0, 255, 255]
 
 
 def points_of(shape: str, count: int = 2000, **settings) -> tuple[torch.Tensor, torch.Tensor]:
@@ -305,6 +305,35 @@ def test_colours_of_ply_meshes_have_any_name_and_range(tmp_path, names, kind, fu
     PlyData(elements, **options).write(str(tmp_path / "a.ply"))
     _, colors = from_file(tmp_path / "a.ply", count=10)
     torch.testing.assert_close(colors, torch.tensor([0.2, 1.0, 0.6]).expand(10, 3), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"byte_order": "<"}, {"byte_order": ">"}, {"text": True}], ids=["little", "big", "text"]
+)
+@pytest.mark.parametrize(
+    "faces", [[[0, 1, 2, 3], [3, 2, 4]], [[0, 1, 2, 4, 3]], [[0, 1], [0, 1, 2, 3], [2, 4, 3]]]
+)
+def test_faces_of_a_ply_may_have_any_number_of_corners(tmp_path, faces, options):
+    """The unit square, red, under a gable, blue or red."""
+    corners = np.array(
+        [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0), (0.5, 1.5, 0)], dtype=[(axis, "f4") for axis in "xyz"]
+    )
+    colors = ("red", "green", "blue")
+    rows = np.empty(
+        len(faces), dtype=[("material", "i4"), ("vertex_indices", "O"), *((name, "u1") for name in colors)]
+    )
+    for row, face in zip(rows, faces, strict=True):
+        row["vertex_indices"], row["material"] = np.array(face, dtype="i4"), 7
+        row["red"], row["green"], row["blue"] = BLUE[:3] if len(face) == 3 else RED[:3]
+    element = PlyElement.describe(rows, "face", len_types={"vertex_indices": "u1"})
+    PlyData([PlyElement.describe(corners, "vertex"), element], **options).write(str(tmp_path / "a.ply"))
+    count = 4000
+    points, found = from_file(tmp_path / "a.ply", count=count)
+    blue = found[:, 2] == 1
+    gable = blue if len(faces) > 1 else points[:, 1] > 0.5 - 0.5 / 1.5
+    assert float(gable.double().mean()) == pytest.approx(0.2, abs=4 * math.sqrt(0.2 * 0.8 / count))
+    assert points[gable, 1].min() > points[~gable, 1].max()
+    assert blue.any() == (len(faces) > 1)
 
 
 @pytest.mark.parametrize("suffix", ["obj", "glb", "ply"])

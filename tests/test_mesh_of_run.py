@@ -23,6 +23,7 @@ from scene.radiance_field import RadianceField, hash_cells, new_hash_grid, new_v
 from tests import foreign
 from tests.balls import painted, sides
 from tests.gaussians import seeded
+from utils.own_files import RECORD, note
 from utils.run import Run
 from utils.spherical_harmonics import rgb_to_sh_dc
 
@@ -132,7 +133,7 @@ def test_the_verb_makes_all_files_and_says_how_good_they_are(tmp_path, capsys):
     assert "watertight" in out and "not watertight" not in out and "PSNR" in out
     made = folder / "mesh"
     assert {path.name for path in made.iterdir()} == {
-        "mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.json",
+        "mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.json", RECORD,
     }  # fmt: skip
     numbers = json.loads((made / "mesh.json").read_text())
     assert numbers["watertight"] and numbers["psnr"] > 22 and numbers["coverage"] > 0.93
@@ -184,16 +185,20 @@ def test_a_field_becomes_a_textured_mesh_by_the_same_verb(tmp_path, capsys, kind
         (["--scale", "0"], "--scale: expected"),
         (["--iteration", "9"], "expected iteration 7, got 9"),
         (["--output", "{file}/inside"], "cannot be written"),
+        (["--output", "{theirs}"], "mesh.ply: expected no file, or one that this program made"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(tmp_path, capsys, words, message):
     folder = a_run(tmp_path / "ball", shell())
     (tmp_path / "file").write_text("")
-    words = [word.format(file=tmp_path / "file") for word in words]
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "mesh.ply").write_text("precious")
+    words = [word.format(file=tmp_path / "file", theirs=tmp_path / "theirs") for word in words]
     assert main(["mesh", str(folder), *QUICK, *words]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.strip().count("\n") == 0
     assert not (folder / "mesh").exists()
+    assert [path.read_text() for path in (tmp_path / "theirs").iterdir()] == ["precious"]
 
 
 def test_a_disk_that_fills_leaves_the_mesh_of_before_or_none(ball, tmp_path, capsys, monkeypatch):
@@ -203,17 +208,20 @@ def test_a_disk_that_fills_leaves_the_mesh_of_before_or_none(ball, tmp_path, cap
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    for before in ({}, {"mesh.glb": "the one of before", "notes.txt": "mine"}):
-        for name, text in before.items():
-            (folder / "mesh").mkdir(exist_ok=True)
+    def there():
+        return {path.name: path.read_text() for path in (folder / "mesh").glob("*")}
+
+    for texts in ({}, {"mesh.glb": "the one of before", "notes.txt": "mine"}):
+        for name, text in texts.items():
+            note(folder / "mesh", ["mesh.glb"])
             (folder / "mesh" / name).write_text(text)
+        before = there()
         with monkeypatch.context() as patch:
             patch.setitem(making.WRITERS, "mesh.ply", full)
             assert main(["mesh", str(folder), *QUICK]) == 2
         error = capsys.readouterr().err
         assert "cannot be written (No space left on device)" in error and error.strip().count("\n") == 0
-        left = {path.name: path.read_text() for path in (folder / "mesh").glob("*")}
-        assert left == before and (folder / "mesh").exists() == bool(before)
+        assert there() == before and (folder / "mesh").exists() == bool(before)
 
 
 def test_gaussians_that_nobody_sees_are_one_line(tmp_path, capsys):

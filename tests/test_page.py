@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -185,6 +186,16 @@ BROKEN = {
     "metrics of other things": lambda run: (run / "metrics.jsonl").write_text(
         '3\n{"step": "a", "loss/x": "b"}\n'
     ),
+    "metrics of huge numbers": lambda run: (run / "metrics.jsonl").write_text(
+        f'{{"step": 1{"0" * 400}}}\n{{"step": 1, "loss/x": -1e308}}\n{{"step": 2, "loss/x": 1e308}}\n'
+    ),
+    "cameras without a focal length": lambda run: (run / "cameras.json").write_text(
+        re.sub(r'"f([xy])": [0-9.]+', r'"f\1": 0', (run / "cameras.json").read_text())
+    ),
+    "an iteration that is no number": lambda run: (
+        (run / "point_cloud" / "iteration_²").mkdir()
+        or (run / "point_cloud" / "iteration_²" / "point_cloud.ply").touch()
+    ),
     "no cameras": lambda run: (run / "cameras.json").unlink(),
     "no pictures": lambda run: [path.unlink() for path in run.rglob("*.png")],
     "a missing picture": lambda run: next(run.rglob("render_depth_2.png")).unlink(),
@@ -235,6 +246,10 @@ def test_somebody_elses_page_is_left_alone(folder, tmp_path):
     assert mine.read_text() == "<p>my thesis</p>"
     write_page(opened(folder), tmp_path / "ours.html")
     write_page(opened(folder), tmp_path / "ours.html")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.html")  # which is not waited for
+        with pytest.raises(UserError, match=r"pipe\.html: expected a place for a page"):
+            write_page(opened(folder), tmp_path / "pipe.html")
 
 
 def test_a_large_video_is_linked(folder, tmp_path, monkeypatch):

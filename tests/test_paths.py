@@ -15,6 +15,12 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     assert user_path("a~b", "model_key").name == "a~b"
 
 
+def test_a_variable_is_its_value_and_an_unknown_one_itself(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    assert user_path("$MODELS/a", "model_key") == user_path("${MODELS}/a", "model_key") == tmp_path / "a"
+    assert user_path("a$NOBODY_SET_THIS", "model_key").name == "a$NOBODY_SET_THIS"
+
+
 @pytest.mark.parametrize("name", ["~no such user/a", "a\0b", "a" * 5000])
 def test_a_name_that_no_path_has_is_said_in_one_line(name):
     with pytest.raises(UserError, match=r"model_key: expected a path, got .*correct it") as error:

@@ -192,21 +192,26 @@ def test_outdated_cells_are_run_again_where_that_is_asked_for(tmp_path):
     assert list(store.results) == [CELLS[1].key, CELLS[0].key]  # the newest stands last
 
 
-def test_the_code_of_a_cell_is_all_that_trains_and_judges_and_no_table(tmp_path, monkeypatch):
+def test_the_code_of_a_cell_is_all_that_trains_and_judges_and_nothing_that_looks(tmp_path, monkeypatch):
     monkeypatch.setattr(cells, "ROOT", tmp_path)
-    own = tmp_path / "dreammapping" / "reproduction"
-    monkeypatch.setattr(cells, "__file__", str(own / "cells.py"))
-    own.mkdir(parents=True)
-    (tmp_path / "guidance").mkdir()
 
     def after(name: str) -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("changed")
         return code_digest.__wrapped__()
 
     first = code_digest.__wrapped__()
-    assert after("dreammapping/reproduction/prompts.py") == first
+    for name in ("reproduction/prompts.py", "page/page.py", "viewer/templates/frame.py"):
+        assert after(f"dreammapping/{name}") == first
     assert after("guidance/notes.md") == first
-    assert len({first, after("guidance/vdm.py"), after("dreammapping/finished.py"), after("train.py")}) == 4
+    trains = (
+        "guidance/vdm.py",
+        "dreammapping/finished.py",
+        "train.py",
+        "field_renderer/render.py",
+        "utils/page/a.py",
+    )
+    assert len({first, *(after(name) for name in trains)}) == 6
 
 
 @pytest.fixture

@@ -65,6 +65,21 @@ def test_renders_of_different_sizes_stand_in_one_picture(order, tmp_path):
     assert read_picture(tmp_path / "fig6.png").shape[1] == 3 * 2 * report.TILE + 2 * 4
 
 
+def test_renders_that_are_not_square_keep_their_shape(tmp_path):
+    """A black picture twice as wide as high is half of its tile, in the middle, between white."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for view in range(4):
+        write_picture(folder / f"{view}.png", np.zeros((30, 60, 3), np.uint8))
+    (folder / "prompt.txt").write_text("a red cat")
+    tile = report._tile(folder)
+    assert tile.shape == (report.TILE, 2 * report.TILE, 3)
+    quarter = report.TILE // 4
+    assert (
+        not tile[quarter:-quarter].any() and (tile[:quarter] == 255).all() and (tile[-quarter:] == 255).all()
+    )
+
+
 def test_distances_of_runs_that_were_made_again_are_taken_again(order, tmp_path, monkeypatch):
     planned, taken = plan_work(FIGURES["table3"], order), []
     folder = pictures(tmp_path / "run", 32)
@@ -112,6 +127,10 @@ def test_a_missing_start_shape_is_no_silent_sphere():
         if "GenerateCamParams.init_fallback=stop" in words
     }
     assert stops == {*planned.figure.variants} - {"dreamgaussian"}  # which starts from a ball
+    sphere = "GenerateCamParams.init_fallback=sphere"
+    asked = plan_work(FIGURES["table2"], Order(model=LARGE, prompts="1", seeds=1, overrides=(sphere,)))
+    fallbacks = [[word for word in words if "init_fallback" in word] for words in asked.cells.values()]
+    assert fallbacks == [[sphere]] * len(fallbacks) != []
 
 
 def test_what_a_method_learns_before_the_run_is_no_evaluation_of_its_iterations():

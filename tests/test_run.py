@@ -1,5 +1,6 @@
 """A run folder has one owner, loses nothing that somebody else put there, and survives a restart."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from utils import aside, checkpoint
 from utils.errors import UserError
+from utils.own_files import RECORD, note
 from utils.run import MARKER, Run
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
 
 def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
     make(tmp_path / "a", "seed: 0\n").log({"step": 1})
+    (tmp_path / "a" / "judge.json").write_text("of the old run")
     for name in (
         "thesis.txt",
         "checkpoints/iteration_good/tensors.safetensors",
@@ -50,14 +53,15 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
         "mesh.ply",
         "index.html",
         "process_videos/frames/1.jpg",
+        "export/a.glb",
     ):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_text("precious")
     make(tmp_path / "a", "seed: 1\n", step=3, force=True)
     kept = contents(tmp_path / "a")
     assert kept["config.yaml"] == b"seed: 1\n" and "metrics.jsonl" not in kept
-    assert sum(content == b"precious" for content in kept.values()) == 8
-    assert not [name for name in kept if "iteration_5" in name or "replaced" in name]
+    assert sum(content == b"precious" for content in kept.values()) == 9
+    assert not [name for name in kept if "judge" in name or "iteration_5" in name or "replaced" in name]
 
 
 @pytest.mark.parametrize(("kind", "asset"), [("image", "picture.png"), ("grid", "mesh.ply")])
@@ -81,9 +85,12 @@ EXPORTED = (
     "mesh/mesh.glb",
     "mesh/mesh.json",
 )
+RECORDS = tuple(f"{name}/{RECORD}" for name in ("export", "mesh"))
 
 
 def exported(folder: Path, text: str = "made") -> None:
+    for name in EXPORTED:
+        note((folder / name).parent, [Path(name).name])
     for name in (*EXPORTED, "mesh/notes.txt", "export/archive/a.spz"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -98,12 +105,41 @@ def test_what_was_exported_of_a_replaced_run_is_kept_and_not_beside_the_new_one(
     make(folder, "seed: 3\n", step=1, force=True)
     for number, settings in (("1", "seed: 0\n"), ("2", "seed: 1\n"), ("3", "seed: 2\n")):
         kept = contents(folder / "replaced" / number)
-        assert set(kept) == set(EXPORTED) and set(kept.values()) == {settings.encode()}
+        assert set(kept) == {*EXPORTED, *RECORDS}
+        assert all(kept[name] == settings.encode() for name in EXPORTED)
         assert f"{folder / 'replaced' / number}: keeps what was exported" in caplog.text
     assert {"mesh/notes.txt", "export/archive/a.spz"} <= set(contents(folder)), (
         "a user's own stay where they are"
     )
     assert not list(folder.glob(".replaced-*"))
+
+
+@pytest.mark.parametrize("parts", range(0, 9, 2))
+def test_a_move_or_a_return_that_is_killed_loses_no_export(tmp_path, monkeypatch, parts):
+    make(tmp_path / "a")
+    exported(tmp_path / "a")
+    before, replace = contents(tmp_path / "a"), os.replace
+
+    def until(count: int):
+        done = []
+
+        def some(source, target):
+            if len(done) == count:
+                raise SystemExit("killed")
+            done.append(source)
+            replace(source, target)
+
+        return some
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", until(parts))
+        with pytest.raises(SystemExit):
+            aside.move_aside(tmp_path / "a")
+        patch.setattr(os, "replace", until(parts // 2))
+        with contextlib.suppress(SystemExit):
+            aside.settle(tmp_path / "a", stands=False)
+    aside.settle(tmp_path / "a", stands=False)
+    assert contents(tmp_path / "a") == before
 
 
 def test_what_was_exported_comes_back_with_a_run_whose_replacement_never_stands(tmp_path):
@@ -346,10 +382,14 @@ def test_a_resume_that_fails_has_changed_nothing(tmp_path):
     assert contents(tmp_path / "a")["config.yaml"] == before["config.yaml"]
 
 
-@pytest.mark.parametrize("broken", ["", "{", "[1]", "1", "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize("broken", ["", "{", "[1]", "1", "[" * 100_000, "\udcff", "pipe"])
 def test_a_damaged_manifest_does_not_keep_a_checkpoint_from_going_on(tmp_path, caplog, broken):
     make(tmp_path / "a")
-    (tmp_path / "a" / "run.json").write_bytes(broken.encode(errors="surrogateescape"))
+    if broken == "pipe" and hasattr(os, "mkfifo"):  # which is not waited for
+        (tmp_path / "a" / "run.json").unlink()
+        os.mkfifo(tmp_path / "a" / "run.json")
+    else:
+        (tmp_path / "a" / "run.json").write_bytes(broken.encode(errors="surrogateescape"))
     with Run(tmp_path / "a", resume=True) as run:
         run.claim("seed: 0\n")
         run.write_manifest(finished=False)
@@ -414,7 +454,9 @@ def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):
     for step in (10, 20, 30):
         run.log({"step": step})
     with run.path("metrics.jsonl").open("a") as file:
-        file.write('[1]\n1\n{"step": 4')  # damaged lines, and one that a kill cut short
+        file.write(
+            f'[1]\n1\n{{"step": 1{"0" * 400}}}\n{{"step": 4'
+        )  # damaged lines, and one that a kill cut short
     run.rewind_metrics(20)
     lines = run.path("metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [10, 20]

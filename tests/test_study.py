@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from dreammapping.evaluation.pictures import Source
@@ -200,6 +201,19 @@ def test_intervals_are_over_people_and_trials_and_not_over_single_answers():
     assert found.high - found.low > 2 * 1.96 * deviation
 
 
+def test_of_few_people_the_interval_is_student_s_and_reaches_beyond_what_they_said():
+    """Three people, of whom each holds to a rank in all of twelve trials: a bootstrap would end at 1 and 2."""
+    first = [1.0, 1.0, 2.0]
+    ranks = {
+        f"p{person}": {("quality", f"t{trial}"): {"x": rank, "y": 3.0 - rank} for trial in range(12)}
+        for person, rank in enumerate(first)
+    }
+    found = summarise(ranks, ["quality"]).ranks["quality"]["x"]
+    half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(first)
+    assert (found.low, found.high) == pytest.approx((4 / 3 - half, 4 / 3 + half))
+    assert found.low < 1.0 and found.high > 2.0
+
+
 def test_unfinished_answers_count_as_far_as_they_go(study, key, tmp_path):
     part = complete(key, "b", ["ivory", "slate", "ochre"])
     part["answers"] = part["answers"][:1]
@@ -257,6 +271,15 @@ def test_the_commands_build_a_study_and_score_its_answers(capsys, tmp_path):
     assert main(["score", str(path), "--json", str(tmp_path / "numbers.json")]) == 0
     assert "| ochre | 1.00 | 1.00 | 1.00 |" in capsys.readouterr().out
     assert json.loads((tmp_path / "numbers.json").read_text())["ranks"]["both"]["ivory"]["mean"] == 3.0
+    assert main(["build", *words, "--output", str(tmp_path / "out"), "--size", "32"]) == 0
+    capsys.readouterr()
+    said = error_of(capsys, "build", *words, "--output", str(tmp_path / "out"), "--size", "32", "--seed", "1")
+    assert f"found {key['study']}, whose answers mean nothing without its key.json" in said
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("precious", encoding="utf-8")
+    assert "found another" in error_of(
+        capsys, "build", *words, "--output", str(tmp_path / "site"), "--size", "32"
+    )
     assert "--size: expected 32 to 2048, got 8" in error_of(
         capsys, "build", *words, "--output", "x", "--size", "8"
     )

@@ -15,6 +15,7 @@ from dreammapping.dry_run import dry_run
 from dreammapping.optimization import Optimization
 from dreammapping.subject import Subject
 from tests.tiny_models import save_pipeline
+from tests.tolerances import same
 from utils import checkpoint
 from utils.contact_sheet import GAP, LINE
 from utils.errors import UserError
@@ -87,16 +88,6 @@ def configured(kind, prior, tmp_path):
     return make
 
 
-def same(left, right):
-    if isinstance(left, torch.Tensor):
-        return torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return left == right
-
-
 @pytest.mark.parametrize(
     ("kind", "guidance"),
     [*((kind, "vdm") for kind in SUBJECTS), *((kind, "vsd") for kind in ("gaussians", "image", "grid"))],
@@ -119,7 +110,11 @@ def test_a_killed_run_ends_with_the_same_bits(kind, build, configured, tmp_path,
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [*((kind, signal.SIGTERM) for kind in SUBJECTS), ("palette", signal.SIGINT), ("palette", signal.SIGHUP)],
+    indirect=["kind"],
+)
 def test_a_signal_ends_the_iteration_saves_and_the_run_goes_on_from_there(build, configured, number, caplog):
     def interrupt(step, _optimization):
         if step == 3:

@@ -19,7 +19,7 @@ from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job
 from dreammapping.sweep.ledger import Beat, Ledger
 from dreammapping.sweep.overview import Overview, duration
-from dreammapping.sweep.results import write_gallery, write_results
+from dreammapping.sweep.results import _scores, write_gallery, write_results
 from dreammapping.sweep.retries import (
     BUSY,
     DONE_SO,
@@ -39,6 +39,7 @@ from dreammapping.sweep.shift import Wait, carry_on, in_order, shift
 from dreammapping.sweep.status import DONE, FAILED, QUEUED, Status, Worker
 from dreammapping.sweep.worker import shard
 from guidance.prior import memory
+from tests.finished_run import finished_run
 from tests.sweep_lists import elsewhere, listed
 
 
@@ -325,3 +326,19 @@ def test_results_are_a_row_for_every_run(ledger):
     assert (rows[1]["gaussians"], rows[1]["evaluations"], rows[0]["gaussians"]) == ("7", "8", "")
     as_json = json.loads((ledger.folder / "results.json").read_text())
     assert [row["state"] for row in as_json] == [QUEUED, FAILED, QUEUED]
+
+
+def test_the_judges_words_count_for_the_asset_that_is_there(tmp_path):
+    """Not what was asked by another prompt, or of an earlier iteration."""
+    run = finished_run(tmp_path / "run")
+    said = {"iteration": 20, "prompt": "a red car", "asset": {"similarity": 0.3}}
+    for changes, known in (
+        ({}, said),
+        ({"iteration": 10}, {}),
+        ({"prompt": "a cat"}, {}),
+        ({"asset": 1}, {}),
+    ):
+        (run / "judge.json").write_text(json.dumps(said | changes), encoding="utf-8")
+        assert _scores(run) == known
+    (run / "judge.json").write_text("[1]", encoding="utf-8")
+    assert _scores(run) == {}

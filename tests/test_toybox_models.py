@@ -188,6 +188,9 @@ def test_latents_are_32_pixels_wide_and_cheap():
     convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
     counted = models.count_macs(lambda: convolution(torch.zeros(1, 3, 10, 10)))
     assert counted == pytest.approx(3 * 8 * 9 * 100 / 1e9)
+    words = torch.zeros(2, 4, 50, 16)
+    counted = models.count_macs(lambda: nn.functional.scaled_dot_product_attention(words, words, words))
+    assert counted == pytest.approx(2 * 2 * 4 * 50 * 50 * 16 / 1e9)
 
 
 def test_noise_loss_is_zero_for_the_noise_and_the_error_of_v_else():

@@ -1,6 +1,7 @@
 """What a run wrote, told from all else; and a run that is being replaced, moved aside until the new one stands."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -9,12 +10,14 @@ import secrets
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.inputs import regular_file
+from utils.own_files import RECORD, recorded
 
 log = logging.getLogger(__name__)
 
 WRITTEN = re.compile(
     r"""config\.yaml | cfg_args | cameras\.json | init_points3d\.ply | input\.ply | metrics\.jsonl | run\.json
-    | index\.html
+    | index\.html | judge\.json | judge_views\.png
     | train_process/(iter|step)_\d+\.jpg
     | test_six_views/\d+_iteration/(render_(view|depth)_\d+|all_views)\.png
     | videos/\d+_iteration/video_(rgb|depth)_\d+\.mp4
@@ -24,11 +27,9 @@ WRITTEN = re.compile(
     re.VERBOSE,
 )
 """The files of a run, by their path in its folder; nothing else in it is ever removed, but `ASSETS`."""
-MADE = re.compile(
-    r"""export/([^/]+\.(ply|splat|spz|glb|sog|usd)|cameras\.json) | mesh/mesh\.(glb|obj|mtl|png|ply|json)""",
-    re.VERBOSE,
-)
-"""What was made of a run because somebody asked for it: it goes aside with the run, and is never removed."""
+MADE = ("export", "mesh")
+"""Folders of what other commands made of a run because somebody asked for it: it goes aside with the run, and is never
+removed."""
 KEPT = "replaced"
 """Where it is kept when another run stands in the place of its own: in a numbered folder of this one."""
 ASSETS = {
@@ -73,27 +74,27 @@ def written(folder: Path) -> list[Path]:
 
 
 def made(folder: Path) -> list[Path]:
-    """The exports and meshes in a run's folder, relative to it. Links are no such files and are not followed."""
-    inside = (
-        path
-        for name in ("export", "mesh")
-        if not (folder / name).is_symlink()
-        for path in (folder / name).glob("*")
-    )
-    return sorted(
-        path.relative_to(folder)
-        for path in inside
-        if MADE.fullmatch(path.relative_to(folder).as_posix()) and path.is_file() and not path.is_symlink()
-    )
+    """The exports and meshes in a run's folder that this program made, relative to it, and at the end its record of
+    them. Links are no such files and are not followed."""
+    places = [folder / name for name in MADE if not (folder / name).is_symlink()]
+    found = [path for place in places for path in place.glob("*") if path.is_file() and not path.is_symlink()]
+    if not _is_aside(folder):
+        found = [path for path in found if path.name in {*recorded(path.parent), RECORD}]
+    return sorted((path.relative_to(folder) for path in found), key=lambda path: (path.name == RECORD, path))
+
+
+def _is_aside(folder: Path) -> bool:
+    """Whether only a run's files lie there."""
+    return bool(_ASIDE.fullmatch(folder.name) or _MOVING.fullmatch(folder.name))
 
 
 def _asset(folder: Path) -> list[re.Pattern[str]]:
     """What the settings in a run's folder say that its asset is called; all of them where only a run's files lie."""
-    if _ASIDE.fullmatch(folder.name) or _MOVING.fullmatch(folder.name):
+    if _is_aside(folder):
         return list(ASSETS.values())
     try:
-        settings = (folder / SETTINGS).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        settings = regular_file(folder / SETTINGS).read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return []
     return [name for kind, name in ASSETS.items() if re.search(rf"\brepresentation: ?{kind}\b", settings)]
 
@@ -104,6 +105,8 @@ def is_page(path: Path) -> bool:
     Raises:
         OSError: it cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file")  # a pipe would be waited for
     with path.open("rb") as file:
         return f'name="generator" content="{GENERATOR}"'.encode() in file.read(2000)
 

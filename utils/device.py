@@ -1,6 +1,8 @@
 """The device of a run: which one, and whether its memory is full."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import torch
 
@@ -29,6 +31,26 @@ def choose_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device: expected one of this machine, got mps, which is not here; use device=auto")
     return device
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Within the block new tensors are float32 and on the CPU unless they say otherwise, arithmetic has the precision
+    of its numbers, and gradients are taken, whatever a caller has set or switched off around it."""
+    number = torch.get_default_dtype()
+    with contextlib.ExitStack() as kept:
+        kept.enter_context(torch.inference_mode(False))
+        kept.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                kept.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device() != torch.device("cpu"):  # such a context costs every operation a little
+            kept.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(number)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """Files that a user gives to be read."""
 
+import io
 import os
 import stat
 from pathlib import Path
@@ -28,7 +29,7 @@ def regular_file(path: Path | str) -> Path:
 class WithHeader:
     """An open file with another header in the place of what was read of it."""
 
-    def __init__(self, header: bytes, file: BinaryIO) -> None:
+    def __init__(self, header: bytes, file: BinaryIO | io.BytesIO) -> None:
         self._header, self._file = header, file
 
     def read(self, size: int = -1) -> bytes:

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
@@ -27,6 +27,41 @@ def as_ctrl_c() -> Iterator[None]:
                 before[number] = signal.signal(number, stop)
     try:
         yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Within the block a signal that a library takes for a fault of its own, or of a file that it reads, is a signal:
+    the interruption leaves the block, and not the error that came of it."""
+    raised: list[KeyboardInterrupt] = []
+
+    def watched(
+        handler: Callable[[int, FrameType | None], object],
+    ) -> Callable[[int, FrameType | None], None]:
+        def handle(number: int, frame: FrameType | None) -> None:
+            try:
+                handler(number, frame)
+            except KeyboardInterrupt as error:
+                raised.append(error)
+                raise
+
+        return handle
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if callable(handler := signal.getsignal(number)):  # SIG_IGN and SIG_DFL are none
+                before[number] = handler
+                signal.signal(number, watched(handler))
+    try:
+        yield
+    except Exception as error:
+        if raised:
+            raise Stopped(number=getattr(raised[-1], "number", signal.SIGINT)) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -15,7 +15,7 @@ def expanded(word: str) -> Path:
 
 
 def user_path(name: str, where: str) -> Path:
-    """The path that a user wrote, `~` expanded; nothing needs to be there.
+    """The path that a user wrote, `~` and `$NAME` expanded as a shell does; nothing needs to be there.
 
     Args:
         where: the setting or option that it was written into, for the message.
@@ -24,7 +24,7 @@ def user_path(name: str, where: str) -> Path:
         UserError: it can be no path here, or its folder cannot be looked into.
     """
     try:
-        path = Path(name).expanduser()
+        path = Path(os.path.expandvars(name)).expanduser()
         path.stat()
     except OSError as error:
         if error.errno not in ABSENT:

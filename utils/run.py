@@ -23,6 +23,7 @@ from utils import aside
 from utils.checkpoint import checkpoints, drop_old
 from utils.errors import UserError
 from utils.files import remove_unfinished, unfinished, write_text
+from utils.inputs import regular_file
 from utils.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ class Run:
         """Forget the metrics of later steps than `step`: a resumed run writes them again."""
         path = self.path("metrics.jsonl")
         with _named(path):
-            if path.exists():
+            if path.is_file():
                 text = path.read_text(encoding="utf-8", errors="replace")
                 lines = [line for line in text.splitlines() if _step_of(line) <= step]
                 self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
@@ -238,7 +239,7 @@ def _would_be_missed(folder: Path) -> bool:
 def _told_by(manifest: Path) -> dict[str, Any]:
     """What `run.json` says; nothing where there is none, or a damaged one."""
     with suppress(OSError, ValueError, RecursionError):
-        told = json.loads(manifest.read_text(encoding="utf-8"))
+        told = json.loads(regular_file(manifest).read_text(encoding="utf-8"))
         return told if isinstance(told, dict) else {}
     return {}
 
@@ -261,6 +262,8 @@ def _named(path: Path) -> Iterator[None]:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """`run.json`, or nothing, with a warning, where it is damaged: the checkpoint holds all that a restart needs."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(manifest, dict):
             return manifest
@@ -276,13 +279,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError):
         return math.inf
 
 
 def _number(value: Any) -> float:
     """A number of an old manifest; 0 for anything else."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+    return float(value) if isinstance(value, int | float) and abs(value) <= 1e300 else 0.0
 
 
 def _version(package: str) -> str | None:

@@ -7,7 +7,6 @@ true object with the same cameras and background, and the untrained start of the
 import argparse
 import json
 import logging
-from pathlib import Path
 
 from dreammapping.command import exit_code
 from utils.console import write_out
@@ -37,7 +36,7 @@ def _judge(options: argparse.Namespace) -> int:
     result = judge_run(options.run, options.views, options.prompt, options.iteration)
     text = json.dumps(result, indent=2)
     if options.json not in (None, "-"):
-        with atomic(Path(options.json)) as temporary:
+        with atomic(expanded(options.json)) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     write_out((text if options.json == "-" else table(result)) + "\n")
     return 0

@@ -121,6 +121,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     rows = evaluate(sources, protocol, pool=options.pool)
     text = json.dumps({"protocol": protocol.as_dict(), "rows": rows}, indent=2, allow_nan=False) + "\n"
     if options.json not in (None, "-"):
-        write_text(Path(options.json), text)
+        write_text(expanded(options.json), text)
     write_out(text if options.json == "-" else markdown(rows) + "\n")
     return 0

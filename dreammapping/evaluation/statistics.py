@@ -84,7 +84,7 @@ def interval(scores: Scores, *, seed: int = 0) -> Interval:
         return Interval(mean, None, None, 1, 1, None)
     units = np.array([runs.mean() for runs in by_prompt]) if len(by_prompt) > 1 else by_prompt[0]
     if len(units) < BOOTSTRAP_FROM:
-        low, high = _student(units)
+        low, high = student(units)
     else:
         low, high = _bootstrap(by_prompt, np.random.default_rng(seed))
     return Interval(mean, low, high, len(by_prompt), len(values), float(np.std(values, ddof=1)))
@@ -152,7 +152,7 @@ def _runs(scores: Scores) -> list[Float[np.ndarray, " S"]]:
     return [np.array(runs) for runs in by_prompt.values()]
 
 
-def _student(units: Float[np.ndarray, " U"]) -> tuple[float, float]:
+def student(units: Float[np.ndarray, " U"]) -> tuple[float, float]:
     """Student's interval of the mean of at least two numbers."""
     half = stats.t.ppf(0.5 + CONFIDENCE / 2.0, len(units) - 1) * np.std(units, ddof=1) / math.sqrt(len(units))
     return float(units.mean() - half), float(units.mean() + half)

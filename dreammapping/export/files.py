@@ -14,8 +14,10 @@ from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians
 from scene.splat_formats import compressed_ply, glb, splat, spz
 from utils.files import write_text
+from utils.own_files import note, refuse_others
 from utils.spherical_harmonics import coefficient_count
 
+CAMERAS = "cameras.json"
 Write = Callable[[Path, GaussianModel], None]
 
 PER_GAUSSIAN = {
@@ -46,14 +48,16 @@ def export_run(
         sh_degree: harmonics that are written, 0 to 3, cut or padded with zeros; the run's own if None.
 
     Raises:
-        UserError: the folder is no run or holds no such Gaussians, a format needs what is not installed, or a file
-            cannot be written. Files of formats before that one stay.
+        UserError: the folder is no run or holds no such Gaussians, a format needs what is not installed, somebody
+            else's file is in the place of one, or a file cannot be written. Files of formats before that one stay.
     """
     run = FinishedRun.open(folder)
     iteration = run.iteration(iteration)
     for name in formats:
         if name in CHECKS:
             CHECKS[name]()
+    names = [f"{folder.resolve().name}.{name}" for name in formats]
+    refuse_others(out, [*names, CAMERAS])
     cameras = json.dumps(cameras_json(run.cameras()))
     stored = run.size(iteration)
     degree = stored.sh_degree if sh_degree is None else sh_degree
@@ -65,12 +69,12 @@ def export_run(
     model = run.gaussians(iteration)
     if sh_degree is not None:
         model = with_degree(model, sh_degree)
-    for name in formats:
-        path = out / f"{folder.resolve().name}.{name}"
+    note(out, [*names, CAMERAS])
+    for name, path in zip(formats, (out / name for name in names), strict=True):
         _writer(name, run.prompt, spz_version)(path, model)
         lost = "; without harmonics" if name == "splat" and degree else ""
         yield f"{path}: {_megabytes(path.stat().st_size)}{lost}"
-    path = out / "cameras.json"
+    path = out / CAMERAS
     write_text(path, cameras)
     yield f"{path}: the cameras of the test views, in the frame of the .ply"
 

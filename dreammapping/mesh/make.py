@@ -20,6 +20,7 @@ from dreammapping.mesh.texture import Textured, paint
 from dreammapping.mesh.views import Source, around
 from utils.errors import UserError
 from utils.files import all_or_none, write_text
+from utils.own_files import note, refuse_others
 
 UNSEEN = 12
 """Views that a mesh is compared in, none of which made it."""
@@ -30,6 +31,8 @@ WRITERS = {
     "mesh.obj": files.write_obj,
     "mesh.ply": files.write_ply,
 }
+NAMES = ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.json")
+"""What is written; the material and texture are the .obj's."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,12 @@ def mesh_run(
         progress: told of each view: the step, its number from 1, and how many there are.
 
     Raises:
-        UserError: the folder is no run or holds no such asset, it shows nothing solid, a library is missing, or a
-            file cannot be written.
+        UserError: the folder is no run or holds no such asset, it shows nothing solid, a library is missing,
+            somebody else's file is in the place of one, or a file cannot be written.
     """
     start = time.monotonic()
     _check_writable(out)
+    refuse_others(out, NAMES)
     run = FinishedRun.open(folder)
     iteration = run.iteration(iteration)
     on_card = torch.cuda.is_available() and run.config.device != "cpu"
@@ -105,6 +109,7 @@ def mesh_run(
             write(new / name, mesh, settings.scale)
         seconds = time.monotonic() - start
         write_text(new / "mesh.json", json.dumps(numbers | {"seconds": round(seconds, 1)}, indent=2) + "\n")
+        note(out, NAMES)
     return Made([out / name for name in WRITERS], len(mesh.faces), mesh.surface.watertight, likeness, seconds)
 
 
@@ -141,7 +146,7 @@ def _check_writable(folder: Path) -> None:
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise UserError(
-            f"{folder}: cannot be written ({there} is no folder that can be); choose another with --out"
+            f"{folder}: cannot be written ({there} is no folder that can be); choose another with --output"
         )
 
 

@@ -1,7 +1,6 @@
 """What is said of a run, in words: numbers as a person writes them, and what is missing or broken left out."""
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +29,10 @@ PROVENANCE = (
 """Of a manifest: what an asset comes from."""
 
 
+LARGEST = 1e300
+"""Of a number that is shown: the difference of two is one as well."""
+
+
 def title_of(run: FinishedRun) -> str:
     """The prompt, or the folder's name where there is none."""
     return run.prompt.strip() or run.folder.resolve().name
@@ -56,7 +59,7 @@ def front_of(run: FinishedRun) -> str | None:
 def number_in(manifest: dict[str, Any], name: str) -> int | float | None:
     """A number of a manifest or of a line of metrics; None where there is none, or something else."""
     value = manifest.get(name)
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     return value if usable else None
 
 

@@ -23,8 +23,11 @@ from utils.repository import ROOT
 RESULTS = Path(__file__).resolve().parent / "results"
 """Where the finished cells of the documents' tables are kept."""
 _CODE = (
-    "arguments", "dreammapping", "gaussian_renderer", "guidance", "scene", "submodules", "toybox", "utils", "train.py",
+    "arguments", "dreammapping", "field_renderer", "gaussian_renderer", "guidance", "scene", "submodules", "toybox",
+    "utils", "train.py",
 )  # fmt: skip
+_READERS = {"export", "mesh", "page", "reproduction", "study", "sweep", "viewer"}
+"""Rooms of `dreammapping/` that look at runs, and neither train nor judge them."""
 _CODE_SUFFIXES = {".py", ".cpp", ".cu", ".h", ".inl"}
 
 Result = dict[str, Any]
@@ -216,9 +219,10 @@ def digest_of_runs(runs: Iterable[tuple[Cell, Result | None]], *more: str) -> st
 
 @cache
 def code_digest() -> str:
-    """Stands for the code that trains and judges; the tables' own does not change a cell."""
+    """Stands for the code that trains and judges; what only looks at runs, the tables too, does not change a cell."""
     files = [file for name in _CODE for file in [ROOT / name, *(ROOT / name).rglob("*")]]
-    own = Path(__file__).resolve().parent
+    readers = {ROOT / "dreammapping" / name for name in _READERS}
     return digest(*sorted(
-        file for file in files if file.is_file() and file.suffix in _CODE_SUFFIXES and own not in file.parents
+        file for file in files
+        if file.is_file() and file.suffix in _CODE_SUFFIXES and readers.isdisjoint(file.parents)
     ))  # fmt: skip

@@ -51,8 +51,16 @@ def draw(figure: Figure, results: Sequence[Result], path: Path) -> bool:
 
 
 def _tile(folder: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """The same views of every run side by side, squares of `TILE`: runs of one figure can have renders of any size."""
-    views = F.interpolate(Source.open(folder).around(4)[:SIDES], (TILE, TILE), mode="area")
+    """The same views of every run side by side, squares of `TILE`: runs of one figure can have renders of any size.
+
+    Those that are not square stand in white.
+    """
+    views = Source.open(folder).around(4)[:SIDES]
+    height, width = views.shape[2:]
+    side = max(height, width)
+    above, left = (side - height) // 2, (side - width) // 2
+    views = F.pad(views, (left, side - width - left, above, side - height - above), value=1.0)
+    views = F.interpolate(views, (TILE, TILE), mode="area")
     return np.concatenate(list(to_uint8(views)), axis=1)
 
 

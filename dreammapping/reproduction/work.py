@@ -35,7 +35,7 @@ VIEWS, VIEWS_OF_DISTANCES = 24, 40
 """Views that judge a run; those of each run, and references of each prompt, whose distances are taken."""
 OUTPUT = Path("output") / "reproduction"
 _NO_SPHERE = "GenerateCamParams.init_fallback=stop"
-"""A system that begins with another shape is another system."""
+"""A system that begins with another shape is another system, unless the user says otherwise."""
 
 log = logging.getLogger(__name__)
 
@@ -138,12 +138,12 @@ def plan_work(figure: Figure, order: Order) -> Work:
         jobs=order.jobs,
         again=order.again,
     )
-    cells = {}
+    cells, fallback = {}, () if any("init_fallback" in word for word in order.overrides) else (_NO_SPHERE,)
     settings_of = {name: _settings(plan, variant, order) for name, variant in figure.variants.items()}
     for prompt in prompts:
         for seed in range(plan.seeds):
             for name, (own, words, starts_from_text) in settings_of.items():
-                start = (f"GenerateCamParams.init_prompt={prompt}", _NO_SPHERE) if starts_from_text else ()
+                start = (f"GenerateCamParams.init_prompt={prompt}", *fallback) if starts_from_text else ()
                 cell, settings = make_cell(own, prompt, name, (*words, *start), seed)
                 cells[cell] = settings
     return Work(figure, order, plan, prompts, cells)

@@ -24,6 +24,7 @@ from dreammapping.evaluation.pictures import Source
 from utils.errors import UserError
 from utils.files import write_text
 from utils.images import grid, to_uint8
+from utils.own_files import note, refuse_others
 
 QUESTIONS = {
     "alignment": "Which fits the text best?",
@@ -60,10 +61,25 @@ class Study:
         """Write `index.html` and `key.json`.
 
         Raises:
-            UserError: they cannot be written.
+            UserError: they cannot be written, or the folder has another study's key, or somebody else's files.
         """
+        refuse_others(folder, (PAGE, KEY))
+        if (other := _study_of(folder / KEY)) not in (None, self.key["study"]):
+            raise UserError(
+                f"{folder}: expected no study, or this one, found {other}, whose answers mean nothing without its "
+                f"{KEY}; choose another --output"
+            )
+        note(folder, (PAGE, KEY))
         write_text(folder / PAGE, self.page)
         write_text(folder / KEY, json.dumps(self.key, indent=2, ensure_ascii=False) + "\n")
+
+
+def _study_of(key: Path) -> str | None:
+    """Which study a key is of; None where there is none that can be read."""
+    try:
+        return str(json.loads(key.read_text(encoding="utf-8"))["study"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def build(entries: Sequence[Entry], *, seed: int = 0, views: int = 4, size: int = 256) -> Study:

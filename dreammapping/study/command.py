@@ -7,7 +7,6 @@ answers; nothing is sent anywhere. `score` gives mean ranks with intervals, and 
 import argparse
 import json
 import logging
-from pathlib import Path
 
 from dreammapping.command import exit_code
 from utils.console import write_out
@@ -85,6 +84,6 @@ def _score(options: argparse.Namespace) -> int:
     result = score(options.answers, (options.study or options.answers[0].parent) / KEY)
     text = json.dumps(result.as_dict(), indent=2) + "\n"
     if options.json not in (None, "-"):
-        write_text(Path(options.json), text)
+        write_text(expanded(options.json), text)
     write_out(text if options.json == "-" else markdown(result) + "\n")
     return 0

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from dreammapping.evaluation.statistics import expanded_tail
+from dreammapping.evaluation.statistics import BOOTSTRAP_FROM, expanded_tail, student
 from utils.errors import UserError
 
 RESAMPLES = 5000
@@ -111,33 +111,48 @@ def summarise(
 
 
 def _mean_ranks(table: Float[np.ndarray, "P T Q S"], systems: list[str], seed: int) -> dict[str, MeanRank]:
-    """Means over what is there, with intervals over participants and trials, both drawn with replacement."""
+    """Means over what is there, with intervals over participants and trials: few people or trials by Student's t of
+    their means, the wider of both; else both drawn with replacement."""
     present = np.isfinite(table)
     sums, counts = np.where(present, table, 0.0).sum(axis=2), present.sum(axis=2)
-    people, trials = table.shape[:2]
-    units = [count for count in (people, trials) if count > 1]
-    lows = highs = None
-    if units:
-        rng = np.random.default_rng(seed)
-        drawn = [rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in (people, trials)]
-        weighed = [
-            np.einsum("rp,pts,rt->rs", drawn[0], each, drawn[1], optimize=True) for each in (sums, counts)
-        ]
-        with np.errstate(invalid="ignore"):  # nothing of a system is drawn: no mean
-            means = weighed[0] / weighed[1]
-        tail = expanded_tail(min(units))
-        lows, highs = np.nanquantile(means, (tail, 1.0 - tail), axis=0)
+    units = [count for count in table.shape[:2] if count > 1]
+    if units and min(units) >= BOOTSTRAP_FROM:
+        ends = [(float(low), float(high)) for low, high in _by_bootstrap(sums, counts, seed).T]
+    else:
+        ends = [_by_student(sums[:, :, index], counts[:, :, index]) for index in range(len(systems))]
     total, number = sums.sum(axis=(0, 1)), counts.sum(axis=(0, 1))
     return {
-        system: MeanRank(
-            float(total[index] / number[index]),
-            None if lows is None else float(lows[index]),
-            None if highs is None else float(highs[index]),
-            int(number[index]),
-        )
+        system: MeanRank(float(total[index] / number[index]), *ends[index], int(number[index]))
         for index, system in enumerate(systems)
         if number[index]
     }
+
+
+def _by_student(
+    sums: Float[np.ndarray, "P T"], counts: Int[np.ndarray, "P T"]
+) -> tuple[float | None, float | None]:
+    """The ends of one system's interval; None where one person ranked it in one trial."""
+    found = []
+    for axis in (0, 1):
+        number = counts.sum(axis=axis)
+        means = sums.sum(axis=axis)[number > 0] / number[number > 0]
+        if len(means) > 1:
+            found.append(student(means))
+    return max(found, key=lambda ends: ends[1] - ends[0], default=(None, None))
+
+
+def _by_bootstrap(
+    sums: Float[np.ndarray, "P T S"], counts: Int[np.ndarray, "P T S"], seed: int
+) -> Float[np.ndarray, "2 S"]:
+    """Lower and upper ends, over people and trials that are both drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    shape = sums.shape[:2]
+    drawn = [rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in shape]
+    weighed = [np.einsum("rp,pts,rt->rs", drawn[0], each, drawn[1], optimize=True) for each in (sums, counts)]
+    with np.errstate(invalid="ignore"):  # nothing of a system is drawn: no mean
+        means = weighed[0] / weighed[1]
+    tail = expanded_tail(min(count for count in shape if count > 1))
+    return np.nanquantile(means, (tail, 1.0 - tail), axis=0)
 
 
 def _agreement(table: Float[np.ndarray, "P T S"]) -> Agreement | None:

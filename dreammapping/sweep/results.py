@@ -105,9 +105,12 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _scores(folder: Path) -> dict[str, Any]:
-    """What the judge has said of a run; nothing where it has not been asked, or its file is broken."""
+    """What the judge has said of a run's asset; nothing where it has not been asked, or of an earlier iteration or by
+    another prompt, or its file is broken."""
     try:
+        run = FinishedRun.open(folder)
         known = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        asked = (known["iteration"], known["prompt"]) == (run.iteration(), run.prompt)
+        return known if asked and isinstance(known["asset"], dict) else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
-    return known if isinstance(known, dict) and isinstance(known.get("asset"), dict) else {}

@@ -30,7 +30,8 @@ def free_port(host: str, port: int) -> int:
                 return candidate
         except socket.gaierror as error:
             raise UserError(
-                f"--host: expected an address of this machine, got {host!r} ({error.strerror})"
+                f"--host: expected an address of this machine, got {host!r} ({error.strerror}); leave it out for "
+                "this machine alone"
             ) from error
         except OSError as error:
             refusal = error

@@ -71,6 +71,17 @@ def cube_faces() -> PlyElement:
     return PlyElement.describe(faces, "face", len_types={"vertex_indices": "u1"})
 
 
+def polygons() -> PlyElement:
+    faces = np.empty(
+        2, dtype=[("vertex_indices", "O"), ("texcoord", "O"), ("red", "f4"), ("green", "f4"), ("blue", "f4")]
+    )
+    for row, corners in zip(faces, ([0, 1, 2], [1, 2, 3, 4]), strict=True):
+        row["vertex_indices"] = np.array(corners, dtype="i4")
+        row["texcoord"] = np.linspace(0, 1, 2 * len(corners), dtype="f4")
+        row["red"] = row["green"] = row["blue"] = 0.5
+    return PlyElement.describe(faces, "face", len_types={"vertex_indices": "u1", "texcoord": "u2"})
+
+
 def point_files() -> dict[str, bytes]:
     colored = np.zeros(8, dtype=[(n, "f8") for n in "xyz"] + [(n, "u1") for n in ("red", "green", "blue")])
     for name in "xyz":
@@ -112,6 +123,8 @@ def mesh_files() -> dict[str, bytes]:
         "colored.ply": colored.export(file_type="ply"),
         "text.ply": ply_bytes(vertices, cube_faces(), text=True, comments=["TextureFile none.png"]),
         "faces.ply": ply_bytes(vertices, cube_faces(), byte_order=">"),
+        "polygons.ply": ply_bytes(vertices, polygons(), byte_order="<"),
+        "text_polygons.ply": ply_bytes(vertices, polygons(), text=True),
     }
 
 

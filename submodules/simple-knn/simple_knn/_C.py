@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from simple_knn import cuda
@@ -75,6 +74,8 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _by_scipy(points: Tensor, neighbors: int) -> Tensor:
+    from scipy.spatial import cKDTree  # takes as long to import as the search of 100,000 points
+
     coordinates = points.double().numpy()
     distances, _ = cKDTree(coordinates).query(coordinates, k=neighbors + 1, workers=torch.get_num_threads())
     return torch.from_numpy((distances[:, 1:] ** 2).mean(axis=1)).float()

@@ -30,6 +30,20 @@ FIELD = "field.safetensors"
 
 
 @dataclass(frozen=True)
+class Size:
+    """How much a .ply of Gaussians holds, which is known before they are read."""
+
+    count: int
+    sh_degree: int
+    bytes: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that reading it takes, at most: the file's table, the places in float64, and the Gaussians."""
+        return 5 * self.bytes
+
+
+@dataclass(frozen=True)
 class FinishedRun:
     """A run folder and its settings; `open` makes it. A run that was stopped early, or still goes on, is read alike.
 
@@ -92,7 +106,7 @@ class FinishedRun:
         Raises:
             UserError: that iteration was not saved, or its file is broken.
         """
-        return read_gaussians(self.folder / _ply(self.iteration(iteration)))
+        return read_gaussians(self._gaussians(iteration))
 
     def asset(self, iteration: int | None = None) -> GaussianModel | RadianceField:
         """What the run made, be it Gaussians or a field; as `gaussians`.
@@ -105,15 +119,24 @@ class FinishedRun:
         self.iteration(iteration)
         return read_field(self.folder / FIELD)
 
-    def size(self, iteration: int | None = None) -> tuple[int, int]:
-        """Gaussians of a saved iteration, and the bytes of its file, which is not read for it.
+    def size(self, iteration: int | None = None) -> Size:
+        """How many Gaussians a saved iteration has, the last one if None.
 
         Raises:
             UserError: that iteration was not saved, or its file is broken.
         """
-        path = self.folder / _ply(self.iteration(iteration))
-        counts = {element.name: element.count for element in read_header(path).elements}
-        return counts.get("vertex", 0), path.stat().st_size
+        path = self._gaussians(iteration)
+        vertices = [element for element in read_header(path).elements if element.name == "vertex"]
+        bands = sum(name.startswith("f_rest_") for each in vertices for name in each.properties) // 3
+        return Size(sum(each.count for each in vertices), math.isqrt(bands + 1) - 1, path.stat().st_size)
+
+    def _gaussians(self, iteration: int | None) -> Path:
+        kind, iteration = self.config.ModelParams.representation, self.iteration(iteration)
+        if kind != "gaussians":
+            raise UserError(
+                f"{self.folder}: expected a run of Gaussians, got one of kind {kind}; name another, or make its mesh"
+            )
+        return self.folder / _ply(iteration)
 
     def start(self) -> GaussianModel | RadianceField:
         """What the run started from: Gaussians at its own points, or what its settings and seed make."""

@@ -12,8 +12,6 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from dreammapping import optimize
@@ -24,16 +22,12 @@ from dreammapping.page.document import picture_uri
 from dreammapping.page.facts import changed_settings
 from dreammapping.page.gallery import write_gallery
 from dreammapping.page.page import write_page
-from dreammapping.page.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, curve, heat_map, nice, number
-from dreammapping.page.splats import pack
 from scene.ply import write_gaussians
 from tests.finished_run import finished_run
 from tests.gaussians import random_gaussians
 from tests.tiny_models import save_pipeline
 from utils.errors import UserError
 from utils.images import write_picture
-from utils.rotations import quaternions_to_matrices
-from utils.spherical_harmonics import sh_dc_to_rgb
 
 HOSTILE = '</script></style><img src=x onerror="alert(1)">\'"><script>alert(2)</script>{{ 7*7 }}'
 
@@ -80,131 +74,6 @@ def opened(folder: Path) -> FinishedRun:
 
 def elements(path: Path) -> Elements:
     return Elements(path.read_text(encoding="utf-8"))
-
-
-# What is packed
-
-
-def shapes(quats, scales):
-    """Covariances."""
-    axes = quaternions_to_matrices(quats) * scales[:, None]
-    return axes @ axes.transpose(1, 2)
-
-
-@pytest.mark.parametrize("degree", range(4))
-def test_packed_gaussians_are_those_of_the_model(degree):
-    model = random_gaussians(40, sh_degree=degree)
-    packed = pack(model)
-    rest = 3 * ((degree + 1) ** 2 - 1)
-    assert packed.texels == 2 + -(-rest // 8) and len(packed.data) == 40 * packed.texels * 16
-    table = np.frombuffer(packed.data, "<u4").reshape(40, -1)
-    halves = torch.from_numpy(table.view("<f2").astype(np.float32))
-    near = {"rtol": 2**-11, "atol": 2**-24}  # a half's last bit, and its smallest number
-    torch.testing.assert_close(torch.from_numpy(table[:, :3].copy().view("<f4")), model.means.detach())
-    torch.testing.assert_close(halves[:, 6:9], sh_dc_to_rgb(model.sh_dc[:, 0]).detach(), **near)
-    torch.testing.assert_close(halves[:, 9:10], model.opacities.detach(), **near)
-    torch.testing.assert_close(halves[:, 10:13], model.log_scales.detach(), **near)
-    torch.testing.assert_close(halves[:, 16 : 16 + rest], model.sh_rest.flatten(1).detach(), **near)
-    axis = torch.from_numpy(table.view("<i2")[:, 13:16] / 32767.0)
-    quats = torch.cat([(1 - axis.square().sum(1, keepdim=True)).clamp_min(0).sqrt(), axis], dim=1)
-    found, expected = (
-        shapes(each, model.scales.detach().double()) for each in (quats, model.rotations.detach().double())
-    )
-    largest = float(model.scales.detach().max()) ** 2
-    torch.testing.assert_close(found, expected, rtol=0, atol=16 * 2**-15 * largest)
-
-
-def test_colours_without_harmonics_are_packed_as_they_are_rendered():
-    model = random_gaussians(10, sh_degree=2)
-    packed = pack(model, direct_rgb=True)
-    halves = np.frombuffer(packed.data, "<f2").reshape(10, -1)[:, 6:9].astype(np.float32)
-    torch.testing.assert_close(
-        torch.from_numpy(halves), model.sh_dc[:, 0].sigmoid().detach(), rtol=2**-11, atol=0
-    )
-    assert (packed.degree, packed.texels) == (0, 2)
-
-
-def test_of_too_many_gaussians_the_most_visible_are_kept_in_their_order():
-    model = random_gaussians(30)
-    with torch.no_grad():
-        model.opacity_logits[10:20] = 4.0
-        model.log_scales[10:20] = 1.0
-    packed = pack(model, most_bytes=10 * 32 + 31)
-    assert (packed.count, packed.total) == (10, 30)
-    means = np.frombuffer(packed.data, "<f4").reshape(10, -1)[:, :3]
-    torch.testing.assert_close(torch.from_numpy(means.copy()), model.means[10:20].detach())
-
-
-# Curves
-
-
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
-def test_ticks_are_few_round_and_within(low, span):
-    high = low + span
-    ticks = nice(low, high)
-    assert all(low - 1e-6 * span <= tick <= high + 1e-6 * span for tick in ticks)
-    assert len(ticks) <= 12
-    steps = np.diff(ticks)
-    assert len(steps) == 0 or np.allclose(steps, steps[0], atol=1e-9 * max(abs(low), span))
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (1250, "1,250"),
-        (0.00312, "0.00312"),
-        (-4.5, "-4.5"),
-        (0.5, "0.5"),
-        (3e-7, "3e-07"),
-        (100, "100"),
-    ],
-)
-def test_numbers_are_written_as_persons_write_them(value, text):
-    assert number(value) == text
-
-
-def path_points(path: str) -> list[tuple[str, float, float]]:
-    return [(kind, float(x), float(y)) for kind, x, y in re.findall(r"([ML])([\d.]+) ([\d.]+)", path)]
-
-
-def test_a_curve_has_gaps_where_values_are_not_known_and_stays_in_its_field():
-    drawn = curve("loss", range(6), [1.0, 2.0, None, 3.0, float("inf"), 2.5])
-    points = path_points(drawn.raw)
-    assert [kind for kind, *_ in points] == ["M", "L", "M", "M"]
-    assert all(LEFT <= x <= WIDTH - RIGHT and TOP <= y <= HEIGHT - BOTTOM for _, x, y in points)
-    heights = [y for *_, y in points]
-    assert heights[0] == max(heights) and heights[2] == min(heights), "1 is lowest, 3 highest, on the screen"
-    assert "from 1 at iteration 0 to 2.5 at iteration 5, between 1 and 3" in drawn.about
-    assert curve("loss", [1, 2], [None, float("nan")]) is None
-
-
-def test_a_curve_over_decades_is_logarithmic():
-    drawn = curve("loss", range(5), [1.0, 10.0, 100.0, 1000.0, 10000.0])
-    heights = [y for *_, y in path_points(drawn.raw)]
-    assert np.allclose(np.diff(heights), np.diff(heights)[0], atol=0.11)
-    assert [text for _, text in drawn.y_ticks] == ["1", "10", "100", "1,000", "10,000"]
-
-
-def test_a_running_mean_of_a_line_is_the_line_and_a_long_curve_is_short():
-    drawn = curve("line", range(50_000), [2.0 * step + 5 for step in range(50_000)])
-    raw, smooth = (np.array([point[1:] for point in path_points(path)]) for path in (drawn.raw, drawn.smooth))
-    assert len(raw) <= 600 and np.allclose(raw, smooth, atol=0.11), "a digit is written after the point"
-
-
-@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [5.0, 5.0], [-1e-30, 1e30]])
-def test_curves_of_every_kind_are_drawn(values):
-    drawn = curve("x", range(len(values)), values)
-    assert "nan" not in drawn.raw + drawn.smooth and drawn.y_ticks is not None
-
-
-def test_a_map_has_a_row_for_each_range_the_last_one_above():
-    drawn = heat_map("error", [1, 2, 3], {"0–99": [1.0, 0.5, None], "100–199": [0.8, None, 0.2]})
-    assert [(name, last) for _, name, last in drawn.rows] == [("100–199", "0.2"), ("0–99", "0.5")]
-    assert heat_map("error", [1], {"0–99": [None]}) is None and heat_map("error", [], {}) is None
-
-
-# The page
 
 
 def test_the_page_has_all_that_the_run_left(folder):
@@ -416,6 +285,10 @@ def test_one_run_gets_a_page_and_several_get_a_gallery(tmp_path, capsys):
     assert not (tmp_path / "runs" / "index.html").exists()
     assert verbs(["page", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out.splitlines()
+    for name in ("one", "two"):  # how much there is comes first
+        assert any(
+            line.startswith(f"{tmp_path / 'runs' / name}: 50 Gaussians; about ") for line in said[-5:-3]
+        )
     assert said[-1] == f"gallery: {tmp_path / 'runs' / 'index.html'}"
     assert elements(tmp_path / "runs" / "index.html").addresses().count("two/index.html") == 2
     first = (tmp_path / "runs" / "index.html").read_bytes()
@@ -493,13 +366,30 @@ def test_a_page_that_fails_costs_one_warning(config, tmp_path, monkeypatch, capl
     )
 
 
-def test_a_picture_gets_a_page(config, tmp_path):
+def warned(page: Elements) -> list[dict[str, str | None]]:
+    """What the page warns of, but for what stands there in case nothing can be drawn."""
+    marked = [attributes for _, attributes in page.found if attributes.get("class") == "warning"]
+    return [attributes for attributes in marked if "hidden" not in attributes]
+
+
+def test_a_picture_gets_a_page_that_warns_of_nothing(config, tmp_path, caplog):
     settings = config("representation=image", "ImageParams.steps=2", "particle=pixel")
     assert optimize(settings, quiet=True).exit_code == 0
-    found = elements(tmp_path / "run" / "index.html")
+    caplog.clear()
+    found = elements(write_page(opened(tmp_path / "run")))
     assert [attributes["alt"] for kind, attributes in found.found if kind == "img"] == [
         "What the run made of: a red car"
     ]
+    assert warned(found) == [] and caplog.messages == []
+
+
+def test_the_page_of_a_field_shows_its_front(tmp_path, caplog):
+    run = finished_run(tmp_path / "run", "representation=grid", "guidance=vdm")
+    found = elements(write_page(opened(run)))
+    pictures = [attributes for kind, attributes in found.found if kind == "img"]
+    assert pictures[0]["alt"] == "What the run made of: a red car" and len(pictures) == 1 + 8
+    assert pictures[0]["src"] == pictures[1]["src"], "the first test view is that from the front"
+    assert warned(found) == [] and caplog.messages == []
 
 
 def test_the_page_of_an_asset_is_that_of_its_last_iteration(tmp_path):

@@ -1,5 +1,6 @@
 """A run folder has one owner, loses nothing that somebody else put there, and survives a restart."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from utils import aside, checkpoint
 from utils.errors import UserError
+from utils.own_files import RECORD, note
 from utils.run import MARKER, Run
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +41,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path, caplog):
+def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
     make(tmp_path / "a", "seed: 0\n").log({"step": 1})
     (tmp_path / "a" / "judge.json").write_text("of the old run")
     for name in (
@@ -56,7 +58,6 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path, caplog):
         (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_text("precious")
     make(tmp_path / "a", "seed: 1\n", step=3, force=True)
-    assert [line for line in caplog.messages if "export stays, made of the run that is replaced" in line]
     kept = contents(tmp_path / "a")
     assert kept["config.yaml"] == b"seed: 1\n" and "metrics.jsonl" not in kept
     assert sum(content == b"precious" for content in kept.values()) == 9
@@ -75,6 +76,81 @@ def test_force_replaces_the_asset_of_the_runs_own_kind(tmp_path, kind, asset):
     assert (tmp_path / "a" / asset).read_text() == "old"
     make(tmp_path / "a", force=True)
     assert not (tmp_path / "a" / asset).exists()
+
+
+EXPORTED = (
+    "export/a.spz",
+    "export/a.compressed.ply",
+    "export/cameras.json",
+    "mesh/mesh.glb",
+    "mesh/mesh.json",
+)
+RECORDS = tuple(f"{name}/{RECORD}" for name in ("export", "mesh"))
+
+
+def exported(folder: Path, text: str = "made") -> None:
+    for name in EXPORTED:
+        note((folder / name).parent, [Path(name).name])
+    for name in (*EXPORTED, "mesh/notes.txt", "export/archive/a.spz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_what_was_exported_of_a_replaced_run_is_kept_and_not_beside_the_new_one(tmp_path, caplog):
+    folder = tmp_path / "a"
+    for settings, step in (("seed: 0\n", 5), ("seed: 1\n", 3), ("seed: 2\n", 2)):
+        make(folder, settings, step=step, force=True)
+        assert not any((folder / name).exists() for name in EXPORTED)
+        exported(folder, settings)
+    make(folder, "seed: 3\n", step=1, force=True)
+    for number, settings in (("1", "seed: 0\n"), ("2", "seed: 1\n"), ("3", "seed: 2\n")):
+        kept = contents(folder / "replaced" / number)
+        assert set(kept) == {*EXPORTED, *RECORDS}
+        assert all(kept[name] == settings.encode() for name in EXPORTED)
+        assert f"{folder / 'replaced' / number}: keeps what was exported" in caplog.text
+    assert {"mesh/notes.txt", "export/archive/a.spz"} <= set(contents(folder)), (
+        "a user's own stay where they are"
+    )
+    assert not list(folder.glob(".replaced-*"))
+
+
+@pytest.mark.parametrize("parts", range(0, 9, 2))
+def test_a_move_or_a_return_that_is_killed_loses_no_export(tmp_path, monkeypatch, parts):
+    make(tmp_path / "a")
+    exported(tmp_path / "a")
+    before, replace = contents(tmp_path / "a"), os.replace
+
+    def until(count: int):
+        done = []
+
+        def some(source, target):
+            if len(done) == count:
+                raise SystemExit("killed")
+            done.append(source)
+            replace(source, target)
+
+        return some
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", until(parts))
+        with pytest.raises(SystemExit):
+            aside.move_aside(tmp_path / "a")
+        patch.setattr(os, "replace", until(parts // 2))
+        with contextlib.suppress(SystemExit):
+            aside.settle(tmp_path / "a", stands=False)
+    aside.settle(tmp_path / "a", stands=False)
+    assert contents(tmp_path / "a") == before
+
+
+def test_what_was_exported_comes_back_with_a_run_whose_replacement_never_stands(tmp_path):
+    make(tmp_path / "a")
+    exported(tmp_path / "a")
+    before = contents(tmp_path)
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "a", force=True) as run:
+        run.claim("seed: 1\n")
+        assert not any((tmp_path / "a" / name).exists() for name in EXPORTED)
+        raise ZeroDivisionError
+    assert contents(tmp_path) == before
 
 
 def test_a_new_run_that_fails_before_it_stands_gives_the_old_one_back(tmp_path):

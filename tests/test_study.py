@@ -4,7 +4,6 @@ import base64
 import itertools
 import json
 import re
-import time
 
 import numpy as np
 import pytest
@@ -16,13 +15,12 @@ from dreammapping.study.build import Entry, build
 from dreammapping.study.command import main
 from dreammapping.study.names import opened
 from dreammapping.study.score import kendall_w, markdown, score, summarise
-from tests.webdriver import browser, missing_browser
+from tests.browser import chromium, visit
 from utils.errors import UserError
 from utils.images import read_picture, write_picture
 
 NASTY = """</script><img src=x onerror="window.hurt=1"><!-- ${alert(1)} 'a' & "b" é 猫"""
 SHADES = {"ochre": 0.2, "slate": 0.5, "ivory": 0.8}
-ENTER, BACKSPACE, TAB = "\ue007", "\ue003", "\ue004"
 
 
 def entries(folder, prompts=("a red car", NASTY), shades=SHADES, views=4):
@@ -291,71 +289,72 @@ def test_the_commands_build_a_study_and_score_its_answers(capsys, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def window(tmp_path_factory):
-    if reason := missing_browser():
-        pytest.skip(reason)
-    with browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
+def window(study):
+    with chromium() as browser, visit(browser, (study / "index.html").as_uri(), has_touch=True) as seen:
+        yield seen
 
 
-def start(window, study, participant):
-    window.open((study / "index.html").as_uri())
-    window.click(window.find("#participant")[0])
-    window.type(participant + ENTER)
+@pytest.fixture
+def page(window):
+    """The study as somebody opens it who was never there."""
+    window.page.evaluate("localStorage.clear()")
+    window.said.clear()
+    return window.page
 
 
-def reached(window, place):
-    """Wait until the page is there: keys are handed to it, and what they do comes a little later."""
-    until = time.monotonic() + 30
-    while window.text("#progress") != place:
-        assert time.monotonic() < until, f"{window.text('#progress')!r} in the place of {place!r}"
-        time.sleep(0.02)
+def start(page, participant):
+    page.reload()
+    page.locator("#participant").click()
+    press(page, participant, "Enter")
 
 
-def shown(window):
+def press(page, *keys):
+    """Keys by their names, and letters one after the other, wherever the focus is."""
+    for key in keys:
+        page.keyboard.press(key) if key in ("Enter", "Backspace") else page.keyboard.type(key)
+
+
+def shown(page):
     """Prompt and pictures, in the order in which they stand."""
-    return window.run(
-        "return [document.getElementById('prompt').textContent, "
-        "...[...document.querySelectorAll('#cards img')].map((image) => image.src)]"
-    )
+    images = "images => images.map(image => image.src)"
+    return [page.locator("#prompt").inner_text(), *page.locator("#cards img").evaluate_all(images)]
 
 
-def ranks(window):
-    return window.run("return [...document.querySelectorAll('#cards .rank')].map((rank) => rank.textContent)")
+def ranks(page):
+    return page.locator("#cards .rank").all_text_contents()
 
 
-def test_a_participant_answers_with_keys_and_fingers_and_saves_a_file(window, study, key, tmp_path):
-    start(window, study, "7")
-    assert window.text("#progress") == "1 of 4" and window.text("#question") == "Which fits the text best?"
-    window.type("2")
-    assert ranks(window) == ["", "1", ""]
-    window.type("1")
-    assert ranks(window) == ["2", "1", "3"]  # the last one needs no choice
-    window.type(BACKSPACE + "3")
-    assert ranks(window) == ["3", "1", "2"]
-    window.type(ENTER)
-    assert window.text("#progress") == "2 of 4" and window.text("#question").startswith("Which looks best")
-    window.type(ENTER)  # nothing is chosen yet
-    assert window.text("#progress") == "2 of 4"
-    cards = window.find("#cards button")
-    window.tap(cards[2])
-    window.tap(cards[0])
-    assert ranks(window) == ["2", "3", "1"]
-    window.tap(cards[0])
-    assert ranks(window) == ["", "", "1"]
-    window.tap(cards[1])
-    window.click(window.find("#next")[0])
-    for keys in ("12", "31"):
-        window.type(keys + ENTER)
-    assert window.shown("#end") and "4 of 4 answers" in window.text("#state")
-    window.click(window.find("#save")[0])
-    path = window.downloads / "answers_7.json"
-    for _ in range(100):
-        if path.is_file() and path.stat().st_size:
-            break
-        time.sleep(0.1)
+def test_a_participant_answers_with_keys_and_fingers_and_saves_a_file(page, study, key, tmp_path):
+    progress, question = page.locator("#progress"), page.locator("#question")
+    start(page, "7")
+    assert progress.inner_text() == "1 of 4" and question.inner_text() == "Which fits the text best?"
+    press(page, "2")
+    assert ranks(page) == ["", "1", ""]
+    press(page, "1")
+    assert ranks(page) == ["2", "1", "3"]  # the last one needs no choice
+    press(page, "Backspace", "3")
+    assert ranks(page) == ["3", "1", "2"]
+    press(page, "Enter")
+    assert progress.inner_text() == "2 of 4" and question.inner_text().startswith("Which looks best")
+    press(page, "Enter")  # nothing is chosen yet
+    assert progress.inner_text() == "2 of 4"
+    cards = page.locator("#cards button")
+    cards.nth(2).tap()
+    cards.nth(0).tap()
+    assert ranks(page) == ["2", "3", "1"]
+    cards.nth(0).tap()
+    assert ranks(page) == ["", "", "1"]
+    cards.nth(1).tap()
+    page.locator("#next").click()
+    press(page, "12", "Enter", "31", "Enter")
+    assert page.locator("#end").is_visible() and "4 of 4 answers" in page.locator("#state").inner_text()
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    assert download.value.suggested_filename == "answers_7.json"
+    path = tmp_path / "answers_7.json"
+    download.value.save_as(path)
     answers = json.loads(path.read_text(encoding="utf-8"))
-    assert answers == json.loads(window.run("return document.getElementById('text').value"))
+    assert answers == json.loads(page.locator("#text").input_value())
     assert answers["participant"] == "7" and answers["study"] == key["study"]
     first, second, third, fourth = answers["answers"]
     assert first["order"] == [first["shown"][place] for place in (1, 2, 0)]
@@ -367,16 +366,14 @@ def test_a_participant_answers_with_keys_and_fingers_and_saves_a_file(window, st
     assert (result.participants, result.trials) == (1, 2)
 
 
-def test_the_order_is_a_participant_s_own_and_always_the_same(window, study):
+def test_the_order_is_a_participant_s_own_and_always_the_same(page):
     def seen(participant):
-        window.open((study / "index.html").as_uri())
-        window.run("localStorage.clear()")
-        start(window, study, participant)
-        reached(window, "1 of 4")
-        first = shown(window)
-        window.type("12" + ENTER + "12" + ENTER)
-        reached(window, "3 of 4")
-        return [*first, *shown(window)]
+        page.evaluate("localStorage.clear()")
+        start(page, participant)
+        first = shown(page)
+        press(page, "12", "Enter", "12", "Enter")
+        assert page.locator("#progress").inner_text() == "3 of 4"
+        return [*first, *shown(page)]
 
     orders = {participant: seen(participant) for participant in map(str, range(8))}
     assert seen("3") == orders["3"]
@@ -384,33 +381,30 @@ def test_the_order_is_a_participant_s_own_and_always_the_same(window, study):
     assert {order[0] for order in orders.values()} == {f"“{NASTY}”", "“a red car”"}
 
 
-def test_a_text_with_markup_is_shown_as_it_is_and_does_nothing(window, study):
-    window.log()  # what was said before
+def test_a_text_with_markup_is_shown_as_it_is_and_does_nothing(page, window):
     for participant in ("x", "y", "z", "<b>w</b>"):
-        start(window, study, participant)
-        window.type("12" + ENTER + "12" + ENTER)
-        texts = window.run("return document.getElementById('prompt').textContent")
-        assert texts in (f"“{NASTY}”", "“a red car”")
-    window.click(window.find("#stop")[0])
-    assert json.loads(window.run("return document.getElementById('text').value"))["participant"] == "<b>w</b>"
-    assert window.run("return window.hurt === undefined && document.querySelectorAll('b').length === 0")
-    assert window.log() == []
+        start(page, participant)
+        press(page, "12", "Enter", "12", "Enter")
+        assert page.locator("#prompt").inner_text() in (f"“{NASTY}”", "“a red car”")
+    page.locator("#stop").click()
+    assert json.loads(page.locator("#text").input_value())["participant"] == "<b>w</b>"
+    assert page.evaluate("window.hurt === undefined") and page.locator("b").count() == 0
+    assert window.said == []
 
 
-def test_answers_outlive_the_page(window, study):
-    start(window, study, "later")
-    window.type("21" + ENTER)
-    before = shown(window)
-    start(window, study, "later")
-    assert window.text("#progress") == "2 of 4" and shown(window) == before
-    start(window, study, "another")
-    assert window.text("#progress") == "1 of 4"
+def test_answers_outlive_the_page(page):
+    start(page, "later")
+    press(page, "21", "Enter")
+    before = shown(page)
+    start(page, "later")
+    assert page.locator("#progress").inner_text() == "2 of 4" and shown(page) == before
+    start(page, "another")
+    assert page.locator("#progress").inner_text() == "1 of 4"
 
 
-def test_the_page_cannot_send_anything(window, study):
-    start(window, study, "sender")
-    refused = window.run(
-        "return fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => `refused: ${error.message}`)"
+def test_the_page_cannot_send_anything(page, window):
+    refused = page.evaluate(
+        "fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => `refused: ${error.message}`)"
     )
-    assert refused.startswith("refused")
-    assert any("Content Security Policy" in message for message in window.log())
+    assert refused.startswith("refused") and window.hosts == {""}
+    assert any("Content Security Policy" in message for message in window.said)

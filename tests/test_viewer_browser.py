@@ -15,10 +15,8 @@ from tests.finished_run import finished_run
 from tests.gaussians import random_gaussians
 from tests.viewer_process import address_said, started
 
-pytestmark = pytest.mark.slow  # minutes of a browser that draws without a card
-
-WIDTH, HEIGHT = 900, 400
-"""Of the window; the panel lies on its right, beside the asset."""
+WIDTH, HEIGHT = 1140, 300
+"""Of the window; the panel lies on the right of the asset, a notice that no card draws on its left."""
 KNOWN = (
     "THREE.Clock: This module has been deprecated",  # viser's own, of the library that it is built with
     "THREE.BufferGeometry.computeBoundingSphere(): Computed radius is NaN",

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+LONG = 300
+"""Seconds after which a process is given up."""
 
 
 def started(folder: Path, *words: str, **how) -> subprocess.Popen:

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import itertools
+import logging
 import os
 import re
 import secrets
@@ -9,6 +11,9 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.inputs import regular_file
+from utils.own_files import RECORD, recorded
+
+log = logging.getLogger(__name__)
 
 WRITTEN = re.compile(
     r"""config\.yaml | cfg_args | cameras\.json | init_points3d\.ply | input\.ply | metrics\.jsonl | run\.json
@@ -21,7 +26,12 @@ WRITTEN = re.compile(
     | checkpoints/iteration_\d+/(tensors\.safetensors|state\.json)""",
     re.VERBOSE,
 )
-"""The files of a run, by their path in its folder; nothing else in it is ever moved or removed, but `ASSETS`."""
+"""The files of a run, by their path in its folder; nothing else in it is ever removed, but `ASSETS`."""
+MADE = ("export", "mesh")
+"""Folders of what other commands made of a run because somebody asked for it: it goes aside with the run, and is never
+removed."""
+KEPT = "replaced"
+"""Where it is kept when another run stands in the place of its own: in a numbered folder of this one."""
 ASSETS = {
     "image": re.compile(r"picture\.png"),
     "grid": re.compile(r"field\.safetensors|mesh\.ply"),
@@ -63,9 +73,24 @@ def written(folder: Path) -> list[Path]:
     )  # they say of what kind the others are
 
 
+def made(folder: Path) -> list[Path]:
+    """The exports and meshes in a run's folder that this program made, relative to it, and at the end its record of
+    them. Links are no such files and are not followed."""
+    places = [folder / name for name in MADE if not (folder / name).is_symlink()]
+    found = [path for place in places for path in place.glob("*") if path.is_file() and not path.is_symlink()]
+    if not _is_aside(folder):
+        found = [path for path in found if path.name in {*recorded(path.parent), RECORD}]
+    return sorted((path.relative_to(folder) for path in found), key=lambda path: (path.name == RECORD, path))
+
+
+def _is_aside(folder: Path) -> bool:
+    """Whether only a run's files lie there."""
+    return bool(_ASIDE.fullmatch(folder.name) or _MOVING.fullmatch(folder.name))
+
+
 def _asset(folder: Path) -> list[re.Pattern[str]]:
     """What the settings in a run's folder say that its asset is called; all of them where only a run's files lie."""
-    if _ASIDE.fullmatch(folder.name) or _MOVING.fullmatch(folder.name):
+    if _is_aside(folder):
         return list(ASSETS.values())
     try:
         settings = regular_file(folder / SETTINGS).read_text(encoding="utf-8")
@@ -139,10 +164,22 @@ def settle(folder: Path, *, stands: bool) -> None:
 
 
 def drop(folder: Path) -> None:
-    """Remove what `move_aside` moved: the new run stands."""
+    """Remove what `move_aside` moved, but for what somebody had asked to be made of it: the new run stands."""
     for aside in _inside(folder, _ASIDE):
         remove_written(aside)
+        if made(aside):
+            _keep(aside, folder / KEPT)
         _remove_empty_tree(aside)
+
+
+def _keep(aside: Path, kept: Path) -> None:
+    place = next(path for number in itertools.count(1) if not (path := kept / str(number)).exists())
+    try:
+        _move(aside, place)
+    except UserError as error:  # they stay where they are
+        log.warning("%s", error)
+    else:
+        log.warning("%s: keeps what was exported of the run that was replaced", place)
 
 
 def half_done(folder: Path) -> bool:
@@ -162,7 +199,7 @@ def _move_back(moving: Path, folder: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    files = written(source)
+    files = [*made(source), *written(source)]  # settings last: they say of what kind the others are
     try:
         for path in files:
             (target / path).parent.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,31 @@ def write_text(path: Path | str, text: str, *, durable: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+@contextlib.contextmanager
+def all_or_none(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; move the files in it into `folder` when the block ends, and none when it raises.
+
+    Raises:
+        UserError: as `atomic`.
+    """
+    existed = folder.exists()
+    temporary = folder / f".all.{secrets.token_hex(4)}.partial"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, folder / path.name)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); free space or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # files are in it
+            if not existed:
+                folder.rmdir()
+
+
 def unfinished(folder: Path, parts: Collection[str]) -> list[Path]:
     """What killed processes left half written in a folder and in its `parts`, folders in which nobody else writes: in
     another one somebody may be at work. Links are not followed."""

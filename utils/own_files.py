@@ -14,7 +14,7 @@ RECORD = ".dreammapping-files"
 
 def refuse_others(folder: Path, names: Collection[str]) -> None:
     """Raise UserError where somebody else's file has one of the names."""
-    ours = _made_in(folder)
+    ours = recorded(folder)
     for name in names:
         if name not in ours and os.path.lexists(folder / name):
             raise UserError(
@@ -30,12 +30,13 @@ def note(folder: Path, names: Collection[str]) -> None:
         UserError: as `refuse_others`, or the folder cannot be written.
     """
     refuse_others(folder, names)
-    ours = _made_in(folder)
+    ours = recorded(folder)
     if not ours.issuperset(names):
         write_text(folder / RECORD, json.dumps(sorted({*ours, *names}), indent=0) + "\n")
 
 
-def _made_in(folder: Path) -> set[str]:
+def recorded(folder: Path) -> set[str]:
+    """The names of the files that this program made in a folder; none where it has no record, or a broken one."""
     try:
         names = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         return {name for name in names if isinstance(name, str)}

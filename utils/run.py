@@ -32,9 +32,6 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "diff_gaussian_raster
 MARKER = ".dreammapping"
 """The file by which a folder is known as a run's, and which is locked while a process works there."""
 
-MADE_OF_A_RUN = ("export", "mesh")
-"""Folders in which other commands leave by default what they make of a run."""
-
 
 class Run:
     """A run's folder, held for this process within a `with` block; nothing in it changes before `claim`.
@@ -144,15 +141,8 @@ class Run:
             self.manifest = _read_manifest(self.path("run.json"))
             self.standing = True
         else:
-            replaces = aside.has_results(self.folder)
             aside.move_aside(self.folder)
             self._moved = True
-            if replaces and (made := [name for name in MADE_OF_A_RUN if self.path(name).is_dir()]):
-                log.warning(
-                    "%s: %s stays, made of the run that is replaced; make it anew",
-                    self.folder,
-                    " and ".join(made),
-                )
         self.write_text("config.yaml", settings)
 
     def stands(self) -> None:

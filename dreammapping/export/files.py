@@ -59,19 +59,20 @@ def export_run(
     names = [f"{folder.resolve().name}.{name}" for name in formats]
     refuse_others(out, [*names, CAMERAS])
     cameras = json.dumps(cameras_json(run.cameras()))
+    stored = run.size(iteration)
+    degree = stored.sh_degree if sh_degree is None else sh_degree
+    sizes = [PER_GAUSSIAN[name](coefficient_count(degree) - 1) * stored.count for name in formats]
+    yield (
+        f"{folder}, iteration {iteration}: {stored.count:,} Gaussians, harmonics of degree {degree}; about "
+        f"{_megabytes(sum(sizes))} at most, and {_megabytes(stored.memory + 2 * max(sizes))} of memory"
+    )
     model = run.gaussians(iteration)
     if sh_degree is not None:
         model = with_degree(model, sh_degree)
-    bands = model.sh_rest.shape[1]
-    size = sum(PER_GAUSSIAN[name](bands) for name in formats) * len(model)
-    yield (
-        f"{folder}, iteration {iteration}: {len(model):,} Gaussians, harmonics of degree {model.sh_degree}; "
-        + (f"about {_megabytes(size)} at most")
-    )
     note(out, [*names, CAMERAS])
     for name, path in zip(formats, (out / name for name in names), strict=True):
         _writer(name, run.prompt, spz_version)(path, model)
-        lost = "; without harmonics" if name == "splat" and bands else ""
+        lost = "; without harmonics" if name == "splat" and degree else ""
         yield f"{path}: {_megabytes(path.stat().st_size)}{lost}"
     path = out / CAMERAS
     write_text(path, cameras)

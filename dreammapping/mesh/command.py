@@ -73,7 +73,7 @@ def _mesh(options: argparse.Namespace) -> int:
     write_out(
         f"{', '.join(str(path) for path in made.files)}\n"
         f"{made.faces:,} triangles, {'' if made.watertight else 'not '}watertight, in {made.seconds:.0f} s\n"
-        f"against the Gaussians, in views that it was not made from: PSNR {likeness.psnr:.1f} dB, coverage "
+        f"against the run's asset, in views that it was not made from: PSNR {likeness.psnr:.1f} dB, coverage "
         f"{likeness.coverage:.3f}\n"
     )
     return 0

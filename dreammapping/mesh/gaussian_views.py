@@ -1,11 +1,10 @@
 """Gaussians as what a mesh is made from."""
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 
-from dreammapping.mesh.views import Seen
+from dreammapping.mesh.views import FAINT, SURFACE, Seen, reach
 from gaussian_renderer import render
 from gaussian_renderer.surface_depth import depths_at
 from scene.cameras import Cameras
@@ -17,13 +16,6 @@ PER_GAUSSIAN = 600
 """Bytes that a Gaussian takes while the depths of a view are found."""
 MEMORY = 2e9
 """Bytes that may go into that: of more Gaussians, fewer views are rendered in one call."""
-SURFACE = 0.25
-"""Share of the light that is stopped where the surface is taken to be: of clouds of translucent Gaussians, as
-distillation makes them, the half lies inside, and at another place for each view."""
-FAINT = 0.05
-"""Gaussians below this opacity say nothing of where the object ends."""
-STRAY = 0.002
-"""Share of Gaussians, at most, that may lie farther away than the object reaches."""
 
 
 class GaussianViews:
@@ -37,24 +29,13 @@ class GaussianViews:
     def __init__(self, gaussians: GaussianModel, *, backend: str = "auto", direct_rgb: bool = False) -> None:
         self.gaussians, self.backend, self.direct_rgb = gaussians, backend, direct_rgb
 
-    @cached_property
+    @property
     def reach(self) -> float:
         gaussians = self.gaussians
         seen = gaussians.opacities[:, 0] > FAINT
         seen = seen if bool(seen.any()) else torch.ones_like(seen)
-        distances = (
-            (gaussians.means.norm(dim=1) + 2 * gaussians.scales.amax(dim=1))[seen].detach().sort().values
-        )
-        return float(distances[-1 - int(STRAY * len(distances))])
-
-    @property
-    def bytes(self) -> int:
-        """What looking takes, beside the views."""
-        return self._chunk * PER_GAUSSIAN * len(self.gaussians)
-
-    @property
-    def _chunk(self) -> int:
-        return min(max(int(MEMORY / (PER_GAUSSIAN * len(self.gaussians))), 1), CHUNK)
+        distances = gaussians.means.norm(dim=1) + 2 * gaussians.scales.amax(dim=1)
+        return reach(distances[seen].detach())
 
     @torch.no_grad()
     def look(
@@ -62,9 +43,9 @@ class GaussianViews:
     ) -> Seen:
         gaussians = self.gaussians
         cameras = cameras.to(gaussians.means.device)
-        parts = []
-        for first in range(0, len(cameras), self._chunk):
-            chunk = cameras[first : first + self._chunk]
+        parts, at_once = [], views_at_once(len(gaussians))
+        for first in range(0, len(cameras), at_once):
+            chunk = cameras[first : first + at_once]
             views = render(
                 gaussians,
                 chunk,
@@ -82,3 +63,13 @@ class GaussianViews:
                 progress()
         images, alphas, found = (torch.cat(each) for each in zip(*parts, strict=True))
         return Seen(cameras, images, alphas, found)
+
+
+def views_at_once(count: int) -> int:
+    """Views of so many Gaussians that are rendered in one call."""
+    return min(max(int(MEMORY / (PER_GAUSSIAN * max(count, 1))), 1), CHUNK)
+
+
+def memory(count: int) -> int:
+    """Bytes that looking at so many Gaussians takes, beside them and the views."""
+    return views_at_once(count) * PER_GAUSSIAN * count

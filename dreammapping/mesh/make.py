@@ -14,18 +14,23 @@ from dreammapping.finished import FinishedRun
 from dreammapping.mesh import files
 from dreammapping.mesh.compare import Likeness, compare
 from dreammapping.mesh.fusion import fuse
-from dreammapping.mesh.gaussian_views import GaussianViews
+from dreammapping.mesh.source import size_of, source_of
 from dreammapping.mesh.surface import Surface, tidy
 from dreammapping.mesh.texture import Textured, paint
 from dreammapping.mesh.views import Source, around
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import all_or_none, write_text
 from utils.own_files import note, refuse_others
 
 UNSEEN = 12
 """Views that a mesh is compared in, none of which made it."""
 UNSEEN_START = 77.0
 """Azimuth of the first of them; those that make the mesh start at 0."""
+WRITERS = {
+    "mesh.glb": files.write_glb,
+    "mesh.obj": files.write_obj,
+    "mesh.ply": files.write_ply,
+}
 NAMES = ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.json")
 """What is written; the material and texture are the .obj's."""
 
@@ -65,7 +70,7 @@ def mesh_run(
     say: Callable[[str], None] = lambda _text: None,
     progress: Callable[[str, int, int], None] = lambda _what, _done, _of: None,
 ) -> Made:
-    """Make mesh.glb, mesh.obj (with .mtl and .png), mesh.ply and mesh.json of a run's Gaussians in `out`.
+    """Make mesh.glb, mesh.obj (with .mtl and .png), mesh.ply and mesh.json of a run's asset in `out`.
 
     Args:
         iteration: which saved iteration; the last one if None.
@@ -73,7 +78,7 @@ def mesh_run(
         progress: told of each view: the step, its number from 1, and how many there are.
 
     Raises:
-        UserError: the folder is no run or holds no such Gaussians, these show nothing solid, a library is missing,
+        UserError: the folder is no run or holds no such asset, it shows nothing solid, a library is missing,
             somebody else's file is in the place of one, or a file cannot be written.
     """
     start = time.monotonic()
@@ -81,46 +86,31 @@ def mesh_run(
     refuse_others(out, NAMES)
     run = FinishedRun.open(folder)
     iteration = run.iteration(iteration)
-    gaussians = run.gaussians(iteration)
     on_card = torch.cuda.is_available() and run.config.device != "cpu"
     device = torch.device("cuda" if on_card else "cpu")
-    pipeline = run.config.PipelineParams
-    source = GaussianViews(
-        gaussians.to(device), backend=pipeline.backend, direct_rgb=pipeline.convert_SHs_python
-    )
     size = view_size(run.config.GenerateCamParams.image_w)
-    need = 4 * 5 * settings.views * size**2 + source.bytes + 80 * settings.resolution**3
+    what, bytes_ = size_of(run, iteration)
+    need = 4 * 5 * settings.views * size**2 + bytes_ + 80 * settings.resolution**3
     say(
-        f"{folder}, iteration {iteration}: {len(gaussians):,} Gaussians; {settings.views} views of {size} x {size} "
+        f"{folder}, iteration {iteration}: {what}; {settings.views} views of {size} x {size} "
         f"pixels; about {need / 1e9:.1f} GB of memory on {device}"
     )
-    mesh, likeness = make(source, run, settings, size, progress)
-    written = {
-        "mesh.glb": files.write_glb,
-        "mesh.obj": files.write_obj,
-        "mesh.ply": files.write_ply,
-    }
-    note(out, NAMES)
-    for name, write in written.items():
-        write(out / name, mesh, settings.scale)
-    made = Made(
-        [out / name for name in written],
-        len(mesh.faces),
-        mesh.surface.watertight,
-        likeness,
-        time.monotonic() - start,
-    )
+    mesh, likeness = make(source_of(run, iteration, device), run, settings, size, progress)
     numbers = {
         "run": str(folder),
         "iteration": iteration,
         **dataclasses.asdict(settings),
-        "faces": made.faces,
-        "watertight": made.watertight,
+        "faces": len(mesh.faces),
+        "watertight": mesh.surface.watertight,
         **dataclasses.asdict(likeness),
-        "seconds": round(made.seconds, 1),
     }
-    write_text(out / "mesh.json", json.dumps(numbers, indent=2) + "\n")
-    return made
+    with all_or_none(out) as new:
+        for name, write in WRITERS.items():
+            write(new / name, mesh, settings.scale)
+        seconds = time.monotonic() - start
+        write_text(new / "mesh.json", json.dumps(numbers | {"seconds": round(seconds, 1)}, indent=2) + "\n")
+        note(out, NAMES)
+    return Made([out / name for name in WRITERS], len(mesh.faces), mesh.surface.watertight, likeness, seconds)
 
 
 def make(

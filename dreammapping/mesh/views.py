@@ -13,6 +13,14 @@ from torch import Tensor
 from arguments import GenerateCamParams
 from scene.cameras import Cameras, build_cameras
 
+SURFACE = 0.25
+"""Share of the light that is stopped where the surface is taken to be: of clouds that are translucent, as distillation
+makes them, the half lies inside, and at another place for each view."""
+FAINT = 0.05
+"""What is less opaque than this says nothing of where the object ends."""
+STRAY = 0.002
+"""Share of its parts, at most, that may lie farther away than the object reaches."""
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -47,6 +55,11 @@ class Source(Protocol):
         ...
 
 
+def reach(distances: Float[Tensor, " P"]) -> float:
+    """The distance from the origin within which all but strays of an object's parts lie."""
+    return float(distances.sort().values[-1 - int(STRAY * len(distances))])
+
+
 def around(
     count: int,
     params: GenerateCamParams,
@@ -79,10 +92,9 @@ def project(
 ) -> tuple[Float[Tensor, "P 2"], Float[Tensor, "P"]]:
     """Where one camera sees points: x and y from -1 to 1 over its picture, and distances along its axis."""
     matrix = cameras.world_to_camera[0]
-    there = points @ matrix[:3, :3].T + matrix[:3, 3]
+    there = torch.addmm(matrix[:3, 3:], matrix[:3, :3], points.T)  # in rows: four times as fast
     tangents = torch.stack([(cameras.fov_x[0] / 2).tan(), (cameras.fov_y[0] / 2).tan()])
-    distances = there[:, 2]
-    return there[:, :2] / (distances[:, None].clamp_min(1e-6) * tangents), distances
+    return (there[:2] / (there[2].clamp_min(1e-6) * tangents[:, None])).T, there[2]
 
 
 def unproject(cameras: Cameras, depths: Float[Tensor, "1 1 H W"]) -> Float[Tensor, "P 3"]:

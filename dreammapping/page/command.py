@@ -7,11 +7,13 @@ runs, or a folder that holds some, get a page each and a gallery beside them.
 import argparse
 import logging
 import os
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 from dreammapping.command import exit_code
 from utils.console import write_out
+from utils.errors import UserError
 from utils.paths import expanded
 
 
@@ -39,6 +41,12 @@ def _write(named: list[Path], to: Path | None) -> int:
 
     folders = dict.fromkeys(run for folder in named for run in runs_in(folder))
     runs = [FinishedRun.open(folder) for folder in folders]
+    for run in runs:
+        with suppress(UserError):  # none was saved, or its file is broken: the page says so
+            size = run.size()
+            write_out(
+                f"{run.folder}: {size.count:,} Gaussians; about {size.memory / 1e6:,.1f} MB of memory\n"
+            )
     if len(runs) == 1:
         write_out(f"{write_page(runs[0], to and to / NAME)}\n")
         return 0

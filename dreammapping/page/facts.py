@@ -2,16 +2,26 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from arguments import Config
 from arguments.config import settings, value_of
 from dreammapping.finished import FinishedRun
+from dreammapping.page.document import picture_uri
 from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
+
+
+class Fact(NamedTuple):
+    """A fact in words (none where it is not known), and what it is sorted by."""
+
+    name: str
+    text: str
+    key: str | float | None
+
 
 PROVENANCE = (
     "prior", "shape_model", "versions", "platform", "cpus", "device", "precision", "memory_plan", "preset",
@@ -28,20 +38,22 @@ def title_of(run: FinishedRun) -> str:
     return run.prompt.strip() or run.folder.resolve().name
 
 
-def facts_of(run: FinishedRun, manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is said of a run in a few words each: its method, size, time."""
-    iterations, gaussians = number_in(manifest, "iterations"), number_in(manifest, "gaussians")
-    seconds = number_in(manifest, "seconds")
-    found = {
-        "method": run.config.GuidanceParams.guidance_method,
-        "iterations": iterations,
-        "Gaussians": gaussians,
-        "time": None if seconds is None else duration(seconds),
-        "seed": run.config.seed,
-        "prior": run.config.GuidanceParams.model_key,
-        "device": manifest.get("device"),
-    }
-    return [(name, said(value)) for name, value in found.items() if value is not None]
+def facts_of(run: FinishedRun, manifest: dict[str, Any]) -> list[Fact]:
+    """What is said of every run in a few words each: its method, size, time."""
+    method, seconds = run.config.GuidanceParams.guidance_method, number_in(manifest, "seconds")
+    sizes = {"iterations": number_in(manifest, "iterations"), "Gaussians": number_in(manifest, "gaussians")}
+    return [
+        Fact("method", method, method),
+        *(Fact(name, "" if size is None else said(size), size) for name, size in sizes.items()),
+        Fact("time", "" if seconds is None else duration(seconds), seconds),
+        Fact("seed", str(run.config.seed), run.config.seed),
+    ]
+
+
+def front_of(run: FinishedRun) -> str | None:
+    """The newest view from the front, or the picture that was made, as a data URI."""
+    views = run.test_views()
+    return picture_uri(views[0][0] if views else run.folder / "picture.png")
 
 
 def number_in(manifest: dict[str, Any], name: str) -> int | float | None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dreammapping.finished import FinishedRun
-from dreammapping.page.document import link, picture_uri, refuse_to_replace, render
-from dreammapping.page.facts import duration, metrics_of, number_in, read_or_none, title_of
+from dreammapping.page.document import link, refuse_to_replace, render
+from dreammapping.page.facts import Fact, facts_of, front_of, metrics_of, number_in, read_or_none, title_of
 from dreammapping.page.plots import number
 from utils.files import write_text
 
@@ -32,27 +32,16 @@ def _row(run: FinishedRun, page: Path, place: Path) -> dict[str, Any]:
     """A run as a row: its facts have a name, a text, and what they are sorted by."""
     manifest = read_or_none(lambda: run.manifest) or {}
     errors = [error for line in metrics_of(run) if (error := number_in(line, "operator_error")) is not None]
-    method, name = run.config.GuidanceParams.guidance_method, run.folder.resolve().name
-    sizes = {"iterations": number_in(manifest, "iterations"), "Gaussians": number_in(manifest, "gaussians")}
-    seconds = number_in(manifest, "seconds")
+    name, error = run.folder.resolve().name, errors[-1] if errors else None
     facts = [
-        ("run", name, name),
-        ("method", method, method),
-        *((name, "" if size is None else f"{size:,}", size) for name, size in sizes.items()),
-        ("time", "" if seconds is None else duration(seconds), seconds),
-        ("seed", str(run.config.seed), run.config.seed),
-        ("error of M", number(errors[-1]) if errors else "", errors[-1] if errors else None),
+        Fact("run", name, name),
+        *facts_of(run, manifest),
+        Fact("error of M", "" if error is None else number(error), error),
     ]
     return {
         "title": title_of(run),
-        "picture": _front(run),
+        "picture": front_of(run),
         "link": link(page, place),
         "unfinished": "" if manifest.get("finished") else "not finished",
         "facts": [(name, text, "" if key is None else str(key)) for name, text, key in facts],
     }
-
-
-def _front(run: FinishedRun) -> str | None:
-    """The view from the front, or the picture that was made."""
-    views = run.test_views()
-    return picture_uri(views[0][0] if views else run.folder / "picture.png")

@@ -11,14 +11,17 @@ from dreammapping.page.document import data_uri, link, picture_uri, refuse_to_re
 from dreammapping.page.facts import (
     changed_settings,
     facts_of,
+    front_of,
     metrics_of,
     number_in,
     provenance_of,
     read_or_none,
+    said,
     title_of,
 )
 from dreammapping.page.plots import curve, heat_map, number
 from dreammapping.page.splats import Splats, pack
+from utils.aside import KEPT
 from utils.files import write_text
 
 NAME = "index.html"
@@ -54,8 +57,8 @@ def write_page(run: FinishedRun, target: Path | None = None) -> Path:
 def page_of(run: FinishedRun, place: Path) -> str:
     """The page as HTML, for a file in `place`."""
     manifest, metrics = read_or_none(lambda: run.manifest) or {}, metrics_of(run)
-    splats = None
-    if run.config.ModelParams.representation == "gaussians":
+    splats, of_gaussians = None, run.config.ModelParams.representation == "gaussians"
+    if of_gaussians:
         splats = read_or_none(
             lambda: pack(run.gaussians(), direct_rgb=run.config.PipelineParams.convert_SHs_python)
         )
@@ -63,12 +66,12 @@ def page_of(run: FinishedRun, place: Path) -> str:
         "run.html",
         ("splats.js", "run.js"),
         title=title_of(run),
-        facts=facts_of(run, manifest),
+        facts=[(name, text) for name, text, _ in facts_of(run, manifest) if text] + _made_with(run, manifest),
         finished=bool(manifest.get("finished")),
         done=number_in(manifest, "iterations") or 0,
         asked=run.config.iterations,
         viewer=viewer_of(run, splats) if splats else None,
-        picture=picture_uri(run.folder / "picture.png"),
+        picture=None if of_gaussians else front_of(run),
         videos=_videos(run, place),
         views=_views(run),
         curves=_curves(metrics),
@@ -77,6 +80,11 @@ def page_of(run: FinishedRun, place: Path) -> str:
         provenance=provenance_of(manifest),
         files=_files(run.folder, place),
     )
+
+
+def _made_with(run: FinishedRun, manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    found = {"prior": run.config.GuidanceParams.model_key, "device": manifest.get("device")}
+    return [(name, said(value)) for name, value in found.items() if value is not None]
 
 
 def viewer_of(run: FinishedRun, splats: Splats) -> dict[str, Any]:
@@ -151,7 +159,7 @@ def _error_map(metrics: list[dict[str, Any]]) -> Any:
 
 def _files(folder: Path, place: Path) -> list[tuple[str, str, str]]:
     """Link, name and size of what there is to take along: the assets, whatever was exported, the records."""
-    skipped = ("checkpoints", "test_six_views", "train_process", "process_videos", "videos")
+    skipped = ("checkpoints", "test_six_views", "train_process", "process_videos", "videos", KEPT)
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

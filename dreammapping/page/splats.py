@@ -49,21 +49,21 @@ def pack(gaussians: GaussianModel, *, direct_rgb: bool = False, most_bytes: int 
     Args:
         direct_rgb: colours are sigmoid(`sh_dc`), no harmonics, as in `gaussian_renderer.render`.
     """
-    degree = 0 if direct_rgb else gaussians.active_sh_degree
-    rest = gaussians.sh_rest[:, : (degree + 1) ** 2 - 1].flatten(1)
-    texels = 2 + -(-rest.shape[1] // 8)
+    degree, total = 0 if direct_rgb else gaussians.active_sh_degree, len(gaussians)
+    rest_count = 3 * ((degree + 1) ** 2 - 1)
+    texels = 2 + -(-rest_count // 8)
     kept = most_visible(gaussians, max(most_bytes // (TEXEL * texels), 1))
+    gaussians = GaussianModel(**{name: getattr(gaussians, name)[kept] for name in gaussians.parameter_names})
     colors = gaussians.sh_dc[:, 0].sigmoid() if direct_rgb else sh_dc_to_rgb(gaussians.sh_dc[:, 0])
     quats = _upright(gaussians.rotations)[:, 1:]
-    halves = torch.cat([colors, gaussians.opacities, gaussians.log_scales], dim=1)[kept]
 
     table = np.zeros((len(kept), texels * 4), "<u4")
-    table[:, :3] = gaussians.means[kept].numpy().astype("<f4").view("<u4")
+    table[:, :3] = gaussians.means.detach().numpy().astype("<f4").view("<u4")
     shorts = table.view("<u2")
-    shorts[:, 6:13] = _halves(halves)
-    shorts[:, 13:16] = (quats[kept].numpy() * 32767).round().astype("<i2").view("<u2")
-    shorts[:, 16 : 16 + rest.shape[1]] = _halves(rest[kept])
-    return Splats(table.tobytes(), len(kept), texels, degree, len(gaussians))
+    shorts[:, 6:13] = _halves(torch.cat([colors, gaussians.opacities, gaussians.log_scales], dim=1))
+    shorts[:, 13:16] = (quats.numpy() * 32767).round().astype("<i2").view("<u2")
+    shorts[:, 16 : 16 + rest_count] = _halves(gaussians.sh_rest.flatten(1)[:, :rest_count])
+    return Splats(table.tobytes(), len(kept), texels, degree, total)
 
 
 def _upright(quats: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,15 @@ import logging
 import os
 import time
 from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
 
 from dreammapping.command import exit_code
 from utils.console import complain, write_out
 from utils.errors import UserError
 from utils.paths import expanded
+
+if TYPE_CHECKING:
+    from dreammapping.finished import Size
 
 PORT = 8080
 
@@ -51,8 +55,10 @@ def _view(options: argparse.Namespace) -> int:
     port = free_port(options.host, options.port)
     if options.beside:
         _give_way()
-    elif iteration is not None:
-        write_out(_said_size(*run.size(iteration)))  # before anything is read
+        gaussians = None
+    else:
+        write_out(_said_size(run.size(iteration)))  # before anything is read
+        gaussians = run.gaussians(iteration)  # and read before anybody listens
 
     import viser
 
@@ -75,8 +81,8 @@ def _view(options: argparse.Namespace) -> int:
     else:
         from dreammapping.viewer.saved import Saved
 
-        assert iteration is not None
-        Saved(stage, run, iteration)
+        assert iteration is not None and gaussians is not None
+        Saved(stage, run, iteration, gaussians)
         write_out(f"{said}Ctrl-C ends it.\n")
         try:
             while True:
@@ -87,11 +93,13 @@ def _view(options: argparse.Namespace) -> int:
     return 0
 
 
-def _said_size(count: int, size: int) -> str:
+def _said_size(size: "Size") -> str:
     """How much there is to show."""
-    here = size + 250 * count  # what was read, and its covariances, colours and projections
+    shown = size.bytes + 250 * size.count  # what was read, and its covariances, colours and projections
+    here = max(size.memory, shown)
+    sent = 32 * size.count
     return (
-        f"{count:,} Gaussians: {32 * count / 1e6:,.1f} MB for each browser, about {here / 1e6:,.0f} MB here\n"
+        f"{size.count:,} Gaussians: {sent / 1e6:,.1f} MB for each browser, about {here / 1e6:,.0f} MB here\n"
     )
 
 

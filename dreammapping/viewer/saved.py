@@ -13,13 +13,13 @@ class Saved:
     """The controls of a run's saved iterations.
 
     Args:
-        iteration: the one that is shown first.
+        iteration: the one that is shown first; `gaussians` are its.
     """
 
-    def __init__(self, stage: Stage, run: FinishedRun, iteration: int) -> None:
+    def __init__(self, stage: Stage, run: FinishedRun, iteration: int, gaussians: GaussianModel) -> None:
         self._stage, self._run = stage, run
         self._steps = run.iterations
-        self._known: dict[int, GaussianModel] = {}
+        self._known = {iteration: gaussians}
         gui = stage.server.gui
         self._about = gui.add_markdown("")
         with gui.add_folder("Run"):

@@ -1,6 +1,8 @@
 """The list of a sweep: names of runs, its grid, and what is refused."""
 
+import logging
 import signal
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from arguments import load
 from dreammapping.__main__ import main
-from dreammapping.sweep.grid import grid, wish
+from dreammapping.sweep.dry_run import dry_run
+from dreammapping.sweep.grid import Grid, Job, grid, wish
 from dreammapping.sweep.processes import Team
 from dreammapping.sweep.slug import run_name, slug
 from utils.errors import UserError
@@ -195,3 +198,27 @@ def test_what_is_far_too_much_is_counted_and_not_made(prompts, monkeypatch):
     monkeypatch.setattr("dreammapping.sweep.grid.itertools.product", None)
     with pytest.raises(UserError, match="expected at most 23 runs, got 2 prompts x 4 settings x 3 seeds"):
         grid(wanted)
+
+
+# what is said before anything is run
+
+
+def test_a_remark_on_settings_is_made_once_for_all_runs(tmp_path, prompts, monkeypatch, capsys):
+    opt = tmp_path / "settings.yaml"
+    opt.write_text(
+        "GuidanceParams: {text: a red duck, guidance: SD, model_key: toybox}\nModelParams: {eval: true}\n"
+    )
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("dreammapping.dry_run.try_out", lambda _: SimpleNamespace(seconds=1.0, gib=2.0))
+    words = ["sweep", "--prompts", str(prompts), "--opt", str(opt), "guidance_scale=[5,7.5]", "--dry-run"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("no effect") == 1 and said.count("SD runs VDM with DCA") == 1
+
+
+def test_a_dry_run_tells_settings_of_one_name_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("dreammapping.dry_run.try_out", lambda _: SimpleNamespace(seconds=1.0, gib=2.0))
+    varied = {"ASDParams.scale": 1, "CSDParams.scale": 2, "GuidanceParams.guidance": "sds"}
+    text = "GuidanceParams: {model_key: toybox, guidance: sds}\n"
+    told = dry_run(Grid([Job("a", "a red car", 0, "one", varied)], {"one": text}), tmp_path / "out")
+    assert "\nASDParams.scale=1, CSDParams.scale=2, guidance=sds: toybox, " in told

@@ -31,10 +31,23 @@ def main(words: list[str]) -> int:
         options = _folder_parser(words[0]).parse_args(words[1:])
         return exit_code(lambda: _status(options) if words[0] == "status" else _results(options))
     options = parser().parse_intermixed_args(words)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _log_once()
     return exit_code(
         lambda: _sweep(options), stopped="stopped, with everything saved; the same command goes on"
     )
+
+
+def _log_once() -> None:
+    """Warnings go to standard error, each once: what is remarked of one combination of settings is true of many."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not (text in said or said.add(text))
+
+    handler = logging.StreamHandler()
+    handler.addFilter(is_new)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -213,7 +226,7 @@ def _results(options: argparse.Namespace) -> int:
     from dreammapping.sweep.ledger import Ledger
     from dreammapping.sweep.results import write_gallery, write_results
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _log_once()
     ledger = Ledger(options.folder)
     write_results(ledger, judge=options.judge)
     if not options.no_pages:

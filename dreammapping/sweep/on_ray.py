@@ -79,19 +79,20 @@ class Actor:
         """Work until nothing is left; where the device is lost, the process ends."""
         from dreammapping.sweep.bench import BEAT, Bench
         from dreammapping.sweep.ledger import Ledger
-        from dreammapping.sweep.shift import carry_on, in_order, shift
+        from dreammapping.sweep.shift import carry_on, shift
         from dreammapping.sweep.status import Worker
         from dreammapping.sweep.worker import AGAIN, shard
 
         crew, ledger, worker = self._crew, Ledger(self._folder), Worker.me()
-        names = in_order(shard(list(ledger.jobs), crew.shard), self._index, self._count)
         bench = Bench(ledger, worker, beat=min(BEAT, crew.stale / 5), processes=max(int(crew.cards), 1))
         bench.stopping = self._stopping
         actions = shift(
             ledger,
             worker,
-            names,
+            shard(list(ledger.jobs), crew.shard),
             start_of=bench.start_of,
+            index=self._index,
+            count=self._count,
             patience=Patience(losses=crew.losses),
             stale=crew.stale,
         )

@@ -9,7 +9,7 @@ from types import FrameType
 
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.retries import Patience
-from dreammapping.sweep.shift import POLL, STALE, carry_on, in_order, shift
+from dreammapping.sweep.shift import POLL, STALE, carry_on, shift
 from dreammapping.sweep.status import Worker
 from utils.console import complain
 from utils.errors import UserError
@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
 def work(options: argparse.Namespace) -> int:
     """The shift of this process."""
     ledger, worker = Ledger(options.folder), Worker.me()
-    names = in_order(shard(list(ledger.jobs), options.shard), options.index, options.count)
+    names = shard(list(ledger.jobs), options.shard)
 
     from dreammapping.sweep.bench import BEAT, Bench
 
@@ -62,8 +62,8 @@ def work(options: argparse.Namespace) -> int:
         signal.signal(number, stop)
 
     actions = shift(
-        ledger, worker, names, start_of=bench.start_of, patience=Patience(losses=options.losses),
-        stale=options.stale, poll=options.poll,
+        ledger, worker, names, start_of=bench.start_of, index=options.index, count=options.count,
+        patience=Patience(losses=options.losses), stale=options.stale, poll=options.poll,
     )  # fmt: skip
     carry_on(actions, bench.carry_out, bench.stopping.wait, lambda: bench.over)
     return AGAIN if bench.broken else STOPPED if bench.stopping.is_set() else 0

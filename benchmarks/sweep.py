@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
 import torch
 
 from benchmarks.command import RESULTS, finish_measurement
@@ -169,11 +170,12 @@ def simulate(folder: Path, runs: int, workers: int, failures: float, seed: int =
 def simulated(runs: int, workers: int, failures: float) -> dict[str, Any]:
     """A simulation in a folder that is removed."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        files, began = file_system(Path(folder)), time.perf_counter()
         tally = simulate(Path(folder) / "sweep", runs, workers, failures)
         took = time.perf_counter() - began
     claims = sorted(tally.claims)
     return {
+        "files": files,
         "runs": runs,
         "workers": workers,
         "failures": failures,
@@ -192,6 +194,12 @@ def simulated(runs: int, workers: int, failures: float) -> dict[str, Any]:
     }
 
 
+def file_system(folder: Path) -> str:
+    """The kind of file system that a folder lies in; "" where that cannot be told."""
+    places = {Path(each.mountpoint): each.fstype for each in psutil.disk_partitions(all=True)}
+    return next((places[each] for each in [folder, *folder.parents] if each in places), "")
+
+
 def table_of_simulation(found: dict[str, Any]) -> str:
     """In words."""
     median, most, longest = (f"{1000 * seconds:.1f} ms" for seconds in found["claim_seconds"].values())
@@ -199,7 +207,7 @@ def table_of_simulation(found: dict[str, Any]) -> str:
         f"{found['runs']} runs, {found['workers']} workers, {found['failures']:.0%} of attempts fail: "
         f"{found['done_once']} done once, {found['failed_for_good']} failed for good, 0 lost, 0 done twice; "
         f"{found['deaths']} workers died\n"
-        f"claims    {found['claims']}: median {median}, 99 % below {most}, longest {longest}\n"
+        f"claims    {found['claims']} on {found['files']}: median {median}, 99 % below {most}, longest {longest}\n"
         f"clock     {found['hours']:.2f} h; {found['hours_always_at_work']:.2f} h if all workers were always at work; "
         f"simulated in {found['simulated_in_seconds']:.0f} s"
     )

@@ -204,11 +204,36 @@ def test_what_has_failed_and_is_queued_again_is_done_by_whoever_comes_to_it_firs
 # one run on several cards
 
 
-def test_a_group_whose_first_process_finds_the_folder_busy_is_busy(ledger):
+HEARD = Outcome(ERROR, "iteration 3: another process of this run has ended, and has said why")
+
+
+@pytest.mark.parametrize(
+    ("left", "kind"),
+    [
+        ([Outcome(BUSY, "in use"), Outcome(ERROR, "connection reset")], BUSY),
+        ([HEARD, Outcome(FULL, "full")], FULL),
+        ([Outcome(ERROR, "the prompt is too long")] * 2, ERROR),
+        ([Outcome(STOPPED)] * 2, STOPPED),
+        ([HEARD], LOST),
+        ([Outcome(STOPPED)], LOST),
+        ([Outcome(FULL, "full")], FULL),
+        ([Outcome(DONE_SO)], LOST),
+        ([], LOST),
+    ],
+)
+def test_a_group_ends_as_the_one_that_tells_most_and_is_lost_with_one_that_tells_nothing(ledger, left, kind):
     place = ledger.path("a")
-    for rank, outcome in enumerate([Outcome(BUSY, "in use"), Outcome(ERROR, "connection reset")]):
+    for rank, outcome in enumerate(left):
         (place / f"outcome-{rank}.json").write_text(json.dumps(dataclasses.asdict(outcome)))
-    assert group._outcome(place, 1, False).kind == BUSY
+    assert group._outcome(place, 2, 1, False).kind == kind
+
+
+def test_who_has_lost_a_process_of_its_group_begins_anew(ledger, monkeypatch):
+    monkeypatch.setattr("dreammapping.sweep.bench.group.carry_out", lambda *_, **__: Outcome(LOST, "died"))
+    bench = Bench(ledger, Worker.me(), processes=2)
+    actions = shift(ledger, bench.worker, ["a"], start_of=lambda _: 0)
+    carry_on(actions, bench.carry_out, lambda _: None, lambda: bench.over)
+    assert bench.broken and ledger.read("a").state == QUEUED
 
 
 @pytest.mark.parametrize("loss", ["another has the run", "its worker has died"])

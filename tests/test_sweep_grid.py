@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -148,6 +149,8 @@ def test_a_bad_sweep_file_is_one_line(tmp_path, capsys, text, message):
         ([], "expected one list, SWEEP.yaml or --prompts FILE, got none"),
         (["a.yaml", "b.yaml"], "got a.yaml and b.yaml"),
         (["a.yaml", "--workers", "0"], "--workers: expected at least 1, got 0"),
+        (["a.yaml", "--stale", "nan"], "--stale: expected seconds above 0, got nan"),
+        (["a.yaml", "--cards", "nan"], "--cards, --cpus: expected more than 0, got nan and 1"),
         (["a.yaml", "--shard", "0/4"], "--shard: expected i/n with i from 1 to n, got '0/4'"),
         (["a.yaml", "--cards", "1.5"], "--cards: expected a whole number without --ray, got 1.5"),
         (
@@ -177,6 +180,13 @@ def test_more_cards_than_there_are_is_one_line(tmp_path, prompts, monkeypatch, c
     assert main(["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", str(out), *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder in which nobody may make one")
+def test_a_folder_that_cannot_be_made_is_one_line(prompts, capsys):
+    assert main(["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", "/proc/nothing/here"]) == 2
+    error = capsys.readouterr().err
+    assert "/proc/nothing/here: cannot be used (" in error and error.count("\n") == 1
 
 
 def test_workers_may_share_a_card_and_several_do_without():

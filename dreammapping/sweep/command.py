@@ -12,6 +12,7 @@ new in the list, and leaves what is done. Several commands, terminals and machin
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +192,11 @@ def _check(options: argparse.Namespace) -> None:
     from dreammapping.sweep.worker import shard
 
     shard([], options.shard)
+    if not (0 < options.cards < math.inf and 0 < options.cpus < math.inf):
+        raise UserError(
+            f"--cards, --cpus: expected more than 0, got {options.cards:g} and {options.cpus:g}; leave them out for "
+            "the default"
+        )
     with_ray = options.ray or options.address
     if not with_ray and options.cards != int(options.cards):
         raise UserError(f"--cards: expected a whole number without --ray, got {options.cards:g}; add --ray")
@@ -199,13 +205,11 @@ def _check(options: argparse.Namespace) -> None:
             f"--cards: expected a whole number or a fraction below 1, got {options.cards:g}; try "
             f"{int(options.cards)}"
         )
-    if not (options.cards > 0 and options.cpus > 0):
-        raise UserError(f"--cards, --cpus: expected more than 0, got {options.cards:g} and {options.cpus:g}")
     for name in ("workers", "seeds", "losses"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: expected at least 1, got {value}; leave it out for the default")
-    if options.stale <= 0:
+    if not options.stale > 0:  # nor is it no number
         raise UserError(
             f"--stale: expected seconds above 0, got {options.stale:g}; leave it out for the default"
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dreammapping.sweep.processes import LOOK, PATIENCE, Deaths
-from dreammapping.sweep.progress import Progress
+from dreammapping.sweep.progress import Shows
 from dreammapping.sweep.retries import Patience
 from utils.errors import UserError
 from utils.repository import ROOT
@@ -106,7 +106,7 @@ class Actor:
         self._stopping.set()
 
 
-def run(folder: Path, crew: Crew, progress: Progress) -> None:
+def run(folder: Path, crew: Crew, progress: Shows) -> None:
     """Have actors go through a sweep until all its runs are over.
 
     Raises:

@@ -26,6 +26,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--index", type=int, default=0, help="of this worker, from 0")
     parser.add_argument("--count", type=int, default=1, help="workers in all")
     parser.add_argument("--shard", default="1/1", help="i/n: only each n-th run, from the i-th on")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="of these runs, in this order")
     parser.add_argument("--processes", type=int, default=1, help="that share each run")
     parser.add_argument("--parent", type=int, help="stop when this process is no more the parent")
     parser.add_argument(
@@ -47,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
 def work(options: argparse.Namespace) -> int:
     """The shift of this process."""
     ledger, worker = Ledger(options.folder), Worker.me()
-    names = shard(list(ledger.jobs), options.shard)
+    names = shard(options.only or list(ledger.jobs), options.shard)
 
     from dreammapping.sweep.bench import BEAT, Bench
 

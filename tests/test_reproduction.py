@@ -1,6 +1,7 @@
 """The paper's figures by command: each finishes in a reduced form, shares its runs, and leaves what it says."""
 
 import pytest
+import yaml
 
 from dreammapping.reproduction import chart, claims, noise, report, scores, work
 from dreammapping.reproduction.command import FIGURES as NAMES
@@ -51,7 +52,7 @@ def small(shared, monkeypatch):
     began = []
 
     def counted(ledger, name, *args, **words):
-        began.append(ledger.settings(name).read_text())
+        began.append(yaml.safe_load(ledger.settings(name).read_text()))
         return attempt(ledger, name, *args, **words)
 
     monkeypatch.setattr("dreammapping.sweep.bench.attempt", counted)
@@ -94,7 +95,14 @@ def test_pictures_have_their_figure_from_one_start(small, capsys):
     folder, words, began = small
     image = ["--methods", "sds@7.5,vsd,vdm", "ImageParams.particles=1"]
     assert reproduce("fig10", *words, *image) == 0, capsys.readouterr().err
-    assert sum("ImageParams: {steps: 40" in text for text in began) == 3
+    assert (
+        sum(
+            each["ImageParams"]["steps"] == 40
+            for each in began
+            if each["ModelParams"]["representation"] == "image"
+        )
+        == 3
+    )
     found = numbers_of(folder, "fig10")
     costs = {
         name: each["measures"]["evaluations per view"]["mean"] for name, each in found["variants"].items()

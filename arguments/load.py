@@ -178,13 +178,22 @@ def build(entries: list[Entry]) -> Config:
         try:
             if not has_form(settings()[entry.name], entry.value):
                 raise ValueError
-            OmegaConf.update(tree, entry.name, entry.value)
+            default = value_of(_plain_defaults(), entry.name)
+            if (
+                type(entry.value) is not type(default) or entry.value != default
+            ):  # most of a run's own file are
+                OmegaConf.update(tree, entry.name, entry.value)
         except (OmegaConfBaseException, ValueError, OverflowError) as error:
             raise complaint(entry.name, entry.value, entry.where) from error
     config: Any = OmegaConf.to_object(tree)
     for entry in final.values():
         check_value(entry.name, value_of(config, entry.name), entry.where)
     return config
+
+
+@cache
+def _plain_defaults() -> Config:
+    return Config()
 
 
 @cache

@@ -20,8 +20,10 @@ PROMPTS = ("a red car", "A blue, duck!")
 class Forked:
     """What `subprocess.Popen` would be for a worker that is a fork of this process."""
 
-    def __init__(self, words: list[str], given: dict[str, str], said: Path) -> None:
-        del given
+    def __init__(
+        self, words: list[str], given: dict[str, str], said: Path, place: Path | None = None
+    ) -> None:
+        del given, place
         self.pid = os.fork()
         self.code: int | None = None
         if self.pid == 0:

@@ -49,7 +49,7 @@ def test_the_operator_across_prompts_sees_none_of_the_tables():
     prompts = [cell.prompt for cell in cells]
     assert len(set(prompts)) == operator_chain.LENGTH and not set(prompts) & set(choose_prompts(2, TUNED_ON))
     starts = [load(words)[0].VDMParams.operator_init for words in cells.values()]
-    assert starts == [None, *(f"output/{cell.workspace}" for cell in list(cells)[:-1])]
+    assert starts == [None, *(f"output/operators/{cell.workspace}" for cell in list(cells)[:-1])]
 
 
 def test_the_table_has_means_spreads_and_its_own_size():

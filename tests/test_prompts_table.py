@@ -1,23 +1,17 @@
 """The table over prompts: what is chosen, that finished cells are never run again, and what the table says."""
 
 import itertools
-from concurrent.futures import CancelledError
 
 import pytest
 
 from dreammapping.reproduction import cells, prompts
-from dreammapping.reproduction.cells import Cell, CellStore, Trainer, code_digest, digest, run_missing
+from dreammapping.reproduction.cells import Cell, CellStore, code_digest, digest
 from dreammapping.reproduction.table import Plan, make_cell, standing, write_report
 from toybox import world
 from toybox.recognition import parse_caption
 from utils.errors import UserError
 
 CELLS = [Cell(f"a red {name}", "vdm", 0, "0badcafe") for name in ("cat", "car", "bus", "bee")]
-
-
-def never():
-    """A `stop` that nothing should call."""
-    raise AssertionError("stopped")
 
 
 def scores(r_precision: float) -> dict[str, float]:
@@ -56,52 +50,11 @@ def test_too_many_prompts_are_refused():
         prompts.choose_prompts(26, exclude="a red car")
 
 
-def test_finished_cells_are_not_run_again(tmp_path):
-    path, ran = tmp_path / "cells.json", []
-
-    def run(cell):
-        ran.append(cell)
-        return {"value": len(ran)}
-
-    assert run_missing(CELLS[:2], CellStore(path), run, 1, never) == []
-    assert run_missing(CELLS, CellStore(path), run, 1, never) == []
-    assert ran == CELLS
-    assert [CellStore(path).get(cell) for cell in CELLS] == [{"value": count} for count in (1, 2, 3, 4)]
-
-
 def test_two_commands_with_one_file_keep_each_other_s_cells(tmp_path):
     first, second = (CellStore(tmp_path / "cells.json") for _ in range(2))
     first.put(CELLS[0], {"value": 1})
     second.put(CELLS[1], {"value": 2})
     assert CellStore(tmp_path / "cells.json").results.keys() == {cell.key for cell in CELLS[:2]}
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interruption_keeps_what_is_finished_and_asks_the_rest_to_stop(tmp_path, error):
-    path, stopped = tmp_path / "cells.json", []
-
-    def run(cell):
-        if cell == CELLS[2]:
-            raise error
-        return {}
-
-    with pytest.raises(error):
-        run_missing(CELLS, CellStore(path), run, 1, lambda: stopped.append(True))
-    finished = [cell for cell in CELLS if CellStore(path).get(cell) is not None]
-    assert finished[:2] == CELLS[:2]
-    assert CELLS[2] not in finished
-    assert stopped == [True]
-
-
-def test_a_failed_cell_is_reported_and_the_others_go_on(tmp_path):
-    def run(cell):
-        if cell == CELLS[1]:
-            raise UserError("no disk")
-        return {}
-
-    store = CellStore(tmp_path / "cells.json")
-    assert run_missing(CELLS, store, run, 2, never) == ["no disk"]
-    assert [store.get(cell) is None for cell in CELLS] == [False, True, False, False]
 
 
 def test_whatever_changes_the_result_changes_the_cell():
@@ -127,69 +80,6 @@ def test_a_broken_store_is_refused_and_left_alone(tmp_path):
     with pytest.raises(UserError, match="expected finished cells"):
         CellStore(path)
     assert path.read_text() == "{"
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch):
-    """A `train.py` that writes its arguments, and a checkpoint; it fails for a cat."""
-    (tmp_path / "train.py").write_text(
-        "import pathlib, sys\n"
-        "if 'text=cat' in sys.argv: sys.exit('error: no cat')\n"
-        "name = next(word for word in sys.argv if word.startswith('workspace=')).removeprefix('workspace=')\n"
-        "folder = pathlib.Path('output', name)\n"
-        "(folder / 'checkpoints').mkdir(parents=True, exist_ok=True)\n"
-        "(folder / 'arguments').write_text(' '.join(sys.argv[1:]))\n"
-        "if 'text=car' in sys.argv: (folder / 'checkpoints' / 'one').touch()\n"
-    )
-    monkeypatch.setattr(cells, "ROOT", tmp_path)
-    return tmp_path
-
-
-def test_a_cell_is_trained_resumed_or_begun_again(program):
-    trainer = Trainer(program / "output")
-    folder = trainer.train(CELLS[0], ["text=car"])
-    words = f"text=car workspace={CELLS[0].workspace} --quiet"
-    assert (folder / "arguments").read_text() == words
-    trainer.train(CELLS[0], ["text=car"])
-    assert (folder / "arguments").read_text() == f"{words} --resume"
-    for _ in range(2):
-        folder = trainer.train(CELLS[1], ["text=bus"])
-    assert (folder / "arguments").read_text().endswith("--quiet --force")
-
-
-def test_a_failed_training_shows_its_last_line(program):
-    with pytest.raises(UserError, match=r"training ended with code 1 \(error: no cat\)"):
-        Trainer(program / "output").train(CELLS[0], ["text=cat"])
-
-
-def test_after_a_stop_nothing_is_trained(program):
-    trainer = Trainer(program / "output")
-    trainer.stop()
-    with pytest.raises(CancelledError):
-        trainer.train(CELLS[0], ["text=car"])
-    assert not (program / "output" / CELLS[0].workspace).exists()
-
-
-def test_what_other_code_has_begun_is_begun_again(program, monkeypatch):
-    trainer = Trainer(program / "output")
-    trainer.train(CELLS[0], ["text=car"])
-    monkeypatch.setattr(cells, "code_digest", lambda: "another")
-    folder = trainer.train(CELLS[0], ["text=car"])
-    assert (folder / "arguments").read_text().endswith("--quiet --force")
-
-
-def test_outdated_cells_are_run_again_where_that_is_asked_for(tmp_path):
-    store, ran = CellStore(tmp_path / "cells.json"), []
-    store.put(CELLS[0], {"code": "old"})
-    store.put(CELLS[1], {"code": "new"})
-
-    def run(cell):
-        ran.append(cell)
-        return {"code": "new"}
-
-    run_missing(CELLS[:2], store, run, 1, never, lambda kept: kept["code"] == "old")
-    assert ran == CELLS[:1]
-    assert list(store.results) == [CELLS[1].key, CELLS[0].key]  # the newest stands last
 
 
 def test_the_code_of_a_cell_is_all_that_trains_and_judges_and_nothing_that_looks(tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
 """The paper's figures by command: each finishes in a reduced form, shares its runs, and leaves what it says."""
 
 import pytest
+import yaml
 
 from dreammapping.reproduction import chart, claims, noise, report, scores, work
-from dreammapping.reproduction.cells import Trainer
 from dreammapping.reproduction.command import FIGURES as NAMES
 from dreammapping.reproduction.figures import (
     CLIP,
@@ -15,7 +15,8 @@ from dreammapping.reproduction.figures import (
     VARIANTS,
 )
 from dreammapping.reproduction.work import Order, plan_work, read_prompts
-from tests.reproduction import FIELD, GAUSSIANS, SMALL, numbers_of, reproduce, small_words, trained_here
+from dreammapping.sweep.attempt import attempt
+from tests.reproduction import FIELD, GAUSSIANS, SMALL, Here, numbers_of, reproduce, small_words
 from tests.tiny_models import save_pipeline
 from toybox.recognition import parse_caption
 from utils.errors import UserError
@@ -50,11 +51,12 @@ def small(shared, monkeypatch):
     """The same, and the trainings that began."""
     began = []
 
-    def run(trainer, command, printed):
-        began.append(command)
-        return trained_here(trainer, command, printed)
+    def counted(ledger, name, *args, **words):
+        began.append(yaml.safe_load(ledger.settings(name).read_text()))
+        return attempt(ledger, name, *args, **words)
 
-    monkeypatch.setattr(Trainer, "_run", run)
+    monkeypatch.setattr("dreammapping.sweep.bench.attempt", counted)
+    monkeypatch.setattr("dreammapping.sweep.processes.popen", Here)
     # the settings of the quick start, for a prior that the toybox's own words lead to
     monkeypatch.setattr("dreammapping.reproduction.figures.PAPER_SETTINGS", TOYBOX_SETTINGS)
     return *shared, began
@@ -93,7 +95,14 @@ def test_pictures_have_their_figure_from_one_start(small, capsys):
     folder, words, began = small
     image = ["--methods", "sds@7.5,vsd,vdm", "ImageParams.particles=1"]
     assert reproduce("fig10", *words, *image) == 0, capsys.readouterr().err
-    assert sum("ImageParams.steps=40" in command for command in began) == 3
+    assert (
+        sum(
+            each["ImageParams"]["steps"] == 40
+            for each in began
+            if each["ModelParams"]["representation"] == "image"
+        )
+        == 3
+    )
     found = numbers_of(folder, "fig10")
     costs = {
         name: each["measures"]["evaluations per view"]["mean"] for name, each in found["variants"].items()
@@ -268,11 +277,11 @@ def test_a_cell_that_was_judged_otherwise_is_judged_again(monkeypatch, tmp_path)
         judged = {"encoders": ["toybox", "more"], "views": 24 if cell != first else 5}
         store.put(cell, result(cell.method, [30.0]) | {"judged": judged})
 
-    def train_again(_trainer, cell, _settings):
-        asked.append(cell)
-        raise UserError("no disk")
+    def train_again(cells, *_):
+        asked.extend(cells)
+        return ["no disk"]
 
-    monkeypatch.setattr(Trainer, "train", train_again)
+    monkeypatch.setattr("dreammapping.reproduction.table.train", train_again)
     assert work.finish(planned, store) == ["no disk"]
     assert asked == [first]
 

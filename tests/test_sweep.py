@@ -5,10 +5,12 @@ import dataclasses
 import itertools
 import json
 import signal
+import statistics
 import sys
 import threading
 import time
 import types
+from collections import Counter
 
 import pytest
 
@@ -171,20 +173,68 @@ def test_signs_of_an_earlier_attempt_of_the_same_worker_are_not_those_of_now(led
         ledger.change("a", holder, lambda status: settled(status, Outcome(FULL, "full", "max"), Patience()))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_workers_that_die_lose_nothing_and_do_nothing_twice(tmp_path, seed):
-    tally = simulate(tmp_path / "sweep", runs=200, workers=24, failures=0.2, seed=seed)  # asserts it
-    assert tally.deaths > 0 and len(tally.failed) > 0 and tally.clock < 3 * tally.ideal / 24 + 3600
+    tally = simulate(tmp_path / "sweep", runs=120, workers=16, failures=0.2, seed=seed)  # asserts it
+    assert tally.deaths > 0 and len(tally.failed) > 0 and tally.clock < 3 * tally.ideal / 16 + 3600
+
+
+def test_each_status_is_read_a_few_times_however_many_workers_there_are(tmp_path, monkeypatch):
+    reads, read = Counter(), Ledger.read
+    monkeypatch.setattr(Ledger, "read", lambda self, name: reads.update([name]) or read(self, name))
+    simulate(tmp_path / "sweep", runs=120, workers=24, failures=0.0)
+    # the median, as all look in turn at the last runs that others are at
+    assert statistics.median(reads.values()) < 24 / 2
+
+
+def test_what_has_failed_and_is_queued_again_is_done_by_whoever_comes_to_it_first(ledger):
+    worker = Worker.me()
+    for name in "abc":
+        ledger.claim(name, worker, Status(), 0)
+        ledger.change(name, worker, lambda status: settled(status, Outcome(ERROR, "no luck"), Patience()))
+    again, seen = Ledger.enlist(ledger.folder, listed("a", "b", "c"), retry_failed=True), []
+    carry_on(
+        shift(again, Worker.me(), "abc", start_of=lambda _: 0, index=1, count=3),
+        lambda claim: seen.append(claim.name) or Outcome(DONE_SO),
+        lambda _: None,
+        lambda: False,
+    )
+    assert sorted(seen) == ["a", "b", "c"]
 
 
 # one run on several cards
 
 
-def test_a_group_whose_first_process_finds_the_folder_busy_is_busy(ledger):
+HEARD = Outcome(ERROR, "iteration 3: another process of this run has ended, and has said why")
+
+
+@pytest.mark.parametrize(
+    ("left", "kind"),
+    [
+        ([Outcome(BUSY, "in use"), Outcome(ERROR, "connection reset")], BUSY),
+        ([HEARD, Outcome(FULL, "full")], FULL),
+        ([Outcome(ERROR, "the prompt is too long")] * 2, ERROR),
+        ([Outcome(STOPPED)] * 2, STOPPED),
+        ([HEARD], LOST),
+        ([Outcome(STOPPED)], LOST),
+        ([Outcome(FULL, "full")], FULL),
+        ([Outcome(DONE_SO)], LOST),
+        ([], LOST),
+    ],
+)
+def test_a_group_ends_as_the_one_that_tells_most_and_is_lost_with_one_that_tells_nothing(ledger, left, kind):
     place = ledger.path("a")
-    for rank, outcome in enumerate([Outcome(BUSY, "in use"), Outcome(ERROR, "connection reset")]):
+    for rank, outcome in enumerate(left):
         (place / f"outcome-{rank}.json").write_text(json.dumps(dataclasses.asdict(outcome)))
-    assert group._outcome(place, 1, False).kind == BUSY
+    assert group._outcome(place, 2, 1, False).kind == kind
+
+
+def test_who_has_lost_a_process_of_its_group_begins_anew(ledger, monkeypatch):
+    monkeypatch.setattr("dreammapping.sweep.bench.group.carry_out", lambda *_, **__: Outcome(LOST, "died"))
+    bench = Bench(ledger, Worker.me(), processes=2)
+    actions = shift(ledger, bench.worker, ["a"], start_of=lambda _: 0)
+    carry_on(actions, bench.carry_out, lambda _: None, lambda: bench.over)
+    assert bench.broken and ledger.read("a").state == QUEUED
 
 
 @pytest.mark.parametrize("loss", ["another has the run", "its worker has died"])

@@ -1,6 +1,9 @@
 """The list of a sweep: names of runs, its grid, and what is refused."""
 
+import logging
 import signal
+import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -9,7 +12,8 @@ from hypothesis import strategies as st
 
 from arguments import load
 from dreammapping.__main__ import main
-from dreammapping.sweep.grid import grid, wish
+from dreammapping.sweep.dry_run import dry_run
+from dreammapping.sweep.grid import Grid, Job, grid, wish
 from dreammapping.sweep.processes import Team
 from dreammapping.sweep.slug import run_name, slug
 from utils.errors import UserError
@@ -145,6 +149,8 @@ def test_a_bad_sweep_file_is_one_line(tmp_path, capsys, text, message):
         ([], "expected one list, SWEEP.yaml or --prompts FILE, got none"),
         (["a.yaml", "b.yaml"], "got a.yaml and b.yaml"),
         (["a.yaml", "--workers", "0"], "--workers: expected at least 1, got 0"),
+        (["a.yaml", "--stale", "nan"], "--stale: expected seconds above 0, got nan"),
+        (["a.yaml", "--cards", "nan"], "--cards, --cpus: expected more than 0, got nan and 1"),
         (["a.yaml", "--shard", "0/4"], "--shard: expected i/n with i from 1 to n, got '0/4'"),
         (["a.yaml", "--cards", "1.5"], "--cards: expected a whole number without --ray, got 1.5"),
         (
@@ -176,6 +182,13 @@ def test_more_cards_than_there_are_is_one_line(tmp_path, prompts, monkeypatch, c
     assert message in error and error.count("\n") == 1 and not out.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder in which nobody may make one")
+def test_a_folder_that_cannot_be_made_is_one_line(prompts, capsys):
+    assert main(["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", "/proc/nothing/here"]) == 2
+    error = capsys.readouterr().err
+    assert "/proc/nothing/here: cannot be used (" in error and error.count("\n") == 1
+
+
 def test_workers_may_share_a_card_and_several_do_without():
     assert [Team(4, 1).size(["0"]), Team(None, 2).size(list("01234")), Team(None, 2).size([])] == [4, 2, 1]
 
@@ -195,3 +208,27 @@ def test_what_is_far_too_much_is_counted_and_not_made(prompts, monkeypatch):
     monkeypatch.setattr("dreammapping.sweep.grid.itertools.product", None)
     with pytest.raises(UserError, match="expected at most 23 runs, got 2 prompts x 4 settings x 3 seeds"):
         grid(wanted)
+
+
+# what is said before anything is run
+
+
+def test_a_remark_on_settings_is_made_once_for_all_runs(tmp_path, prompts, monkeypatch, capsys):
+    opt = tmp_path / "settings.yaml"
+    opt.write_text(
+        "GuidanceParams: {text: a red duck, guidance: SD, model_key: toybox}\nModelParams: {eval: true}\n"
+    )
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr("dreammapping.dry_run.try_out", lambda _: SimpleNamespace(seconds=1.0, gib=2.0))
+    words = ["sweep", "--prompts", str(prompts), "--opt", str(opt), "guidance_scale=[5,7.5]", "--dry-run"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert said.count("no effect") == 1 and said.count("SD runs VDM with DCA") == 1
+
+
+def test_a_dry_run_tells_settings_of_one_name_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("dreammapping.dry_run.try_out", lambda _: SimpleNamespace(seconds=1.0, gib=2.0))
+    varied = {"ASDParams.scale": 1, "CSDParams.scale": 2, "GuidanceParams.guidance": "sds"}
+    text = "GuidanceParams: {model_key: toybox, guidance: sds}\n"
+    told = dry_run(Grid([Job("a", "a red car", 0, "one", varied)], {"one": text}), tmp_path / "out")
+    assert "\nASDParams.scale=1, CSDParams.scale=2, guidance=sds: toybox, " in told

@@ -3,6 +3,7 @@
 The long form (`pytest -m slow`, SWEEP_KILLS and SOAK_SEED in the environment) kills two hundred times.
 """
 
+import io
 import ipaddress
 import json
 import os
@@ -16,6 +17,7 @@ from importlib import metadata
 
 import psutil
 import pytest
+from plyfile import PlyData
 
 from dreammapping.sweep.attempt import start_of
 from dreammapping.sweep.command import main
@@ -73,8 +75,9 @@ def check(folder, alone) -> None:
     assert sorted(path.name for path in (folder / "status").glob("*/taken-*")) == []
 
 
-def storm(server, where, alone, words, kills: int, rng: random.Random) -> None:
-    """Kill workers and the driver, `kills` in all, and start the command again whenever it is gone."""
+def storm(server, where, alone, words, kills: int, rng: random.Random) -> int:
+    """Kill workers and the driver, and start the command again whenever it is gone; returns how many of the kills are
+    left at the end of the sweep."""
     sweep = where / "sweep"
     driver = server.call(where, COMMAND, words, (fork_workers, []))
     while kills:
@@ -98,6 +101,7 @@ def storm(server, where, alone, words, kills: int, rng: random.Random) -> None:
                 kills -= 1
     assert driver.wait(600.0) == 0, driver.said + told(sweep)
     check(sweep, alone)
+    return kills
 
 
 def test_runs_of_a_sweep_have_the_bits_that_they_have_alone_and_a_kill_changes_none(server, alone, tmp_path):
@@ -185,8 +189,39 @@ def test_ray_that_is_missing_or_of_another_version_is_one_line(tmp_path, monkeyp
 @pytest.mark.slow
 def test_hundreds_of_kills_change_no_bit(server, alone, tmp_path):
     kills, seed = size_and_seed("SWEEP_KILLS", 200)
-    words = words_of(server, tmp_path, "guidance=[vdm,vsd]", "--losses", "1000", "--seeds", "6")
-    storm(server, tmp_path, alone, words, kills, random.Random(seed))
+    rng, sweeps = random.Random(seed), 0
+    while kills:  # a sweep may be done before all of them
+        where, sweeps = tmp_path / str(sweeps), sweeps + 1
+        words = words_of(server, where, "guidance=[vdm,vsd]", "--losses", "1000", "--seeds", "6")
+        kills = storm(server, where, alone, words, kills, rng)
+        print(f"{sweeps} sweeps of 24 runs, {kills} kills left")  # noqa: T201 - how far it is
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_a_group_costs_no_more_than_its_steps(server, alone, tmp_path):
+    words = words_of(server, tmp_path, "guidance=[vdm]", "--workers", "1", "--cards", "2", "--no-pages")
+    write_prompts(tmp_path, PROMPTS[:1])
+    driver = server.call(tmp_path, COMMAND, words, (fork_workers, []))
+    sweep = tmp_path / "sweep"
+    until(lambda: list(sweep.glob("*/checkpoints/iteration_*")), driver)
+    group = [
+        each
+        for each in psutil.Process(driver.process).children(recursive=True)
+        if "dreammapping.sweep.group" in " ".join(each.cmdline()) and each.environ().get("RANK") == "1"
+    ]
+    assert len(group) == 1, told(sweep)
+    group[0].kill()
+    assert driver.wait(1200.0) == 0, driver.said + told(sweep)
+    (name,) = Ledger(sweep).jobs
+    lost, done = Ledger(sweep).read(name).attempts
+    assert (lost.outcome, done.outcome) == ("lost", "done") and 0 < done.start < 10, told(sweep)
+    theirs, ours = (
+        PlyData.read(io.BytesIO(text))["vertex"].data
+        for text in (alone("a red car", "vdm", 3), ply(sweep / name))
+    )
+    assert len(theirs) == len(
+        ours
+    )  # and each number but for the order of sums, as the tests of replicas have it
 
 
 def test_what_cannot_be_run_fails_with_its_reason_and_the_rest_goes_on(server, alone, tmp_path):

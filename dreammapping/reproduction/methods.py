@@ -15,7 +15,7 @@ from arguments import load
 from dreammapping.evaluation.appearance import saturation
 from dreammapping.evaluation.exhibit import Exhibit, front_side_back
 from dreammapping.reproduction.cells import RESULTS, CellStore, Result
-from dreammapping.reproduction.operator_chain import chain, train_chain
+from dreammapping.reproduction.operator_chain import CHAIN, chain, train_chain
 from dreammapping.reproduction.prompts import TUNED_ON, all_prompts, choose_prompts
 from dreammapping.reproduction.table import (
     Overrides,
@@ -151,7 +151,7 @@ def reproduce(
     config, _ = load(plan.words)
     output = Path(config.ModelParams.output_path)
     operators = chain(plan, output)
-    rows["vdm_warm"] += (f"VDMParams.operator_init={output / list(operators)[-1].workspace}",)
+    rows["vdm_warm"] += (f"VDMParams.operator_init={output / CHAIN / list(operators)[-1].workspace}",)
     store, failures = CellStore(RESULTS / "methods.json"), []
     cells = make_cells(plan, choose_prompts(plan.prompts, TUNED_ON), {name: rows[name] for name in wanted})
     if train:

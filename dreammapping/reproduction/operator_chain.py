@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from dreammapping.reproduction.cells import Cell, CellStore, Trainer, run_missing
+from dreammapping.reproduction.cells import Cell
 from dreammapping.reproduction.prompts import TUNED_ON, choose_prompts
 from dreammapping.reproduction.table import Plan, make_cell
+from dreammapping.reproduction.train import train
 from utils.repository import ROOT
 
 LENGTH = 4
 """Runs of the chain."""
+CHAIN = "operators"
+"""Their folder, in that of all sweeps."""
 
 
 def chain(plan: Plan, output: Path) -> dict[Cell, list[str]]:
@@ -21,14 +24,10 @@ def chain(plan: Plan, output: Path) -> dict[Cell, list[str]]:
     for prompt in choose_prompts(plan.prompts + LENGTH, exclude=TUNED_ON)[plan.prompts :]:
         cell, settings = make_cell(plan, prompt, "operator", start, seed=0)
         cells[cell] = settings
-        start = ("GuidanceParams.guidance=vdm", f"VDMParams.operator_init={output / cell.workspace}")
+        start = ("GuidanceParams.guidance=vdm", f"VDMParams.operator_init={output / CHAIN / cell.workspace}")
     return cells
 
 
 def train_chain(cells: dict[Cell, list[str]], output: Path) -> list[str]:
-    """Run what is missing of the chain; the messages of what failed. What is finished is noted beside the runs."""
-    trainer = Trainer(ROOT / output)
-    store = CellStore(ROOT / output / "bench_logs" / "operator.json")
-    return run_missing(
-        cells, store, lambda cell: {"run": trainer.train(cell, cells[cell]).name}, 1, trainer.stop
-    )
+    """Run what is missing of the chain, one after another; the messages of what failed."""
+    return train(cells, ROOT / output / CHAIN, 1, lambda *_: None)

@@ -10,15 +10,8 @@ from pathlib import Path
 from arguments import load, to_yaml
 from dreammapping.evaluation.judge import judge_run
 from dreammapping.finished import FinishedRun
-from dreammapping.reproduction.cells import (
-    Cell,
-    CellStore,
-    Result,
-    Trainer,
-    code_digest,
-    digest,
-    run_missing,
-)
+from dreammapping.reproduction.cells import Cell, CellStore, Result, code_digest, digest
+from dreammapping.reproduction.train import train
 from toybox.clip import PRIOR, Clip
 from utils.errors import UserError
 from utils.files import atomic
@@ -70,7 +63,7 @@ class Plan:
 
     @property
     def output(self) -> Path:
-        """The folder of all runs."""
+        """The folder of all sweeps."""
         config, _ = load(self.words)
         return ROOT / config.ModelParams.output_path
 
@@ -116,25 +109,21 @@ def finish_cells(
         judge: the numbers of a run's folder.
         outdated: which of the finished cells are judged again, and trained again where other code has made them.
     """
-    threads = None if plan.jobs == 1 else max(1, (os.cpu_count() or 1) // plan.jobs)
-    trainer = Trainer(plan.output, threads)
+    missing = {
+        cell: words
+        for cell, words in cells.items()
+        if (kept := store.get(cell)) is None or outdated(kept) or (plan.again and of_other_code(kept))
+    }
 
-    def finish(cell: Cell) -> Result:
-        folder = trainer.train(cell, cells[cell])
+    def keep(cell: Cell, folder: Path) -> None:
         manifest = FinishedRun.open(folder).manifest
-        kept = {key: manifest.get(key) for key in ("seconds", "peak_memory_bytes")}
         known = {"method": cell.method, "seed": cell.seed, "jobs": plan.jobs}
         known |= {"run": os.path.relpath(folder, ROOT), "asked": plan.asked, "code": code_digest()}
-        return judge(folder) | known | kept
+        known |= {key: manifest.get(key) for key in ("seconds", "peak_memory_bytes")}
+        store.put(cell, judge(folder) | known)
 
-    return run_missing(
-        cells,
-        store,
-        finish,
-        plan.jobs,
-        trainer.stop,
-        lambda result: outdated(result) or (plan.again and of_other_code(result)),
-    )
+    # a folder for each state of the code: what other code has begun is begun again
+    return train(missing, plan.output / f"bench_{code_digest()}", plan.jobs, keep)
 
 
 def toybox_judge(plan: Plan) -> Callable[[Path], Result]:

@@ -18,6 +18,7 @@ from guidance.prior.score_model import ScoreModel
 from utils import checkpoint
 from utils.device import choose_device, is_out_of_memory
 from utils.errors import InUse, NotFinite, OutOfMemory, UserError
+from utils.peak_memory import forget_peak
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ def attempt(
     try:
         config, _ = load(["--opt", str(ledger.settings(name))], {**own, **changes})
         tell(0, config.iterations)
+        forget_peak(choose_device(config.device))  # of the run before
         resume = start_of(ledger, name) > 0
         result = optimize(config, resume=resume, quiet=True, callback=callback, load=priors.load)
         return Outcome(STOPPED if result.exit_code else DONE_SO)

@@ -116,8 +116,9 @@ class Bench:
             if heart.lost:
                 return dataclasses.replace(outcome, kind=BUSY)
             self.stopping.set()  # it may be that a signal was heard by the run alone
-        self.broken = outcome.kind == ERROR and "CUDA error" in outcome.message
-        if self.broken:  # it may be the card's fault; a new process goes on, as after any death
+        # it may be the card's fault, or a process of the group is gone: a new process goes on, as after any death
+        self.broken = outcome.kind == LOST or (outcome.kind == ERROR and "CUDA error" in outcome.message)
+        if self.broken:
             outcome = dataclasses.replace(outcome, kind=LOST)
         if outcome.kind == FULL:
             self.priors.drop()

@@ -12,6 +12,7 @@ new in the list, and leaves what is done. Several commands, terminals and machin
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +32,23 @@ def main(words: list[str]) -> int:
         options = _folder_parser(words[0]).parse_args(words[1:])
         return exit_code(lambda: _status(options) if words[0] == "status" else _results(options))
     options = parser().parse_intermixed_args(words)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _log_once()
     return exit_code(
         lambda: _sweep(options), stopped="stopped, with everything saved; the same command goes on"
     )
+
+
+def _log_once() -> None:
+    """Warnings go to standard error, each once: what is remarked of one combination of settings is true of many."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not (text in said or said.add(text))
+
+    handler = logging.StreamHandler()
+    handler.addFilter(is_new)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -178,6 +192,11 @@ def _check(options: argparse.Namespace) -> None:
     from dreammapping.sweep.worker import shard
 
     shard([], options.shard)
+    if not (0 < options.cards < math.inf and 0 < options.cpus < math.inf):
+        raise UserError(
+            f"--cards, --cpus: expected more than 0, got {options.cards:g} and {options.cpus:g}; leave them out for "
+            "the default"
+        )
     with_ray = options.ray or options.address
     if not with_ray and options.cards != int(options.cards):
         raise UserError(f"--cards: expected a whole number without --ray, got {options.cards:g}; add --ray")
@@ -186,13 +205,11 @@ def _check(options: argparse.Namespace) -> None:
             f"--cards: expected a whole number or a fraction below 1, got {options.cards:g}; try "
             f"{int(options.cards)}"
         )
-    if not (options.cards > 0 and options.cpus > 0):
-        raise UserError(f"--cards, --cpus: expected more than 0, got {options.cards:g} and {options.cpus:g}")
     for name in ("workers", "seeds", "losses"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: expected at least 1, got {value}; leave it out for the default")
-    if options.stale <= 0:
+    if not options.stale > 0:  # nor is it no number
         raise UserError(
             f"--stale: expected seconds above 0, got {options.stale:g}; leave it out for the default"
         )
@@ -213,7 +230,7 @@ def _results(options: argparse.Namespace) -> int:
     from dreammapping.sweep.ledger import Ledger
     from dreammapping.sweep.results import write_gallery, write_results
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _log_once()
     ledger = Ledger(options.folder)
     write_results(ledger, judge=options.judge)
     if not options.no_pages:

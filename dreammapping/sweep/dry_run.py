@@ -5,7 +5,7 @@ from pathlib import Path
 
 from arguments import load
 from dreammapping.sweep.cards import cards
-from dreammapping.sweep.grid import Grid
+from dreammapping.sweep.grid import Grid, varied_names
 from dreammapping.sweep.ledger import LIST, Ledger
 from dreammapping.sweep.overview import duration
 from dreammapping.sweep.processes import Team
@@ -35,16 +35,14 @@ def dry_run(grid: Grid, output: Path, cards_each: int = 1, workers: int | None =
     lines.append(
         f"{len(grid.jobs)} runs in {output}, {len(done & {job.name for job in grid.jobs})} of them done"
     )
-    total, problems = 0.0, []
+    short, total, problems = varied_names(grid.jobs), 0.0, []
     with tempfile.TemporaryDirectory() as folder:
         for name, text in grid.settings.items():
             job = next(job for job in grid.jobs if job.settings == name)
             path = Path(folder) / f"{name}.yaml"
             path.write_text(text, encoding="utf-8")
             config, _ = load(["--opt", str(path)], {"GuidanceParams.text": job.prompt, "seed": job.seed})
-            label = (
-                ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.varied.items()) or "all"
-            )
+            label = ", ".join(f"{short[key]}={value}" for key, value in job.varied.items()) or "all"
             try:
                 taken = try_out(config)
             except UserError as error:

@@ -15,6 +15,7 @@ import yaml
 from arguments import Config, load, to_yaml
 from arguments.check import PAIR, kind_of, shown
 from arguments.config import settings as all_settings
+from arguments.load import read_file
 from arguments.names import MOVED, name_of
 from arguments.yaml_text import read_yaml
 from dreammapping.sweep.slug import digest, run_name
@@ -32,6 +33,7 @@ OWN = {
     "ModelParams.model_path": "output",
 }
 """Settings that a sweep gives by itself, and what says so."""
+NOISE = "GuidanceParams.noise_seed"
 MOST = 100_000
 """Runs of one list."""
 
@@ -204,13 +206,13 @@ def settings_text(opt: Path, changes: Mapping[str, Any]) -> str:
     Raises:
         UserError: as `load`.
     """
-    given = {**changes, "GuidanceParams.text": "checked with each prompt"}
-    config, other = (load(["--opt", str(opt)], {**given, "seed": seed})[0] for seed in (0, 1))
+    given = {**changes, "GuidanceParams.text": "checked with each prompt", "seed": 0}
+    config, _ = load(["--opt", str(opt)], given)
     if config.starts_from_text and "GenerateCamParams.init_prompt" not in changes:
         cameras = dataclasses.replace(config.GenerateCamParams, init_prompt="")
         config = dataclasses.replace(config, GenerateCamParams=cameras)
     text = to_yaml(without_identity(config))
-    if config.GuidanceParams.noise_seed == other.GuidanceParams.noise_seed:
+    if NOISE in changes or any(entry.name == NOISE for entry in read_file(opt)):
         return text
     tree = yaml.safe_load(text)
     del tree["GuidanceParams"]["noise_seed"]
@@ -253,6 +255,11 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
     bare = {name: name.rpartition(".")[2] for name in names}
     alike = Counter(bare.values())
     return {name: short if alike[short] == 1 else name for name, short in bare.items()}
+
+
+def varied_names(jobs: Iterable[Job]) -> dict[str, str]:
+    """What all that is varied is called, by its full names."""
+    return short_names(dict.fromkeys(key for job in jobs for key in job.varied))
 
 
 def flat(tree: dict[Any, Any]) -> Iterable[tuple[str, Any]]:

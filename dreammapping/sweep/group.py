@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dreammapping.sweep.ledger import Ledger
-from dreammapping.sweep.retries import BUSY, DONE_SO, ERROR, FULL, NOT_FINITE, STOPPED, Outcome
+from dreammapping.sweep.retries import BUSY, DONE_SO, ERROR, FULL, LOST, NOT_FINITE, STOPPED, Outcome
 from dreammapping.sweep.status import Worker
 from utils.errors import UserError
 from utils.files import write_text
@@ -26,6 +26,8 @@ from utils.repository import ROOT
 TELLING = (BUSY, FULL, NOT_FINITE, ERROR, STOPPED, DONE_SO)
 """Of several outcomes the first one of these is the group's. Only the first process can find the folder busy, and what
 the others then say follows from that."""
+GONE = "another process of this run"
+"""What those say who hear that one of them has ended (`Optimization.iteration`)."""
 LOOK = 0.5
 """Seconds between two looks at the group."""
 ASK = 3.0
@@ -67,7 +69,7 @@ def carry_out(
             if group.poll() is None:
                 os.killpg(group.pid, signal.SIGKILL)
                 group.wait()
-    return _outcome(place, group.returncode, asked)
+    return _outcome(place, size, group.returncode, asked)
 
 
 def _far(path: Path) -> tuple[int, int]:
@@ -78,20 +80,20 @@ def _far(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def _outcome(place: Path, code: int, asked: bool) -> Outcome:
-    found = []
+def _outcome(place: Path, size: int, code: int, asked: bool) -> Outcome:
+    """How a group of `size` processes has ended, by what each of them has left, and the exit code of all."""
+    left = []
     for path in sorted(place.glob("outcome-*.json")):
         tree = json.loads(path.read_text(encoding="utf-8"))
-        found.append(Outcome(**{**tree, "seeds": tuple(tree["seeds"])}))
+        left.append(Outcome(**{**tree, "seeds": tuple(tree["seeds"])}))
     if asked and code:
         return Outcome(STOPPED)
-    found = [each for each in found if each.kind != DONE_SO or code == 0]
-    if not found:
-        return Outcome(ERROR, f"a process of the group died (code {code}); see {place / 'group.txt'}")
+    found = [each for each in left if each.kind != DONE_SO or code == 0]
     # who only heard that another one is gone tells the least
-    return min(
-        found, key=lambda each: (TELLING.index(each.kind), "another process of this run" in each.message)
-    )
+    best = min(found, key=lambda each: (TELLING.index(each.kind), GONE in each.message), default=None)
+    if best is not None and not (len(left) < size and (best.kind == STOPPED or GONE in best.message)):
+        return best
+    return Outcome(LOST, f"a process of the group died (code {code}); see {place / 'group.txt'}")
 
 
 def stop_without(ledger: Ledger, name: str, worker: Worker) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from dreammapping.sweep.grid import Grid, Job, flat
-from dreammapping.sweep.status import FAILED, QUEUED, RUNNING, Status, Worker
+from dreammapping.sweep.status import DONE, FAILED, QUEUED, RUNNING, Status, Worker
 from utils.errors import InUse, UserError
 from utils.files import unfinished, write_text
 from utils.lock import Lock
@@ -64,7 +64,7 @@ class Ledger:
         """Make a sweep's folder, or add to one whatever it lacks; what it has stays.
 
         Args:
-            retry_failed: runs of the list that have failed are queued once more.
+            retry_failed: runs of the list that have failed, or whose folder is gone, are queued once more.
 
         Raises:
             UserError: the folder holds something else, or has a run of the list with other settings.
@@ -74,8 +74,10 @@ class Ledger:
             raise UserError(
                 f"{folder}: expected a sweep's folder, or an empty one, got another; choose --output"
             )
-        with named(folder):
+        try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(folder, error) from error
         with _alone(folder):
             known = _read_list(folder) if (folder / LIST).is_file() else {}
             _refuse_others(folder, known, grid)
@@ -96,11 +98,14 @@ class Ledger:
         status = self.read(name)
         if status is None and not self._taken(name):
             self._create(name)
-        elif status is not None and status.state == FAILED and retrier is not None:
+        elif status is not None and retrier is not None and self._is_lacking(name, status):
             taken = self._take(name, retrier)  # another command may have been faster
             if taken is not None:
-                again = Status(attempts=taken.attempts) if taken.state == FAILED else taken
+                again = Status(attempts=taken.attempts) if self._is_lacking(name, taken) else taken
                 self._put(name, retrier, again)
+
+    def _is_lacking(self, name: str, status: Status) -> bool:
+        return status.state == FAILED or (status.state == DONE and not self.run_folder(name).is_dir())
 
     def path(self, name: str) -> Path:
         """Where the status of a run is kept."""
@@ -268,9 +273,13 @@ def named(folder: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be used ({error.strerror or error}); the same command goes on once it can"
-        ) from error
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{folder}: cannot be used ({error.strerror or error}); the same command goes on once it can"
+    )
 
 
 def _parsed(text: str) -> Status:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dreammapping.sweep.processes import LOOK, PATIENCE, Deaths
-from dreammapping.sweep.progress import Progress
+from dreammapping.sweep.progress import Shows
 from dreammapping.sweep.retries import Patience
 from utils.errors import UserError
 from utils.repository import ROOT
@@ -79,19 +79,20 @@ class Actor:
         """Work until nothing is left; where the device is lost, the process ends."""
         from dreammapping.sweep.bench import BEAT, Bench
         from dreammapping.sweep.ledger import Ledger
-        from dreammapping.sweep.shift import carry_on, in_order, shift
+        from dreammapping.sweep.shift import carry_on, shift
         from dreammapping.sweep.status import Worker
         from dreammapping.sweep.worker import AGAIN, shard
 
         crew, ledger, worker = self._crew, Ledger(self._folder), Worker.me()
-        names = in_order(shard(list(ledger.jobs), crew.shard), self._index, self._count)
         bench = Bench(ledger, worker, beat=min(BEAT, crew.stale / 5), processes=max(int(crew.cards), 1))
         bench.stopping = self._stopping
         actions = shift(
             ledger,
             worker,
-            names,
+            shard(list(ledger.jobs), crew.shard),
             start_of=bench.start_of,
+            index=self._index,
+            count=self._count,
             patience=Patience(losses=crew.losses),
             stale=crew.stale,
         )
@@ -105,7 +106,7 @@ class Actor:
         self._stopping.set()
 
 
-def run(folder: Path, crew: Crew, progress: Progress) -> None:
+def run(folder: Path, crew: Crew, progress: Shows) -> None:
     """Have actors go through a sweep until all its runs are over.
 
     Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreammapping.sweep.cards import cards, environment
-from dreammapping.sweep.progress import Progress
+from dreammapping.sweep.progress import Shows
 from dreammapping.sweep.worker import AGAIN
 from utils.errors import UserError
 from utils.repository import ROOT
@@ -31,6 +31,7 @@ class Team:
         workers: processes; None is one for each `cards` cards, and one where there is no card.
         cards: of each worker.
         words: what every worker is told, beside its folder.
+        place: the folder that relative paths of the settings are seen from; default: that of this process.
         losses: deaths in a row of a worker that has only begun, until the sweep is given up.
     """
 
@@ -38,6 +39,7 @@ class Team:
     cards: int = 1
     words: tuple[str, ...] = ()
     losses: int = 5
+    place: Path | None = None
 
     def size(self, found: list[str]) -> int:
         """Workers on this machine.
@@ -85,19 +87,21 @@ class Deaths:
             )
 
 
-def popen(words: list[str], given: dict[str, str], said: Path) -> subprocess.Popen[bytes]:
+def popen(
+    words: list[str], given: dict[str, str], said: Path, place: Path | None = None
+) -> subprocess.Popen[bytes]:
     """A worker in a session of its own: Ctrl-C reaches this process alone, which then asks each worker once."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with said.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "dreammapping.sweep.worker", *words],
-            env=os.environ | given | {"PYTHONPATH": path},
+            env=os.environ | given | {"PYTHONPATH": path}, cwd=place,
             stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
         )  # fmt: skip
 
 
-def run(folder: Path, team: Team, progress: Progress) -> None:
-    """Have workers go through a sweep until all its runs are over.
+def run(folder: Path, team: Team, progress: Shows) -> None:
+    """Have workers go through a sweep until all its runs are over; what happens is shown again and again.
 
     Raises:
         UserError: the workers cannot work: what the last of them said.
@@ -119,9 +123,8 @@ def run(folder: Path, team: Team, progress: Progress) -> None:
             str(os.getpid()),
             *team.words,
         ]
-        return popen(
-            words, environment(index, size, team.cards, found), logs / f"{platform.node()}-{index}.log"
-        )
+        given = environment(index, size, team.cards, found)
+        return popen(words, given, logs / f"{platform.node()}-{index}.log", team.place)
 
     deaths = Deaths(team.losses)
     workers = {index: begin(index) for index in range(size)}

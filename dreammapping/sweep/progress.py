@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Protocol
 
 from tqdm import tqdm
 
@@ -15,6 +16,12 @@ RARELY = 20
 """Times the length of a look that pass until the next."""
 LINES = 16
 """Workers that are shown, at most."""
+
+
+class Shows(Protocol):
+    """Whoever looks, twice a second while workers are at work, at what has become of the runs."""
+
+    def show(self, *, last: bool = False) -> None: ...
 
 
 class Progress:

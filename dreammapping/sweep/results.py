@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreammapping.finished import FinishedRun
-from dreammapping.sweep.grid import short_names
+from dreammapping.sweep.grid import varied_names
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
 from utils.errors import UserError
@@ -29,7 +29,7 @@ def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]
     Raises:
         UserError: a file cannot be written.
     """
-    short = short_names(dict.fromkeys(key for job in ledger.jobs.values() for key in job.varied))
+    short = varied_names(ledger.jobs.values())
     rows = [row(ledger, name, short) for name in ledger.jobs]
     if judge:
         _judge(ledger, rows)

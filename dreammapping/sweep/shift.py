@@ -6,7 +6,7 @@ time pass that it waits. So workers of any kind, and a simulation of hundreds, d
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 
 from dreammapping.sweep.ledger import Ledger
@@ -17,6 +17,9 @@ STALE = 90.0
 """Seconds without a sign of life after which a run is taken from its worker."""
 POLL = 2.0
 """Seconds between two looks at runs that others hold."""
+LOOKS, OFTEN = 16, 3.0
+"""Runs that others hold of which one look takes in so many, and more where each would come to its turn less often than
+so many times in `stale` seconds: the files of hundreds of workers are not read by hundreds at every poll."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Watch:
         self._seen[name] = sign, since, now
         return now - since > self._stale
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._seen
+
     def forget(self, name: str) -> None:
         self._seen.pop(name, None)
 
@@ -63,9 +69,11 @@ class Watch:
 def shift(
     ledger: Ledger,
     worker: Worker,
-    names: Iterable[str],
+    names: Collection[str],
     *,
     start_of: Callable[[str], int],
+    index: int = 0,
+    count: int = 1,
     patience: Patience = Patience(),  # noqa: B008, frozen
     clock: Callable[[], float] = time.monotonic,
     stale: float = STALE,
@@ -74,19 +82,32 @@ def shift(
     """Claim one run after another, until all are over or one is stopped.
 
     Args:
-        names: the runs that the worker may take, the first ones first.
+        names: the runs that the worker may take.
         start_of: the iteration of a run's newest checkpoint.
+        index, count: which of how many workers it is that go through these names together, each its own share first.
         clock: seconds that only ever grow.
     """
-    open_names = dict.fromkeys(names)
+    names = list(names)
+    open_names = dict.fromkeys(in_order(names, index, count))
+    # of what is said to be over, each worker reads its own share; all read what was said before they came, as runs
+    # that had failed may have been queued again since
+    doubted, offset = set(names), 0
     # a look at all runs of a long list may itself take more than two polls
-    watch, offset = Watch(clock, stale, gap=max(2 * poll, stale / 2)), 0
+    watch = Watch(clock, stale, gap=max(2 * poll, stale / 2))
     while open_names:
         finals, offset = ledger.finals(offset)
         for name in finals & open_names.keys():
-            _last(open_names, name)  # a hint may be wrong: those are read when nothing else is left
-        claimed = None
+            if name in doubted:
+                _last(open_names, name)  # those are read when nothing else is left
+            else:
+                del open_names[name]
+        doubted = set(names[index::count])
+        claimed, looks = None, 0
+        most = max(LOOKS, math.ceil(OFTEN * poll / stale * len(open_names)))
         for name in list(open_names):
+            held = name in watch
+            if held and looks == most:
+                break
             status = ledger.read(name)
             if status is not None and status.state in FINAL:
                 del open_names[name]
@@ -96,6 +117,8 @@ def shift(
                 claimed = ledger.claim(name, worker, status, start_of(name))
                 if claimed is not None:
                     break
+            _last(open_names, name)  # what others hold is looked at in turn, after all that may be free
+            looks += held
         if claimed is None:
             if open_names:
                 yield Wait(poll)
@@ -124,9 +147,10 @@ def _last(names: dict[str, None], name: str) -> None:
 
 
 def in_order(names: list[str], index: int, count: int) -> list[str]:
-    """All names, those of worker `index` of `count` first, so that workers seldom ask for the same run."""
-    own = names[index::count]
-    return list(dict.fromkeys([*own, *names]))
+    """All names, those of worker `index` of `count` first and then the others' from a place of its own on, so that
+    workers seldom ask for the same run."""
+    place = index * len(names) // count
+    return list(dict.fromkeys([*names[index::count], *names[place:], *names[:place]]))
 
 
 def carry_on(

@@ -9,7 +9,7 @@ from types import FrameType
 
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.retries import Patience
-from dreammapping.sweep.shift import POLL, STALE, carry_on, in_order, shift
+from dreammapping.sweep.shift import POLL, STALE, carry_on, shift
 from dreammapping.sweep.status import Worker
 from utils.console import complain
 from utils.errors import UserError
@@ -26,6 +26,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--index", type=int, default=0, help="of this worker, from 0")
     parser.add_argument("--count", type=int, default=1, help="workers in all")
     parser.add_argument("--shard", default="1/1", help="i/n: only each n-th run, from the i-th on")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="of these runs, in this order")
     parser.add_argument("--processes", type=int, default=1, help="that share each run")
     parser.add_argument("--parent", type=int, help="stop when this process is no more the parent")
     parser.add_argument(
@@ -47,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
 def work(options: argparse.Namespace) -> int:
     """The shift of this process."""
     ledger, worker = Ledger(options.folder), Worker.me()
-    names = in_order(shard(list(ledger.jobs), options.shard), options.index, options.count)
+    names = shard(options.only or list(ledger.jobs), options.shard)
 
     from dreammapping.sweep.bench import BEAT, Bench
 
@@ -62,8 +63,8 @@ def work(options: argparse.Namespace) -> int:
         signal.signal(number, stop)
 
     actions = shift(
-        ledger, worker, names, start_of=bench.start_of, patience=Patience(losses=options.losses),
-        stale=options.stale, poll=options.poll,
+        ledger, worker, names, start_of=bench.start_of, index=options.index, count=options.count,
+        patience=Patience(losses=options.losses), stale=options.stale, poll=options.poll,
     )  # fmt: skip
     carry_on(actions, bench.carry_out, bench.stopping.wait, lambda: bench.over)
     return AGAIN if bench.broken else STOPPED if bench.stopping.is_set() else 0

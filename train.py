@@ -1,6 +1,7 @@
 """Text to 3D: `python train.py --opt configs/cat.yaml [Group.key=value ...]`; see `--help`."""
 
 import logging
+import os
 import sys
 
 from arguments import load, to_yaml
@@ -23,13 +24,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(words: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    level = logging.INFO if first else logging.ERROR
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger().setLevel(level)
     config, command = load(words)
     if command.print_config:
         write_out(to_yaml(config))
         return 0
     if command.quiet:
-        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger().setLevel(max(level, logging.WARNING))
     if not (command.resume or command.force):
         from dreammapping.beside import beside_its_run
 

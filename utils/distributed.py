@@ -100,11 +100,21 @@ def gathered(rows: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "C *rest"]:
 
 def summed(value: Tensor) -> Tensor:
     """The sum over all processes, with gradient to each one's part."""
-    if processes() == 1:
-        return value
-    from torch.distributed.nn.functional import all_reduce  # only where torch was built with it
+    return value if processes() == 1 else _Sum.apply(value)
 
-    return all_reduce(value)
+
+class _Sum(torch.autograd.Function):
+    """PyTorch's own is deprecated, and what it names in its place is private."""
+
+    @staticmethod
+    def forward(_ctx: Any, value: Tensor) -> Tensor:
+        total = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(None, gradient)
 
 
 def part_of_mean(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -479,6 +479,7 @@ def test_broken_meshes_are_the_users(tmp_path, name, content):
 
 PLY = b"ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
 FACE = b"element face 1\nproperty list uchar int vertex_indices\n"
+RGB = b"property uchar red\nproperty uchar green\nproperty uchar blue\n"
 
 
 @pytest.mark.parametrize(
@@ -488,7 +489,7 @@ FACE = b"element face 1\nproperty list uchar int vertex_indices\n"
         ("a.stl", b"solid nothing\nendsolid\n"),
         ("a.obj", b"v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"),
         ("a.ply", PLY + FACE + b"end_header\n0 0 0\n1 0 0\n0 1 nan\n1 1 1\n3 0 1 2\n"),
-        ("a.ply", PLY + FACE + b"end_header\n0 0 0\n1 0 0\n0 1 0\n1 1 1\n2 0 1\n"),
+        ("a.ply", PLY + FACE + RGB + b"end_header\n0 0 0\n1 0 0\n0 1 0\n1 1 1\n2 0 1 9 9 9\n"),
         ("a.ply", PLY + b"end_header\n0 0 0\n1 0 0\n0 1 nan\n1 1 1\n"),
     ],
     ids=[

@@ -347,11 +347,9 @@ def _up_to(header: Header, *names: str) -> list[Element]:
 
 def with_faces(data: PlyData, faces: np.ndarray, comments: Iterable[str]) -> Any:
     """A binary file of the vertices of `data` and these faces, to be read once."""
-    elements = [element for element in data if element.name == "vertex"]
-    if len(faces) > 0:
-        elements.append(PlyElement.describe(faces, "face"))
+    vertices = [element for element in data if element.name == "vertex"]
     file = io.BytesIO()
-    PlyData(elements, byte_order="<").write(file)
+    PlyData([*vertices, PlyElement.describe(faces, "face")], byte_order="<").write(file)
     file.seek(len("ply\nformat binary_little_endian 1.0\n"))
     start = header_of("binary_little_endian", (), comments)  # plyfile writes comments in ASCII alone
     return WithHeader(start.removesuffix(b"end_header\n"), file)

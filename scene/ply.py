@@ -5,8 +5,10 @@ upright. A comment marks such files, and reading turns them back. A file without
 (z up, front +y), which is LucidDreamer's.
 """
 
+import io
 import re
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,8 +200,8 @@ class Element:
         self.properties[name] = kind
 
     @property
-    def has_list(self) -> bool:
-        return any(kind.startswith("list") for kind in self.properties.values())
+    def lists(self) -> set[str]:
+        return {name for name, kind in self.properties.items() if kind.startswith("list")}
 
 
 @dataclass(frozen=True)
@@ -309,20 +311,48 @@ def _scalar_vertex_properties(path: Path | str, header: Header) -> set[str]:
 
 def _read_vertices(path: Path | str, header: Header) -> np.ndarray:
     """The rows of the vertices, mapped where the file is binary; what follows them is not read."""
-    last = next(index for index, element in enumerate(header.elements) if element.name == "vertex")
-    elements = [element for element in header.elements[: last + 1] if element.count > 0]
-    for element in elements:
-        if element.has_list and element.count > MOST_LIST_ROWS:
+    for element in _up_to(header, "vertex"):
+        if element.lists and element.count > MOST_LIST_ROWS:
             raise UserError(
                 f"{path}: expected at most {MOST_LIST_ROWS:,} rows with lists up to the vertices, "
                 f"got {element.count:,} of {element.name[:40]}; export the vertices alone"
             )
+    return read_elements(path, header, "vertex")["vertex"].data
+
+
+def read_elements(
+    path: Path | str, header: Header, *names: str, face_lists: Mapping[str, int] | None = None
+) -> PlyData:
+    """The elements with rows up to the last of `names`, mapped where they are binary and without lists.
+
+    Faces are mapped where all their lists are in `face_lists`, by the length that each must have.
+
+    Raises:
+        UserError: the file is broken, or a list has another length.
+    """
     try:
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # a list of no numbers
             file.seek(header.size)
-            return PlyData.read(WithHeader(header_of(header.form, elements), file), mmap="r")["vertex"].data
+            stream = WithHeader(header_of(header.form, _up_to(header, *names)), file)
+            return PlyData.read(stream, mmap="r", known_list_len={"face": face_lists or {}})
     except (PlyParseError, ValueError, KeyError, OverflowError, OSError) as error:
         raise UserError(f"{path}: cannot be read as PLY ({error}); check the file") from error
+
+
+def _up_to(header: Header, *names: str) -> list[Element]:
+    last = max(index for index, element in enumerate(header.elements) if element.name in names)
+    return [element for element in header.elements[: last + 1] if element.count > 0]
+
+
+def with_faces(data: PlyData, faces: np.ndarray, comments: Iterable[str]) -> Any:
+    """A binary file of the vertices of `data` and these faces, to be read once."""
+    vertices = [element for element in data if element.name == "vertex"]
+    file = io.BytesIO()
+    PlyData([*vertices, PlyElement.describe(faces, "face")], byte_order="<").write(file)
+    file.seek(len("ply\nformat binary_little_endian 1.0\n"))
+    start = header_of("binary_little_endian", (), comments)  # plyfile writes comments in ASCII alone
+    return WithHeader(start.removesuffix(b"end_header\n"), file)
 
 
 def header_of(form: str, elements: Iterable[Element], comments: Iterable[str] = ()) -> bytes:
@@ -351,7 +381,7 @@ def _ascii(name: str) -> str:
 def _table(vertices: np.ndarray, names: Sequence[str], kind: Any = np.float32) -> Float[Tensor, "N C"]:
     """The named properties as columns."""
     table = np.empty((len(vertices), len(names)), dtype=kind)
-    with np.errstate(over="ignore"):  # what is too large becomes infinite, which the caller asks about
+    with np.errstate(over="ignore", invalid="ignore"):  # of what becomes infinite or NaN the caller asks
         for column, name in enumerate(names):
             table[:, column] = vertices[name]
     return torch.from_numpy(table)

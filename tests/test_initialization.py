@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -336,6 +337,42 @@ def test_faces_of_a_ply_may_have_any_number_of_corners(tmp_path, faces, options)
     assert blue.any() == (len(faces) > 1)
 
 
+@pytest.mark.parametrize("options", [{"byte_order": ">"}, {"text": True}], ids=["big", "text"])
+def test_polygons_of_a_ply_keep_their_texture(tmp_path, options):
+    """A square and a gable beside it, of which the texture is red up to x = 1 and blue beyond."""
+    Image.fromarray(np.array([[RED[:3], BLUE[:3]]], dtype=np.uint8)).save(tmp_path / "dächer.png")
+    corners = np.array(
+        [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0), (2, 0.5, 0)], dtype=[(axis, "f4") for axis in "xyz"]
+    )
+    rows = np.empty(2, dtype=[("texcoord", "O"), ("vertex_indices", "O")])
+    for row, face in zip(rows, ([0, 1, 2, 3], [1, 4, 2]), strict=True):
+        row["vertex_indices"] = np.array(face, dtype="i4")
+        row["texcoord"] = np.array([(corners["x"][at] / 2, 0.5) for at in face], dtype="f4").ravel()
+    element = PlyElement.describe(rows, "face", val_types={"texcoord": "f4"})
+    PlyData([PlyElement.describe(corners, "vertex"), element], comments=["TextureFile X"], **options).write(
+        str(tmp_path / "a.ply")
+    )
+    content = (tmp_path / "a.ply").read_bytes()
+    (tmp_path / "a.ply").write_bytes(content.replace(b"TextureFile X", "TextureFile dächer.png".encode()))
+    points, found = from_file(tmp_path / "a.ply", count=1000)
+    expected = torch.where(points[:, :1] > 0, torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0]))
+    inside = points[:, 0].abs() > 0.05  # of x = 1 in the file, which the middle of the sampled points is near
+    assert (expected[inside, 0] == 0).any() and (expected[inside, 0] == 1).any()
+    torch.testing.assert_close(found[inside], expected[inside])
+
+
+def test_a_face_of_more_corners_than_the_file_reserves_no_memory(tmp_path):
+    content = (
+        PLY.replace(b"ascii", b"binary_little_endian") + FACE.replace(b"uchar", b"uint") + b"end_header\n"
+    )
+    content += np.eye(4, 3, dtype="<f4").tobytes() + np.array([500_000_000, 0, 1, 2], dtype="<u4").tobytes()
+    tracemalloc.start()
+    message = error(tmp_path / "a.ply", content)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "early end-of-file" in message and peak < 500_000_000
+
+
 @pytest.mark.parametrize("suffix", ["obj", "glb", "ply"])
 def test_meshes_at_a_surveyors_coordinates_keep_their_shape(tmp_path, suffix):
     """Float32 tells apart what is half a metre apart there; a box of a metre would lose its faces."""
@@ -442,6 +479,7 @@ def test_broken_meshes_are_the_users(tmp_path, name, content):
 
 PLY = b"ply\nformat ascii 1.0\nelement vertex 4\nproperty float x\nproperty float y\nproperty float z\n"
 FACE = b"element face 1\nproperty list uchar int vertex_indices\n"
+RGB = b"property uchar red\nproperty uchar green\nproperty uchar blue\n"
 
 
 @pytest.mark.parametrize(
@@ -451,9 +489,17 @@ FACE = b"element face 1\nproperty list uchar int vertex_indices\n"
         ("a.stl", b"solid nothing\nendsolid\n"),
         ("a.obj", b"v 0 0 nan\nv 1 0 0\nv 0 1 0\nf 1 2 3\n"),
         ("a.ply", PLY + FACE + b"end_header\n0 0 0\n1 0 0\n0 1 nan\n1 1 1\n3 0 1 2\n"),
+        ("a.ply", PLY + FACE + RGB + b"end_header\n0 0 0\n1 0 0\n0 1 0\n1 1 1\n2 0 1 9 9 9\n"),
         ("a.ply", PLY + b"end_header\n0 0 0\n1 0 0\n0 1 nan\n1 1 1\n"),
     ],
-    ids=["obj without faces", "stl without faces", "obj with NaN", "ply with NaN", "cloud with NaN"],
+    ids=[
+        "obj without faces",
+        "stl without faces",
+        "obj with NaN",
+        "ply with NaN",
+        "ply of an edge",
+        "cloud with NaN",
+    ],
 )
 def test_shapes_without_faces_or_with_nan_are_called_so(tmp_path, name, content):
     message = error(tmp_path / name, content)

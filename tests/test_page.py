@@ -307,6 +307,26 @@ def test_pages_go_elsewhere_and_runs_of_one_name_do_not_meet(tmp_path, capsys):
     assert [path for path in sorted(tmp_path.rglob("*")) if "web" not in path.parts] == before
 
 
+def test_a_run_with_broken_settings_is_left_out_and_costs_the_others_nothing(tmp_path, capsys, caplog):
+    first, second, third = (finished_run(tmp_path / "runs" / name) for name in ("one", "three", "two"))
+    (first / "config.yaml").write_text("seed: [")
+    assert verbs(["page", str(tmp_path / "runs")]) == 0
+    (warning,) = (message for message in caplog.messages if "left out" in message)
+    assert str(first / "config.yaml") in warning
+    assert [(run / "index.html").exists() for run in (first, second, third)] == [False, True, True]
+    assert {"two/index.html", "three/index.html"} <= set(
+        elements(tmp_path / "runs" / "index.html").addresses()
+    )
+    assert "one/index.html" not in elements(tmp_path / "runs" / "index.html").addresses()
+    (second / "config.yaml").write_text("seed: [")
+    assert verbs(["page", str(tmp_path / "runs")]) == 0
+    assert capsys.readouterr().out.count("index.html") == 3 + 2
+    (third / "config.yaml").write_text("seed: [")
+    assert verbs(["page", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert all(str(run) in error for run in (first, second, third)) and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("nothing", "expected a run, or a folder of runs, found neither"), ("file", "found neither")],

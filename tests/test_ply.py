@@ -298,6 +298,7 @@ BROKEN += [
     ("opacity", np.nan),
     ("scale_1", np.nan),
     ("scale_1", np.inf),
+    ("f_dc_0", np.uint64(0x7FF0000000000001).view(np.float64)),  # a NaN that signals
 ]  # their other infinities have a meaning
 
 

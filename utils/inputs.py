@@ -31,11 +31,17 @@ class WithHeader:
 
     def __init__(self, header: bytes, file: BinaryIO | io.BytesIO) -> None:
         self._header, self._file = header, file
+        start = file.tell()
+        self._whole = file.seek(0, os.SEEK_END)
+        file.seek(start)
 
     def read(self, size: int = -1) -> bytes:
-        """At most `size` bytes; those of the header come alone."""
+        """At most `size` bytes; those of the header come alone.
+
+        A broken file may tell its parser to read more than memory holds, which a file would reserve.
+        """
         if not self._header:
-            return self._file.read(size)
+            return self._file.read(min(size, self._whole))
         end = len(self._header) if size < 0 else size
         start, self._header = self._header[:end], self._header[end:]
         return start

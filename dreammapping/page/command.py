@@ -1,7 +1,7 @@
 """One page for a run, that a browser opens from the disk: `python -m dreammapping page output/quickstart`.
 
 The page is RUN/index.html: the asset in 3D, videos, test views, curves, settings, where the models come from. Several
-runs, or a folder that holds some, get a page each and a gallery beside them.
+runs, or a folder that holds some, get a page each and a gallery beside them; one with broken settings is left out.
 """
 
 import argparse
@@ -15,6 +15,8 @@ from dreammapping.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.paths import expanded
+
+log = logging.getLogger(__name__)
 
 
 def main(words: list[str]) -> int:
@@ -40,14 +42,23 @@ def _write(named: list[Path], to: Path | None) -> int:
     from dreammapping.page.page import NAME, write_page
 
     folders = dict.fromkeys(run for folder in named for run in runs_in(folder))
-    runs = [FinishedRun.open(folder) for folder in folders]
+    runs, problems = [], []
+    for folder in folders:
+        try:
+            runs.append(FinishedRun.open(folder))
+        except UserError as error:
+            problems.append(str(error))
+    if not runs:
+        raise UserError("; ".join(problems))
+    for problem in problems:
+        log.warning("%s; the run is left out", problem)
     for run in runs:
         with suppress(UserError):  # none was saved, or its file is broken: the page says so
             size = run.size()
             write_out(
                 f"{run.folder}: {size.count:,} Gaussians; about {size.memory / 1e6:,.1f} MB of memory\n"
             )
-    if len(runs) == 1:
+    if len(folders) == 1:
         write_out(f"{write_page(runs[0], to and to / NAME)}\n")
         return 0
     above = to or Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))

@@ -128,6 +128,29 @@ def test_an_iteration_takes_what_was_measured():
     assert parts in text
 
 
+def test_what_sweeps_cost_is_what_was_measured():
+    text, played = page(DOCS / "sweeps.md"), measured("sweep_simulate")
+    assert (played["runs"], played["workers"], played["failures"]) == (10000, 256, 0.05)
+    assert (
+        f"{played['done_once']:,} runs done once, {played['failed_for_good']} failed for good, none lost"
+        in text
+    )
+    assert f"{played['deaths']} workers died; the sweep would have taken {played['hours']:.1f} h" in text
+    median, most, longest = (
+        1000 * played["claim_seconds"][name] for name in ("median", "of_99_percent", "longest")
+    )
+    assert f"{median:.0f} ms (the median; {most:.0f} ms in 99 of 100, {longest:.0f} ms at most)" in text
+    overhead, replicas, scaling = (measured(f"sweep_{name}") for name in ("overhead", "replicas", "scaling"))
+    second, first = overhead["second"]["start"], overhead["first"]["start"]
+    assert f"that is {second:.2f} s, where the first run, which loads the prior, takes {first:.1f} s" in text
+    one, two = replicas["one_process"], replicas["two_processes"]
+    assert f"take {two:.3f} s an iteration where one process with two threads takes {one:.3f} s" in text
+    assert f"(medians of three turns), {two / one:.2f} times as long" in text
+    assert (
+        f"{scaling['one_worker'] / scaling['two_workers']:.2f} times as fast as one worker with both" in text
+    )
+
+
 def test_what_memory_plans_take_is_what_was_counted():
     plans = [f"{measured('memory_plans')['gib'][name]:.1f}" for name in ("8gb", "12gb", "24gb", "max")]
     assert f"take {', '.join(plans[:3])} and {plans[3]} GiB" in page(ROOT / "README.md")

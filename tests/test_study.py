@@ -402,6 +402,18 @@ def test_answers_outlive_the_page(page):
     assert page.locator("#progress").inner_text() == "1 of 4"
 
 
+def test_the_keys_are_the_pictures_from_the_first_one_on(page):
+    """Not of the hidden input, which has them until the page is next drawn: Enter would begin again."""
+    page.reload()
+    page.locator("#participant").fill("quick")
+    kept = page.evaluate("""() => {
+        const input = document.getElementById("participant");
+        input.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true }));
+        return document.activeElement === input;
+    }""")
+    assert page.locator("#progress").inner_text() == "1 of 4" and not kept
+
+
 def test_the_page_cannot_send_anything(page, window):
     refused = page.evaluate(
         "fetch('http://127.0.0.1:9/').then(() => 'sent', (error) => `refused: ${error.message}`)"

@@ -41,6 +41,7 @@ function stored(change) {
 
 function begin() {
   participant = $("participant").value.trim();
+  $("participant").blur();  // hidden, it has the keys until the page is next drawn, and Enter would begin again
   const draw = random(`${study.seed}|${participant}`);
   screens = shuffled(study.trials, draw).flatMap((trial) => {
     const items = shuffled(trial.items, draw);

@@ -55,6 +55,14 @@ def gpu() -> torch.device:
 
 
 @pytest.fixture(scope="session")
+def prior(tmp_path_factory):
+    """The folder of a diffusion model of random weights, tiny in all its parts; nobody writes into it."""
+    from tests.tiny_models import save_pipeline
+
+    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """Whole programs, as processes that are there a fraction of a second after they were asked for."""
     from tests.faults import programs

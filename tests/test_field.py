@@ -18,7 +18,6 @@ from scene.field_file import write_field
 from scene.radiance_field import VoxelGrid
 from tests.settings import config_of
 from tests.test_guidance_training import LESS, SHIPPED, same
-from tests.tiny_models import save_pipeline
 from utils import checkpoint
 from utils.errors import UserError
 from utils.images import read_picture
@@ -52,11 +51,6 @@ class TextAlone:
 def fresh(*words, kind="grid"):
     """A field that is ready to be shown."""
     return Field(settings(*words, kind=kind), TextAlone, torch.Generator().manual_seed(0), CPU)
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

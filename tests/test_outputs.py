@@ -24,7 +24,6 @@ from gaussian_renderer import render
 from scene.cameras import cameras_json, orbit
 from scene.ply import read_gaussians, read_points, write_gaussians
 from tests.gaussians import random_gaussians
-from tests.tiny_models import save_pipeline
 from train import main
 from utils.contact_sheet import GAP
 from utils.errors import UserError
@@ -34,11 +33,6 @@ from utils.run import Run
 from utils.video import frame_count, try_encoder, video
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from dreammapping.page.page import write_page
 from scene.ply import write_gaussians
 from tests.finished_run import finished_run
 from tests.gaussians import random_gaussians
-from tests.tiny_models import save_pipeline
 from utils.errors import UserError
 from utils.images import write_picture
 
@@ -347,11 +346,6 @@ def test_a_place_that_cannot_be_written_is_one_line_and_leaves_nothing(folder, t
 
 
 # At the end of a run
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
 
 
 @pytest.fixture

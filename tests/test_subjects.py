@@ -14,7 +14,6 @@ from dreammapping import optimize
 from dreammapping.dry_run import dry_run
 from dreammapping.optimization import Optimization
 from dreammapping.subject import Subject
-from tests.tiny_models import save_pipeline
 from tests.tolerances import same
 from utils import checkpoint
 from utils.contact_sheet import GAP, LINE
@@ -44,11 +43,6 @@ ASSETS = {
     "hash": "field.safetensors",
     "palette": "palette.png",
 }
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
 
 
 @pytest.fixture(params=SUBJECTS)

@@ -21,7 +21,6 @@ from arguments.names import MOVED
 from dreammapping import generate, optimize
 from dreammapping.optimization import Optimization
 from scene.ply import read_gaussians
-from tests.tiny_models import save_pipeline
 from train import main
 from utils.device import choose_device
 from utils.errors import UserError
@@ -31,11 +30,6 @@ from utils.optimizers import step_unless
 pytestmark = pytest.mark.whole_runs
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
 
 
 @pytest.fixture

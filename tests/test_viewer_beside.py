@@ -17,7 +17,6 @@ from dreammapping import optimize
 from dreammapping.__main__ import main as verbs
 from dreammapping.viewer import beside, needs
 from dreammapping.viewer.exchange import Exchange
-from tests.tiny_models import save_pipeline
 from tests.viewer_process import ROOT
 from utils.errors import UserError
 
@@ -28,11 +27,6 @@ def exchange() -> Exchange:
     """That of the one run which has a viewer now."""
     (folder,) = Path(tempfile.gettempdir()).glob("dreammapping-viewer-*")
     return Exchange(folder)
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,31 @@ def test_what_was_exported_of_a_replaced_run_is_kept_and_not_beside_the_new_one(
         "a user's own stay where they are"
     )
     assert not list(folder.glob(".replaced-*"))
+
+
+@pytest.mark.parametrize("again", ["a second replacement that fails", "checkpoints deleted to save room"])
+def test_exports_that_cannot_be_kept_cost_no_run(tmp_path, caplog, again):
+    """A user's file has the name of the folder where they would go."""
+    folder = tmp_path / "a"
+    make(folder)
+    exported(folder)
+    (folder / "replaced").write_text("precious")
+    make(folder, "seed: 1\n", force=True)
+    assert "what was exported of the run that was replaced stays there" in caplog.text
+    if again.startswith("checkpoints"):
+        shutil.rmtree(folder / "checkpoints")
+    before = contents(folder)
+    with pytest.raises(UserError if again.startswith("checkpoints") else ZeroDivisionError):  # noqa: SIM117
+        with Run(folder, force=not again.startswith("checkpoints")) as run:
+            run.claim("seed: 2\n")
+            raise ZeroDivisionError
+    del before[".dreammapping"]
+    assert {name: content for name, content in contents(folder).items() if name in before} == before
+    (folder / "replaced").unlink()
+    make(folder, "seed: 3\n", force=True)
+    assert set(contents(folder / "replaced" / "1")) == {*EXPORTED, *RECORDS} and not list(
+        folder.glob(".replaced-*")
+    )
 
 
 @pytest.mark.parametrize("parts", range(0, 9, 2))

@@ -153,14 +153,14 @@ def settle(folder: Path, *, stands: bool) -> None:
     """
     for moving in _inside(folder, _MOVING):
         _move_back(moving, folder)
-    if stands:
-        drop(folder)
-        return
-    for aside in _inside(folder, _ASIDE):
-        remove_written(folder)
+    whole = [] if stands else [aside for aside in _inside(folder, _ASIDE) if written(aside)]
+    if whole:
+        remove_written(folder)  # once: what comes back is never removed
+    for aside in whole:
         moving = folder / aside.name.replace("replaced", "moving")
         aside.rename(moving)
         _move_back(moving, folder)
+    drop(folder)  # what is left holds exports alone
 
 
 def drop(folder: Path) -> None:
@@ -173,11 +173,11 @@ def drop(folder: Path) -> None:
 
 
 def _keep(aside: Path, kept: Path) -> None:
-    place = next(path for number in itertools.count(1) if not (path := kept / str(number)).exists())
     try:
+        place = next(path for number in itertools.count(1) if not (path := kept / str(number)).exists())
         _move(aside, place)
-    except UserError as error:  # they stay where they are
-        log.warning("%s", error)
+    except (OSError, UserError) as error:  # the rest stays where it is, until the next start tries again
+        log.warning("%s: what was exported of the run that was replaced stays there (%s)", aside, error)
     else:
         log.warning("%s: keeps what was exported of the run that was replaced", place)
 

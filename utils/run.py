@@ -199,8 +199,8 @@ class Run:
         """Forget the metrics of later steps than `step`: a resumed run writes them again."""
         path = self.path("metrics.jsonl")
         with _named(path):
-            if path.is_file():
-                text = path.read_text(encoding="utf-8", errors="replace")
+            if path.exists():
+                text = regular_file(path).read_text(encoding="utf-8", errors="replace")
                 lines = [line for line in text.splitlines() if _step_of(line) <= step]
                 self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
@@ -262,8 +262,8 @@ def _named(path: Path) -> Iterator[None]:
 def _read_manifest(path: Path) -> dict[str, Any]:
     """`run.json`, or nothing, with a warning, where it is damaged: the checkpoint holds all that a restart needs."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
+        if path.exists():
+            regular_file(path)
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(manifest, dict):
             return manifest

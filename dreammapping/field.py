@@ -281,11 +281,18 @@ def look(
     device = next(field.parameters()).device
     sampling = Sampling(params.samples, params.importance_samples)
     if occupancy is None and params.occupancy_interval:
-        occupancy = Occupancy(field.bound, params.occupancy_resolution, params.occupancy_threshold, device)
-        occupancy.update(field, torch.Generator().manual_seed(0))
+        occupancy = occupancy_of(field, params)
     for index in range(len(cameras)):
         view = cameras[index : index + 1].to(device)
         yield render(field, view, background.to(device), sampling, occupancy=occupancy, chunk=chunk)
+
+
+def occupancy_of(field: RadianceField, params: FieldParams) -> Occupancy:
+    """Where a field is not empty, looked for once, as the settings say."""
+    device = next(field.parameters()).device
+    occupancy = Occupancy(field.bound, params.occupancy_resolution, params.occupancy_threshold, device)
+    occupancy.update(field, torch.Generator().manual_seed(0))
+    return occupancy
 
 
 def initial_field(config: Config, rng: torch.Generator, device: torch.device) -> RadianceField:

@@ -22,11 +22,11 @@ def depths_at(
     occupancy: Occupancy,
     chunk: int,
 ) -> Float[Tensor, "B 1 H W"]:
-    """Distances along the view axis at which a field has stopped `share` of the light; inf where it does not.
-
-    A share of 0.5 gives the median depth.
+    """Distances along the view axis, in world units, at which a field has stopped `share` of the light; inf where it
+    does not.
 
     Args:
+        share: between 0 and 1, both excluded; 0.5 gives the median depth.
         samples: equal parts of a ray, in each of which the density is taken to be that of its middle.
         occupancy: where to look.
         chunk: rays at a time.

@@ -75,9 +75,9 @@ class Occupancy:
         rows = (x * self.resolution + y).mul_(self.resolution).add_(z)
         return self.occupied.view(-1).index_select(0, rows)
 
-    def middles(self) -> Float[Tensor, "3 N"]:
-        """The middle of each occupied cell, world units."""
-        found = self.occupied.nonzero().t()
+    def middles(self, cells: Bool[Tensor, "R R R"] | None = None) -> Float[Tensor, "3 N"]:
+        """The middle of each of these cells, world units; of each occupied one if None."""
+        found = (self.occupied if cells is None else cells).nonzero().t()
         return ((found + 0.5) * (2 / self.resolution) - 1) * self.bound
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -30,8 +30,7 @@ def mesh_stream(path: Path, most: int) -> Iterator[Any]:
         most: triangles that faces may be cut into.
 
     Raises:
-        UserError: the file is missing, broken or cut off.
-        ValueError: its faces are more triangles.
+        UserError: the file is missing, broken or cut off, or its faces are more triangles.
     """
     header = read_header(path)
     faces = next((each for each in header.elements if each.name == "face" and each.count > 0), None)
@@ -42,7 +41,13 @@ def mesh_stream(path: Path, most: int) -> Iterator[Any]:
             yield WithHeader(header_of(header.form, header.elements, header.comments), file)
     else:
         data = read_elements(path, header, "vertex", "face")
-        yield with_faces(data, _fans(data["face"].data, corners, most), header.comments)
+        counts = _lengths(data["face"].data[corners])
+        total = int((counts - 2).clip(min=0).sum())
+        if total > most:
+            raise UserError(
+                f"{path}: expected at most {most:,} triangles, got {total:,}; simplify the mesh first"
+            )
+        yield with_faces(data, _fans(data["face"].data, corners, counts), header.comments)
 
 
 def _are_triangles(path: Path, header: Header, faces: Element, corners: str) -> bool:
@@ -60,15 +65,11 @@ def _are_triangles(path: Path, header: Header, faces: Element, corners: str) -> 
         return next(iter(faces.properties)) == corners and all(row.split()[:1] == ["3"] for row in rows)
 
 
-def _fans(faces: np.ndarray, corners: str, most: int) -> np.ndarray:
+def _fans(faces: np.ndarray, corners: str, counts: np.ndarray) -> np.ndarray:
     """Each face's triangles: its first corner, and two that follow one another.
 
     Of what else faces have, their colours and textures are kept: all would be written for every triangle.
     """
-    counts = _lengths(faces[corners])
-    total = int((counts - 2).clip(min=0).sum())
-    if total > most:
-        raise ValueError(f"faces of {total:,} triangles, of at most {most:,}")
     kinds = {name: faces.dtype[name] for name in faces.dtype.names or ()}
     colors = [name for name in itertools.chain(*COLORS) if name in kinds and not kinds[name].hasobject]
     lists = {corners: 1}

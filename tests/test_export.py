@@ -24,7 +24,6 @@ from tests import foreign
 from tests.gaussians import random_gaussians
 from tests.test_export_formats import asset, psnr
 from utils.errors import UserError
-from utils.own_files import RECORD
 from utils.run import Run
 
 HERE = ["ply", "splat", "spz", "glb", "compressed.ply"]
@@ -191,7 +190,10 @@ def test_a_splat_transform_that_fails_leaves_nothing(folder, capsys, programs):
         assert main(["export", str(folder), "--format", "sog"]) == 2
         error = capsys.readouterr().err
         assert "splat-transform made no file" in error and error.count("\n") == 1
-        assert [path.name for path in (folder / "export").iterdir()] == [RECORD]
+        assert list((folder / "export").iterdir()) == []
+    (folder / "export" / f"{folder.name}.sog").write_text("made by hand")
+    assert main(["export", str(folder), "--format", "sog"]) == 2
+    assert "found another" in capsys.readouterr().err
 
 
 def test_a_sog_is_read_back_by_splat_transform(tmp_path, monkeypatch):

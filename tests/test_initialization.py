@@ -361,6 +361,14 @@ def test_polygons_of_a_ply_keep_their_texture(tmp_path, options):
     torch.testing.assert_close(found[inside], expected[inside])
 
 
+def test_polygons_of_more_triangles_than_fit_are_refused_before_they_are_cut(tmp_path, monkeypatch):
+    content = PLY + FACE + b"end_header\n" + 4 * b"0 0 0\n" + b"6 0 1 2 3 2 1\n"
+    monkeypatch.setattr("scene.mesh.MOST_FACES", 3)
+    assert "expected at most 3 triangles, got 4; simplify the mesh first" in error(
+        tmp_path / "a.ply", content
+    )
+
+
 def test_a_face_of_more_corners_than_the_file_reserves_no_memory(tmp_path):
     content = (
         PLY.replace(b"ascii", b"binary_little_endian") + FACE.replace(b"uchar", b"uint") + b"end_header\n"

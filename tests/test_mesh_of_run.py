@@ -23,6 +23,7 @@ from scene.radiance_field import RadianceField, hash_cells, new_hash_grid, new_v
 from tests import foreign
 from tests.balls import painted, sides
 from tests.gaussians import seeded
+from utils.files import atomic
 from utils.own_files import RECORD, note
 from utils.run import Run
 from utils.spherical_harmonics import rgb_to_sh_dc
@@ -205,8 +206,9 @@ def test_a_disk_that_fills_leaves_the_mesh_of_before_or_none(ball, tmp_path, cap
     folder = a_run(tmp_path / "ball", shell())
     monkeypatch.setattr(making, "make", lambda *_: (ball, Likeness(30.0, 1.0)))
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(path, *_):
+        with atomic(path):
+            raise OSError(28, "No space left on device")
 
     def there():
         return {path.name: path.read_text() for path in (folder / "mesh").glob("*")}
@@ -220,7 +222,8 @@ def test_a_disk_that_fills_leaves_the_mesh_of_before_or_none(ball, tmp_path, cap
             patch.setitem(making.WRITERS, "mesh.ply", full)
             assert main(["mesh", str(folder), *QUICK]) == 2
         error = capsys.readouterr().err
-        assert "cannot be written (No space left on device)" in error and error.strip().count("\n") == 0
+        assert f"{folder / 'mesh' / 'mesh.ply'}: cannot be written (No space left on device)" in error
+        assert error.strip().count("\n") == 0
         assert there() == before and (folder / "mesh").exists() == bool(before)
 
 

@@ -23,4 +23,3 @@ def test_without_a_record_that_can_be_read_nothing_is_ours(tmp_path, broken):
     (tmp_path / "a.ply").symlink_to("nowhere")
     with pytest.raises(UserError, match="found another"):
         refuse_others(tmp_path, ["a.ply"])
-    assert not (tmp_path / "nowhere").exists()

@@ -109,9 +109,11 @@ def test_a_setting_of_the_default_is_not_named_and_one_that_differs_is_with_both
 def test_the_page_leads_to_nothing_but_itself_and_files_that_are_there(folder, tmp_path):
     (folder / "export").mkdir(exist_ok=True)
     (folder / "export" / "a b#?.spz").write_bytes(b"x")
+    (folder / "replaced" / "1").mkdir(parents=True)
+    (folder / "replaced" / "1" / "of another run.glb").write_bytes(b"x")
     for target in (folder / "index.html", tmp_path / "else" / "where.html"):
         found = elements(write_page(opened(folder), target))
-        assert "export/a b#?.spz" in found.text
+        assert "export/a b#?.spz" in found.text and "of another run" not in found.text
         for address in found.addresses():
             parts = urlsplit(address)
             assert parts.scheme in ("data", "") and not parts.netloc

@@ -424,6 +424,17 @@ def test_a_damaged_manifest_does_not_keep_a_checkpoint_from_going_on(tmp_path, c
     assert json.loads((tmp_path / "a" / "run.json").read_text())["finished"] is False
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_metrics_that_are_no_file_are_told_before_a_step(tmp_path, kind):
+    make(tmp_path / "a")
+    path = tmp_path / "a" / "metrics.jsonl"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with Run(tmp_path / "a", resume=True) as run:
+        run.claim("seed: 0\n")
+        with pytest.raises(UserError, match=r"metrics\.jsonl: expected a file, got a"):
+            run.rewind_metrics(5)
+
+
 def test_a_second_process_is_told_who_works_in_the_folder(tmp_path):
     with Run(tmp_path / "a") as run:
         run.claim("seed: 0\n")

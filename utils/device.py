@@ -35,8 +35,8 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
-    """Within the block new tensors are float32 and on the CPU unless they say otherwise, arithmetic has the precision
-    of its numbers, and gradients are taken, whatever a caller has set or switched off around it."""
+    """Within the block new tensors are float32 and on the CPU unless they say otherwise, nothing is cast by itself, and
+    gradients are taken, whatever a caller has set or switched off around it."""
     number = torch.get_default_dtype()
     with contextlib.ExitStack() as kept:
         kept.enter_context(torch.inference_mode(False))

@@ -61,6 +61,8 @@ def write_text(path: Path | str, text: str, *, durable: bool = True) -> None:
 def all_or_none(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder; move the files in it into `folder` when the block ends, and none when it raises.
 
+    A kill, or a file that cannot take its name, between two of the moves leaves some of them.
+
     Raises:
         UserError: as `atomic`.
     """
@@ -71,6 +73,8 @@ def all_or_none(folder: Path) -> Iterator[Path]:
         yield temporary
         for path in sorted(temporary.iterdir()):
             os.replace(path, folder / path.name)
+    except UserError as error:  # of a file in the temporary folder, whose name tells nobody anything
+        raise UserError(str(error).replace(str(temporary), str(folder))) from error
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); free space or choose another folder"

@@ -35,6 +35,19 @@ def note(folder: Path, names: Collection[str]) -> None:
         write_text(folder / RECORD, json.dumps(sorted({*ours, *names}), indent=0) + "\n")
 
 
+def forget_absent(folder: Path) -> None:
+    """Of the names that were noted keep those of files that are there: what was not made is nobody's yet.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    there = [name for name in recorded(folder) if os.path.lexists(folder / name)]
+    if there:
+        write_text(folder / RECORD, json.dumps(sorted(there), indent=0) + "\n")
+    else:
+        (folder / RECORD).unlink(missing_ok=True)
+
+
 def recorded(folder: Path) -> set[str]:
     """The names of the files that this program made in a folder; none where it has no record, or a broken one."""
     try:

@@ -31,7 +31,7 @@ WRITERS = {
     "mesh.obj": files.write_obj,
     "mesh.ply": files.write_ply,
 }
-NAMES = ("mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply", "mesh.json")
+NAMES = (*WRITERS, "mesh.mtl", "mesh.png", "mesh.json")
 """What is written; the material and texture are the .obj's."""
 
 
@@ -133,10 +133,11 @@ def make(
 
         return one_more
 
-    seen = source.look(around(count, params, size, source.reach), counter("views"))
+    reach = source.reach
+    seen = source.look(around(count, params, size, reach), counter("views"))
     surface = tidy(Surface(*fuse(seen, settings.resolution, counter("surface"))), settings.target_faces)
     mesh = paint(seen, surface, settings.texture, counter("texture"))
-    unseen = source.look(around(UNSEEN, params, size, source.reach, start=UNSEEN_START), depths=False)
+    unseen = source.look(around(UNSEEN, params, size, reach, start=UNSEEN_START), depths=False)
     background = torch.full((3,), float(run.config.ModelParams.white_background))
     return mesh, compare(unseen, mesh, background)
 

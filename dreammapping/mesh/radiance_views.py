@@ -5,12 +5,11 @@ from collections.abc import Callable
 import torch
 
 from arguments import Config
-from dreammapping.field import look
+from dreammapping.field import look, occupancy_of
 from dreammapping.field_memory import ray_bytes, rays_at_once
 from dreammapping.mesh.views import FAINT, SURFACE, Seen, reach
 from field_renderer.surface_depth import depths_at
 from scene.cameras import Cameras
-from scene.occupancy import Occupancy
 from scene.radiance_field import RadianceField
 
 PLAN = "8gb"
@@ -27,20 +26,15 @@ class RadianceViews:
     def __init__(self, field: RadianceField, config: Config) -> None:
         self.field, self.params, self._chunk = field, config.FieldParams, rays_of(config)
         self._device = next(field.parameters()).device
-        self._occupancy = Occupancy(
-            field.bound, self.params.occupancy_resolution, self.params.occupancy_threshold, self._device
-        )
-        self._occupancy.update(field, torch.Generator().manual_seed(0))
+        self._occupancy = occupancy_of(field, self.params)
 
     @property
     def reach(self) -> float:
         side = 2 * self.field.bound / self._occupancy.resolution
         seen = 1 - (-self._occupancy.densities * side).exp() > FAINT
         cells = self._occupancy.occupied & seen.view_as(self._occupancy.occupied)
-        if not bool(cells.any()):
-            cells = self._occupancy.occupied
-        middles = (cells.nonzero() + 0.5) * side - self.field.bound
-        return reach(middles.norm(dim=1) + side)
+        middles = self._occupancy.middles(cells if bool(cells.any()) else None)
+        return reach(middles.norm(dim=0) + side)
 
     @torch.no_grad()
     def look(
@@ -55,7 +49,7 @@ class RadianceViews:
                     self.field,
                     cameras[index : index + 1],
                     SURFACE,
-                    samples=self.params.samples,
+                    samples=self.params.samples + self.params.importance_samples,
                     occupancy=self._occupancy,
                     chunk=self._chunk,
                 )

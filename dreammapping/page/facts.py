@@ -51,9 +51,11 @@ def facts_of(run: FinishedRun, manifest: dict[str, Any]) -> list[Fact]:
 
 
 def front_of(run: FinishedRun) -> str | None:
-    """The newest view from the front, or the picture that was made, as a data URI."""
+    """The newest view from the front, or the picture that was made, as a data URI; None where there is neither."""
+    if run.config.ModelParams.representation == "image":
+        return picture_uri(run.folder / "picture.png")
     views = run.test_views()
-    return picture_uri(views[0][0] if views else run.folder / "picture.png")
+    return picture_uri(views[0][0]) if views else None
 
 
 def number_in(manifest: dict[str, Any], name: str) -> int | float | None:

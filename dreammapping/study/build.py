@@ -24,7 +24,7 @@ from dreammapping.evaluation.pictures import Source
 from utils.errors import UserError
 from utils.files import write_text
 from utils.images import grid, to_uint8
-from utils.own_files import note, refuse_others
+from utils.own_files import note
 
 QUESTIONS = {
     "alignment": "Which fits the text best?",
@@ -63,7 +63,6 @@ class Study:
         Raises:
             UserError: they cannot be written, or the folder has another study's key, or somebody else's files.
         """
-        refuse_others(folder, (PAGE, KEY))
         if (other := _study_of(folder / KEY)) not in (None, self.key["study"]):
             raise UserError(
                 f"{folder}: expected no study, or this one, found {other}, whose answers mean nothing without its "

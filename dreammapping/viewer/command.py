@@ -95,8 +95,7 @@ def _view(options: argparse.Namespace) -> int:
 
 def _said_size(size: "Size") -> str:
     """How much there is to show."""
-    shown = size.bytes + 250 * size.count  # what was read, and its covariances, colours and projections
-    here = max(size.memory, shown)
+    here = size.memory + 250 * size.count  # what was read, and its covariances, colours and projections
     sent = 32 * size.count
     return (
         f"{size.count:,} Gaussians: {sent / 1e6:,.1f} MB for each browser, about {here / 1e6:,.0f} MB here\n"

@@ -269,7 +269,7 @@ def table_of_overhead(found: dict[str, Any]) -> str:
     ]
     return "\n".join([
         *lines,
-        f"the first run alone, as a program: {found['alone']:.2f} s in all",
+        f"the first run alone, as a program that also imports its libraries: {found['alone']:.2f} s in all",
         "To a start belong claim, settings, prior, first Gaussians and the files that a run begins with, not its steps "
         "nor the pictures and videos after the first one.",
     ])  # fmt: skip

@@ -190,13 +190,7 @@ class FinishedRun:
         Raises:
             UserError: it is missing or broken.
         """
-        path = self.folder / "run.json"
-        manifest = _json(path, _text(path))
-        if not isinstance(manifest, dict):
-            raise UserError(
-                f"{path}: expected an object of JSON, got {type(manifest).__name__}; restore the file"
-            )
-        return manifest
+        return manifest_of(self.folder)
 
     @cached_property
     def metrics(self) -> list[dict[str, float]]:
@@ -265,6 +259,21 @@ def _cameras(listed: list[dict[str, Any]], default_azimuth: float) -> Cameras:
 def _fields_of_view(widths: list[float]) -> Float[Tensor, " B"]:
     """Radians that see widths at the distance 1."""
     return torch.tensor([2.0 * math.atan(width / 2.0) for width in widths])
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """What a run's `run.json` says, whatever has become of its settings.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
+    path = folder / "run.json"
+    manifest = _json(path, _text(path))
+    if not isinstance(manifest, dict):
+        raise UserError(
+            f"{path}: expected an object of JSON, got {type(manifest).__name__}; restore the file"
+        )
+    return manifest
 
 
 def _ply(iteration: int | str) -> str:

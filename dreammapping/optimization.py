@@ -32,7 +32,7 @@ from utils.distributed import (
     sum_gradients,
     total_of,
 )
-from utils.errors import NotFinite, OutOfMemory, UserError
+from utils.errors import Alone, NotFinite, OutOfMemory, UserError
 from utils.optimizers import load_moments, not_finite, step_unless
 from utils.readback import Readback
 
@@ -115,6 +115,7 @@ class Optimization:
 
         Raises:
             OutOfMemory: the device is full; if it says `whole`, this object is as before and can be saved.
+            Alone: another process of this run has ended.
             UserError: too many steps in a row were not finite.
         """
         take_back = self._bookmark()
@@ -123,8 +124,8 @@ class Optimization:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 if is_broken_off(error):
-                    raise UserError(
-                        f"iteration {step}: another process of this run has ended, and has said why; the last "
+                    raise Alone(
+                        f"iteration {step}: another process of this run has ended, and may have said why; the last "
                         "checkpoint stays, and the same command with --resume goes on from it"
                     ) from error
                 raise

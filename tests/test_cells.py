@@ -1,5 +1,6 @@
 """Cells of tables, trained as the runs of a sweep: which are, what is kept of them, and what a stop leaves."""
 
+import dataclasses
 import shutil
 import signal
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from dreammapping.reproduction import table
 from dreammapping.reproduction.cells import CellStore
+from dreammapping.reproduction.operator_chain import chain, train_chain
 from dreammapping.reproduction.table import Plan, finish_cells, make_cells
 from dreammapping.sweep import processes
 from dreammapping.sweep.ledger import Ledger
@@ -25,8 +27,11 @@ class Played:
 
     ends: ClassVar[dict[str, Outcome]] = {}
     did: ClassVar[list[str]] = []
+    given: ClassVar[list[tuple[str, Path]]] = []
+    start: ClassVar[int] = 0
 
-    def __init__(self, words, _given, _said, _place) -> None:
+    def __init__(self, words, _given, _said, place) -> None:
+        self.given.append((words[words.index("--count") + 1], place))
         ledger = Ledger(Path(words[0]))
         names = words[words.index("--only") + 1 :]
 
@@ -40,7 +45,7 @@ class Played:
             (ledger.run_folder(claim.name) / "run.json").write_text('{"finished": true, "seconds": 3.0}')
             return self.ends.get(prompt, Outcome(DONE_SO))
 
-        actions = shift(ledger, Worker.me(), names, start_of=lambda _: 0)
+        actions = shift(ledger, Worker.me(), names, start_of=lambda _: self.start)
         carry_on(actions, carry_out, lambda _: None, lambda: False)
 
     def poll(self) -> int:
@@ -59,6 +64,7 @@ def plan(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "LOOK", 0.0)
     monkeypatch.setattr(Played, "ends", {})
     monkeypatch.setattr(Played, "did", [])
+    monkeypatch.setattr(Played, "given", [])
     return Plan(overrides=(f"output_path={tmp_path / 'output'}",))
 
 
@@ -102,6 +108,31 @@ def test_a_run_with_another_seed_is_no_result(plan, store):
     Played.ends = type("Ends", (), {"get": lambda *_: next(outcomes)})()
     (failure,) = finish(plan, store, PROMPTS[0])
     assert "another seed" in failure and store.results == {}
+
+
+def test_a_run_that_goes_on_from_another_seed_s_is_no_result(plan, store, monkeypatch):
+    """Its seeds were used up; the next call queues it as it was, and goes on from their checkpoint."""
+    outcomes = iter([*[Outcome(NOT_FINITE, "not finite")] * 3, Outcome(DONE_SO)])
+    Played.ends = type("Ends", (), {"get": lambda *_: next(outcomes)})()
+    assert "not finite" in finish(plan, store, PROMPTS[0])[0]
+    monkeypatch.setattr(Played, "start", 6)
+    (failure,) = finish(plan, store, PROMPTS[0])
+    assert "another seed" in failure and store.results == {}
+
+
+def test_of_a_chain_nothing_begins_before_what_it_goes_on_from_is_done(plan, tmp_path):
+    cells = chain(plan, tmp_path)
+    Played.ends[next(iter(cells)).prompt] = Outcome(ERROR, "no disk")
+    (failure,) = train_chain(cells, tmp_path)
+    assert "no disk" in failure and len(Played.did) == 1
+    Played.ends.clear()
+    assert train_chain(cells, tmp_path) == [] and Played.did[1:] == [cell.prompt for cell in cells]
+
+
+def test_workers_are_no_more_than_the_cells_and_work_in_the_repository(plan, store):
+    finish(dataclasses.replace(plan, jobs=2), store, *PROMPTS[:1])
+    finish(dataclasses.replace(plan, jobs=2), store)
+    assert set(Played.given) == {("1", table.ROOT), ("2", table.ROOT)}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

@@ -116,7 +116,7 @@ def test_a_lost_device_is_the_death_of_its_worker_and_no_fault_of_the_run(ledger
         assert bench.broken and ledger.read("a").state == QUEUED
     assert [attempt.outcome for attempt in ledger.read("a").attempts] == [LOST, LOST]
     assert list(shift(ledger, Worker.me(), ["a"], start_of=lambda _: 0, patience=Patience(losses=2))) == []
-    assert ledger.read("a").state == FAILED
+    assert ledger.read("a").state == FAILED and ledger.read("a").reason.endswith(broken.message)
 
 
 @pytest.mark.parametrize("kind", [STOPPED, BUSY])
@@ -205,7 +205,7 @@ def test_what_has_failed_and_is_queued_again_is_done_by_whoever_comes_to_it_firs
 # one run on several cards
 
 
-HEARD = Outcome(ERROR, "iteration 3: another process of this run has ended, and has said why")
+HEARD = Outcome(LOST, "another process has ended")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,10 @@ HEARD = Outcome(ERROR, "iteration 3: another process of this run has ended, and 
         ([HEARD, Outcome(FULL, "full")], FULL),
         ([Outcome(ERROR, "the prompt is too long")] * 2, ERROR),
         ([Outcome(STOPPED)] * 2, STOPPED),
+        ([HEARD, Outcome(ERROR, "x")], ERROR),
         ([HEARD], LOST),
+        ([HEARD, HEARD], LOST),
+        ([HEARD, Outcome(DONE_SO)], LOST),
         ([Outcome(STOPPED)], LOST),
         ([Outcome(FULL, "full")], FULL),
         ([Outcome(DONE_SO)], LOST),
@@ -346,13 +349,25 @@ def test_two_varied_settings_of_one_name_have_a_column_each(tmp_path):
 
 
 def test_runs_that_are_done_get_a_gallery(ledger, monkeypatch):
-    given = []
-    monkeypatch.setattr("dreammapping.page.command.main", lambda words: given.append(words) or 0)
-    assert not write_gallery(ledger) and given == []
-    worker = Worker.me()
-    ledger.claim("b", worker, Status(), 0)
-    ledger.change("b", worker, lambda status: settled(status, Outcome(DONE_SO), Patience()))
-    assert write_gallery(ledger) and given == [[str(ledger.folder / "b")]]
+    given, worker = [], Worker.me()
+    monkeypatch.setattr("dreammapping.page.command.write", lambda folders, _to: given.append(folders))
+    write_gallery(ledger)
+    for name in "bc":
+        ledger.claim(name, worker, Status(), 0)
+        ledger.change(name, worker, lambda status: settled(status, Outcome(DONE_SO), Patience()))
+    write_gallery(ledger)
+    assert given == []  # somebody has removed the folders
+    ledger.run_folder("b").mkdir()
+    write_gallery(ledger)
+    assert given == [[ledger.folder / "b"]]
+
+
+def test_columns_of_a_run_are_there_when_its_settings_load_no_more(ledger):
+    folder = ledger.run_folder("a")
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: nonsense\n")
+    (folder / "run.json").write_text('{"seconds": 3.0}')
+    assert write_results(ledger)[0]["seconds"] == 3.0
 
 
 def test_results_are_a_row_for_every_run(ledger):

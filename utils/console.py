@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,20 @@ def show_every_letter() -> None:
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             with contextlib.suppress(OSError):  # it is flushed first
                 stream.reconfigure(errors="backslashreplace")
+
+
+def warning_once() -> logging.Handler:
+    """A handler that writes to standard error, each warning once: what is remarked of one combination of settings is
+    true of many."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return record.levelno < logging.WARNING or not (text in said or said.add(text))
+
+    handler = logging.StreamHandler()
+    handler.addFilter(is_new)
+    return handler
 
 
 class _Nowhere(io.TextIOBase):

@@ -22,6 +22,10 @@ class NotFinite(UserError):
     """Numbers were not finite for too long: another seed may have better luck."""
 
 
+class Alone(UserError):
+    """Another process of this run has ended, and it may know why."""
+
+
 class InUse(UserError):
     """Somebody else works there now."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -21,12 +22,12 @@ class Lock:
     Where the file system knows no locks, it is not held, with a warning.
 
     Args:
-        wait: seconds for whoever holds it to let go; below 0: however long that takes.
+        wait: seconds for whoever holds it to let go; infinity: however long that takes.
     """
 
     def __init__(self, path: Path, *, wait: float = 0.0) -> None:
         self.path = path
-        self._lock = FileLock(path, timeout=wait, thread_local=False)
+        self._lock = FileLock(path, timeout=wait if math.isfinite(wait) else -1.0, thread_local=False)
 
     def __enter__(self) -> "Lock":
         self.acquire()

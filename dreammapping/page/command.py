@@ -33,10 +33,18 @@ def main(words: list[str]) -> int:
     )
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    return exit_code(lambda: _write(options.runs, options.output))
+    return exit_code(lambda: write(options.runs, options.output))
 
 
-def _write(named: list[Path], to: Path | None) -> int:
+def write(named: list[Path], to: Path | None) -> int:
+    """Write the pages of runs, or of all runs in folders, and of several the gallery; returns 0.
+
+    Args:
+        to: the folder for them; None: each in its run's own, the gallery in the one above all.
+
+    Raises:
+        UserError: a word names no run, no run's settings can be read, or a page cannot be written.
+    """
     from dreammapping.finished import FinishedRun, runs_in
     from dreammapping.page.gallery import write_gallery
     from dreammapping.page.page import NAME, write_page

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ _CODE = (
     "arguments", "dreammapping", "field_renderer", "gaussian_renderer", "guidance", "scene", "submodules", "toybox",
     "utils", "train.py",
 )  # fmt: skip
-_READERS = {"export", "mesh", "page", "reproduction", "study", "sweep", "viewer"}
+_READERS = {"export", "mesh", "page", "reproduction", "study", "viewer"}
 """Rooms of `dreammapping/` that look at runs, and neither train nor judge them."""
 _CODE_SUFFIXES = {".py", ".cpp", ".cu", ".h", ".inl"}
 
@@ -77,7 +78,7 @@ class CellStore:
             UserError: the file is broken, or cannot be written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with Lock(self.path.with_name(f".{self.path.name}.lock"), wait=-1.0):
+        with Lock(self.path.with_name(f".{self.path.name}.lock"), wait=math.inf):
             self._read()
             self.results.pop(cell.key, None)  # so that the newest stands last
             self.results[cell.key] = result

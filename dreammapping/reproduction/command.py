@@ -1,7 +1,8 @@
 """Make a figure or a table of the paper, or a table of the documents: `python -m dreammapping reproduce NAME`.
 
-Every cell (prompt, variant, seed) is one `train.py` run and its judgement. Finished cells are kept, so the command can
-be stopped and given again; a run that two figures share is made once.
+Every cell (prompt, variant, seed) is a run of the sweep in `output/bench_CODE`, as `train.py` makes it, and its
+judgement. Finished cells are kept, so the command can be stopped and given again; a run that two figures share is made
+once. `python -m dreammapping sweep status FOLDER` tells how far it is.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import sys
 from typing import Any
 
 from dreammapping.command import exit_code
-from utils.console import write_out
+from utils.console import warning_once, write_out
 from utils.errors import UserError
 from utils.paths import user_path
 from utils.repository import QUICKSTART
@@ -36,7 +37,9 @@ TABLES = {
 def main(words: list[str]) -> int:
     """The command line of `reproduce`; returns the exit code."""
     options = parser().parse_intermixed_args(words)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[warning_once()]
+    )
     return exit_code(lambda: _reproduce(options))
 
 

@@ -29,5 +29,12 @@ def chain(plan: Plan, output: Path) -> dict[Cell, list[str]]:
 
 
 def train_chain(cells: dict[Cell, list[str]], output: Path) -> list[str]:
-    """Run what is missing of the chain, one after another; the messages of what failed."""
-    return train(cells, ROOT / output / CHAIN, 1, lambda *_: None)
+    """Run what is missing of the chain, whatever code has made the rest; the message of what failed, if anything did.
+
+    Each begins when the one before it is done, here or in another command: else it would take what that one has learned
+    so far for all that it learns.
+    """
+    for cell, words in cells.items():
+        if failures := train({cell: words}, ROOT / output / CHAIN, 1, lambda *_: None):
+            return failures
+    return []

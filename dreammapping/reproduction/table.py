@@ -108,6 +108,9 @@ def finish_cells(
     Args:
         judge: the numbers of a run's folder.
         outdated: which of the finished cells are judged again, and trained again where other code has made them.
+
+    Raises:
+        UserError, KeyboardInterrupt: as `train`.
     """
     missing = {
         cell: words

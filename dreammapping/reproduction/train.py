@@ -42,7 +42,9 @@ class Harvest:
             try:
                 if status.state != DONE:
                     raise UserError(f"{cell.key}: {status.reason}; see {self._ledger.path(name) / 'log.txt'}")
-                if "seed" in status.changes:
+                # the run goes on from what its attempts have made since it last began anew
+                begun = max(at for at, each in enumerate(status.attempts) if each.start == 0)
+                if any("seed" in each.changes for each in status.attempts[begun:]):
                     raise UserError(
                         f"{cell.key}: its numbers are finite with another seed alone; it has no result"
                     )
@@ -67,6 +69,7 @@ def train(
         take: called with a cell that is done and its run's folder; a UserError of it is a failure of the cell.
 
     Raises:
+        UserError: the settings of a cell are wrong, the folder holds something else, or no worker can work.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once all that was running is saved; what else `take` raises comes
             then, too.
     """
@@ -81,9 +84,10 @@ def train(
     harvest = Harvest(ledger, list(cells), take)
     harvest.show()
     if harvest.left:
-        team = processes.Team(jobs, words=("--only", *harvest.left), place=ROOT)
+        team = processes.Team(min(jobs, len(harvest.left)), words=("--only", *harvest.left), place=ROOT)
         processes.run(folder, team, harvest)
-    return harvest.failures
+    unfinished = (f"{cell.key}: is not over yet; the same command goes on" for cell in harvest.left.values())
+    return [*harvest.failures, *unfinished]
 
 
 def _job(cell: Cell, config: Config, text: str) -> Job:

@@ -12,12 +12,12 @@ from arguments import Config, GuidanceParams, HardwareParams, load
 from dreammapping.optimization import Optimization
 from dreammapping.program import optimize
 from dreammapping.sweep.ledger import Ledger
-from dreammapping.sweep.retries import BUSY, DONE_SO, ERROR, FULL, NOT_FINITE, STOPPED, Outcome
+from dreammapping.sweep.retries import BUSY, DONE_SO, ERROR, FULL, LOST, NOT_FINITE, STOPPED, Outcome
 from guidance.prior.memory import plan_of_card
 from guidance.prior.score_model import ScoreModel
 from utils import checkpoint
 from utils.device import choose_device, is_out_of_memory
-from utils.errors import InUse, NotFinite, OutOfMemory, UserError
+from utils.errors import Alone, InUse, NotFinite, OutOfMemory, UserError
 from utils.peak_memory import forget_peak
 
 log = logging.getLogger(__name__)
@@ -141,6 +141,8 @@ def kind_of(error: BaseException) -> str:
         return FULL
     if any(isinstance(each, NotFinite) for each in chain):
         return NOT_FINITE
+    if any(isinstance(each, Alone) for each in chain):
+        return LOST
     return BUSY if isinstance(error, InUse) else ERROR
 
 

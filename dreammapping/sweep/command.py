@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dreammapping.command import exit_code
-from utils.console import write_out
+from utils.console import warning_once, write_out
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -32,23 +32,10 @@ def main(words: list[str]) -> int:
         options = _folder_parser(words[0]).parse_args(words[1:])
         return exit_code(lambda: _status(options) if words[0] == "status" else _results(options))
     options = parser().parse_intermixed_args(words)
-    _log_once()
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[warning_once()])
     return exit_code(
         lambda: _sweep(options), stopped="stopped, with everything saved; the same command goes on"
     )
-
-
-def _log_once() -> None:
-    """Warnings go to standard error, each once: what is remarked of one combination of settings is true of many."""
-    said: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return not (text in said or said.add(text))
-
-    handler = logging.StreamHandler()
-    handler.addFilter(is_new)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,7 +73,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shard", default="1/1", metavar="I/N", help="do only each N-th run, from the I-th on"
     )
-    parser.add_argument("--retry-failed", action="store_true", help="try runs again that have failed")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="try runs again that have failed, or whose folder is gone"
+    )
     parser.add_argument("--losses", type=int, default=5, metavar="N",
                         help="give a run up that has cost N workers without getting on (default 5)")  # fmt: skip
     parser.add_argument("--stale", type=float, default=90.0, metavar="SECONDS",
@@ -158,6 +147,9 @@ def _carry_out(options: argparse.Namespace, listed: Any, output: Path) -> int:
     write_out(f"{overview.line}\n{folder / 'results.csv'}\n")
     for name, reason in overview.failed.items():
         sys.stderr.write(f"failed: {name}: {reason}\n")
+    if overview.open and options.shard == "1/1":  # a status that a power cut has emptied, say
+        sys.stderr.write("not all runs are over; the same command goes on\n")
+        return 1
     return 1 if overview.failed else 0
 
 
@@ -230,7 +222,7 @@ def _results(options: argparse.Namespace) -> int:
     from dreammapping.sweep.ledger import Ledger
     from dreammapping.sweep.results import write_gallery, write_results
 
-    _log_once()
+    logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[warning_once()])
     ledger = Ledger(options.folder)
     write_results(ledger, judge=options.judge)
     if not options.no_pages:

@@ -23,11 +23,9 @@ from utils.errors import UserError
 from utils.files import write_text
 from utils.repository import ROOT
 
-TELLING = (BUSY, FULL, NOT_FINITE, ERROR, STOPPED, DONE_SO)
+TELLING = (BUSY, FULL, NOT_FINITE, ERROR, LOST, STOPPED, DONE_SO)
 """Of several outcomes the first one of these is the group's. Only the first process can find the folder busy, and what
-the others then say follows from that."""
-GONE = "another process of this run"
-"""What those say who hear that one of them has ended (`Optimization.iteration`)."""
+the others then say follows from that; lost is who only heard that another one is gone."""
 LOOK = 0.5
 """Seconds between two looks at the group."""
 ASK = 3.0
@@ -89,9 +87,9 @@ def _outcome(place: Path, size: int, code: int, asked: bool) -> Outcome:
     if asked and code:
         return Outcome(STOPPED)
     found = [each for each in left if each.kind != DONE_SO or code == 0]
-    # who only heard that another one is gone tells the least
-    best = min(found, key=lambda each: (TELLING.index(each.kind), GONE in each.message), default=None)
-    if best is not None and not (len(left) < size and (best.kind == STOPPED or GONE in best.message)):
+    best = min(found, key=lambda each: TELLING.index(each.kind), default=None)
+    told = best is not None and best.kind != LOST and not (best.kind == STOPPED and len(left) < size)
+    if best is not None and told:
         return best
     return Outcome(LOST, f"a process of the group died (code {code}); see {place / 'group.txt'}")
 

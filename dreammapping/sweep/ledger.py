@@ -78,7 +78,8 @@ class Ledger:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unusable(folder, error) from error
-        with _alone(folder):
+        with contextlib.ExitStack() as stack:
+            stack.callback(_alone(folder).release)
             known = _read_list(folder) if (folder / LIST).is_file() else {}
             _refuse_others(folder, known, grid)
             with named(folder):
@@ -298,12 +299,11 @@ def _there(folder: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Within the block no other command adds to the same sweep.
+def _alone(folder: Path) -> Lock:
+    """The lock, taken, without which no command adds to a sweep.
 
     Raises:
-        InUse: another one does for longer than `ADDING`.
+        InUse: another one has it for longer than `ADDING`.
         UserError: as `Lock.acquire`.
     """
     lock = Lock(folder / LOCK, wait=ADDING)
@@ -314,10 +314,7 @@ def _alone(folder: Path) -> Iterator[None]:
             f"{folder}: expected other commands to write their list within {ADDING:g} s, got one that still does; "
             f"{LOCK} says which: give the same command again when it has ended"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+    return lock
 
 
 def _has_others(folder: Path) -> bool:

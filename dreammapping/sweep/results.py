@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dreammapping.finished import FinishedRun
+from dreammapping.finished import FinishedRun, manifest_of
 from dreammapping.sweep.grid import varied_names
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
@@ -42,12 +42,17 @@ def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]
     return rows
 
 
-def write_gallery(ledger: Ledger) -> bool:
-    """Write a page for each run that is done, and one that shows them side by side."""
-    from dreammapping.page import command
+def write_gallery(ledger: Ledger) -> None:
+    """Write a page for each run that is done and still there, and one that shows them side by side."""
+    from dreammapping.page.command import write
 
-    done = [name for name in ledger.jobs if (status := ledger.read(name)) and status.state == DONE]
-    return bool(done) and command.main([str(ledger.run_folder(name)) for name in done]) == 0
+    done = (name for name in ledger.jobs if (status := ledger.read(name)) and status.state == DONE)
+    folders = [folder for name in done if (folder := ledger.run_folder(name)).is_dir()]
+    try:
+        if folders:
+            write(folders, None)
+    except UserError as error:  # the runs are done all the same
+        log.warning("%s", error)
 
 
 def row(ledger: Ledger, name: str, short: Mapping[str, str]) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def _judge(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
 def _manifest(folder: Path) -> dict[str, Any]:
     """What a run says of itself; nothing where there is none yet that can be read."""
     try:
-        return FinishedRun.open(folder).manifest
+        return manifest_of(folder)
     except UserError:
         return {}
 

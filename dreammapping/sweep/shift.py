@@ -91,7 +91,7 @@ def shift(
     open_names = dict.fromkeys(in_order(names, index, count))
     # of what is said to be over, each worker reads its own share; all read what was said before they came, as runs
     # that had failed may have been queued again since
-    doubted, offset = set(names), 0
+    doubted, own, offset = set(names), set(names[index::count]), 0
     # a look at all runs of a long list may itself take more than two polls
     watch = Watch(clock, stale, gap=max(2 * poll, stale / 2))
     while open_names:
@@ -101,7 +101,7 @@ def shift(
                 _last(open_names, name)  # those are read when nothing else is left
             else:
                 del open_names[name]
-        doubted = set(names[index::count])
+        doubted = own
         claimed, looks = None, 0
         most = max(LOOKS, math.ceil(OFTEN * poll / stale * len(open_names)))
         for name in list(open_names):
@@ -125,7 +125,9 @@ def shift(
             continue
         watch.forget(name)
         if given_up(claimed, patience):
-            reason = f"its worker died {patience.losses} times from iteration {claimed.attempts[-1].start} on"
+            *before, last = claimed.attempts
+            why = next(each.message for each in reversed(before) if each.outcome == LOST)
+            reason = f"it was lost {patience.losses} times from iteration {last.start} on: {why}"
             ledger.change(
                 name, worker, lambda status, reason=reason: status.ended("given up").final(FAILED, reason)
             )

@@ -277,3 +277,24 @@ def test_the_status_of_who_died_while_changing_it_comes_back(ledger):
         now += 4
     assert isinstance(next(actions), Claim)
     assert [path.name for path in ledger.path("a").iterdir()] == ["status.json"]
+
+
+def test_a_look_takes_in_a_few_of_many_held_runs_and_finds_a_silent_one_in_time(tmp_path):
+    """Of 400 runs each comes to its turn three times in the 90 seconds after which silence counts."""
+    names = [f"run{number}" for number in range(400)]
+    ledger = Ledger.enlist(tmp_path / "sweep", listed(*names))
+    for name in names:
+        assert ledger.claim(name, elsewhere(), Status(), 0)
+    reads, read, now = [], ledger.read, 0.0
+    ledger.read = lambda name: reads.append(name) or read(name)
+    ledger.last_beat = lambda name, token: Beat(token, 0 if name == "run0" else now)
+    actions = shift(ledger, Worker.me(), names, start_of=lambda _: 0, clock=lambda: now, stale=90, poll=2)
+    assert isinstance(next(actions), Wait) and len(set(reads)) == 400
+    for _ in range(80):
+        now += 2
+        reads.clear()
+        action = next(actions)
+        assert len(reads) <= 27
+        if isinstance(action, Claim):
+            break
+    assert isinstance(action, Claim) and action.name == "run0" and 90 < now <= 135

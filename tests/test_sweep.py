@@ -16,7 +16,9 @@ import pytest
 
 from benchmarks.sweep import simulate
 from dreammapping.__main__ import main
+from dreammapping.optimization import Optimization
 from dreammapping.sweep import group, on_ray
+from dreammapping.sweep.attempt import kind_of
 from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job
 from dreammapping.sweep.ledger import Beat, Ledger
@@ -229,7 +231,21 @@ def test_a_group_ends_as_the_one_that_tells_most_and_is_lost_with_one_that_tells
     place = ledger.path("a")
     for rank, outcome in enumerate(left):
         (place / f"outcome-{rank}.json").write_text(json.dumps(dataclasses.asdict(outcome)))
-    assert group._outcome(place, 2, 1, False).kind == kind
+    found = group._outcome(place, 2, 1, False)
+    assert found.kind == kind and ("group.txt" in found.message) == (kind == LOST)
+
+
+def test_who_hears_that_another_process_is_gone_is_lost(monkeypatch):
+    def broken_off(_step):
+        raise RuntimeError("gloo: connection closed by peer")
+
+    optimization = Optimization.__new__(Optimization)
+    monkeypatch.setattr(optimization, "_bookmark", lambda: None)
+    monkeypatch.setattr(optimization, "_iterate", broken_off)
+    monkeypatch.setattr("dreammapping.optimization.is_broken_off", lambda _: True)
+    with pytest.raises(Alone, match="iteration 3: another process") as raised:
+        optimization.iteration(3)
+    assert kind_of(raised.value) == LOST
 
 
 def test_who_has_lost_a_process_of_its_group_begins_anew(ledger, monkeypatch):

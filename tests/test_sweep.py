@@ -45,6 +45,7 @@ from dreammapping.sweep.worker import shard
 from guidance.prior import memory
 from tests.finished_run import finished_run
 from tests.sweep_lists import elsewhere, listed
+from utils.errors import Alone
 
 
 @pytest.fixture

@@ -150,21 +150,20 @@ def _march(
     distance = samples.distances
     offset = distance - ((near + far) / 2).index_select(0, samples.rays)
     away = _facing_away(field, samples, density, rays) if sampling.normals else torch.zeros_like(weights)
-    columns = [
+    gathered = (
         weights[:, None] * colors,
-        torch.stack(
-            [
-                weights,
-                weights * (distance * rays.forward.index_select(0, samples.rays)),
-                weights * offset,
-                weights * offset.square(),
-                (EMPTINESS * weights).log1p() / distances.shape[1],
-                weights.detach() * away,
-            ],
-            dim=1,
-        ),
+        weights,
+        weights * (distance * rays.forward.index_select(0, samples.rays)),
+        weights * offset,
+        weights * offset.square(),
+        (EMPTINESS * weights).log1p() / distances.shape[1],
+        weights.detach() * away,
+    )
+    sums = [
+        each.new_zeros(len(rays), *each.shape[1:]).index_add(0, samples.rays, each).view(len(rays), -1)
+        for each in gathered
     ]
-    return colors.new_zeros(len(rays), GATHERED).index_add(0, samples.rays, torch.cat(columns, dim=1))
+    return torch.cat(sums, dim=1)
 
 
 @dataclass(frozen=True, eq=False)

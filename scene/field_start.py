@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from arguments import FieldParams, GenerateCamParams
 from scene.initialization import TextToMesh, initial_points
-from scene.interpolation import cell_of, corner_weights, dense_corners, gather
+from scene.interpolation import interpolate
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ class Solid(nn.Module):
         self.bound, self.reach = bound, reach
 
     def _at(self, points: Float[Tensor, "3 P"]) -> Float[Tensor, "P 4"]:
-        resolution = round(len(self.table) ** (1 / 3))
-        low, where = cell_of((points + self.bound) / (2 * self.bound), resolution)
-        return gather(self.table, dense_corners(low, resolution), corner_weights(where))
+        return interpolate(self.table, (points + self.bound) / (2 * self.bound))
 
     def forward(self, points: Float[Tensor, "3 P"]) -> Float[Tensor, " P"]:
         return self._at(points)[:, 0]

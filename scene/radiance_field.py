@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scene.interpolation import cell_of, corner_weights, dense_corners, gather
+from scene.interpolation import cell_of, corner_weights, dense_corners, gather, interpolate
 
 CHANNELS = 4
 """Of what a field knows of a point before the activations: density, and three colours."""
@@ -83,8 +83,7 @@ class VoxelGrid(RadianceField):
         return round(len(self.table) ** (1 / 3))
 
     def raw(self, points: Float[Tensor, "3 P"]) -> Float[Tensor, "P 4"]:
-        low, where = cell_of(self.inside(points), self.resolution)
-        return gather(self.table, dense_corners(low, self.resolution), corner_weights(where))
+        return interpolate(self.table, self.inside(points))
 
     def roughness(self) -> Float[Tensor, ""]:
         return _total_variation(self.table, self.resolution)

@@ -14,7 +14,7 @@ from arguments import FieldParams, GenerateCamParams
 from scene.field_file import FORMAT, iteration_of, read_field, write_field
 from scene.field_regularizers import emptiness, entropy, facing_away, ramped, sparsity, z_variance
 from scene.field_start import Blob, Cuboid, Solid, field_start, solid
-from scene.interpolation import cell_of, corner_weights, dense_corners, gather
+from scene.interpolation import cell_of, corner_weights, dense_corners, gather, interpolate
 from scene.occupancy import Occupancy
 from scene.radiance_field import (
     HASH_PRIMES,
@@ -59,7 +59,7 @@ def small_grid(resolution=9):
     return field
 
 
-def gathered(table, where, side):
+def in_pytorch(table, where, side):
     low, inside = cell_of(where, side)
     return gather(table, dense_corners(low, side), corner_weights(inside))
 
@@ -71,7 +71,7 @@ def test_the_gather_is_grid_sample_in_value_and_gradient(dtype):
     where = torch.rand(3, 500, generator=rng(1), dtype=dtype)
     mix = torch.randn(500, 4, generator=rng(2), dtype=dtype)
     mix[::3] = 0  # rows without a gradient are left out
-    mine = gathered(table, where, side)
+    mine = in_pytorch(table, where, side)
     (gradient,) = torch.autograd.grad((mine * mix).sum(), table)
     volume = table.t().reshape(1, 4, side, side, side)  # grid_sample wants x last and first
     asked = (2 * where - 1).flip(0).t().view(1, -1, 1, 1, 3)
@@ -79,6 +79,18 @@ def test_the_gather_is_grid_sample_in_value_and_gradient(dtype):
     (expected,) = torch.autograd.grad((theirs * mix).sum(), table)
     assert torch.allclose(mine, theirs, atol=64 * EPS[dtype])
     assert torch.allclose(gradient, expected, atol=64 * EPS[dtype] * expected.abs().max().item())
+
+
+def test_a_grid_that_is_interpolated_in_one_pass_is_that_of_pytorch():
+    side, count = 9, 2000
+    table = torch.randn(side**3, 4, generator=rng()).requires_grad_()
+    where = 1.2 * torch.rand(3, count, generator=rng(1)) - 0.1
+    mix = torch.randn(count, 4, generator=rng(2))
+    values = [interpolate(table, where), in_pytorch(table, where, side)]
+    one_pass, in_steps = (torch.autograd.grad((value * mix).sum(), table)[0] for value in values)
+    eps = EPS[torch.float32]
+    assert torch.allclose(*values, atol=32 * side * eps)
+    assert torch.allclose(one_pass, in_steps, atol=32 * side * 8 * count / side**3 * eps)
 
 
 def test_a_point_outside_of_the_cube_is_answered_for_its_nearest_one():

@@ -46,7 +46,9 @@ class BuildKernel(build_ext):
                 macros.append((f"GS_HAS_{name.upper()}", None))
                 objects += self._compile([SOURCES / f"kernel_{name}.cpp"], flags, [])
         objects += self._compile([SOURCES / "kernel_portable.cpp"], [], [])
-        objects += self._compile([SOURCES / "thread_pool.cpp", SOURCES / "rasterizer.cpp"], [], macros)
+        objects += self._compile(
+            [SOURCES / f"{name}.cpp" for name in ("thread_pool", "rasterizer", "trilinear")], [], macros
+        )
         threads = ["-pthread"] if compiler.machine()[0] == "linux" else []
         target = self.get_ext_fullpath(ext.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=threads, target_lang="c++")

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from ctypes import POINTER, c_char_p, c_int, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -22,13 +22,14 @@ logger = logging.getLogger(__name__)
 
 _threads: int | None = None
 
-_NOT_FINITE, _OUT_OF_MEMORY, _TOO_MANY_PAIRS = 1, 2, 3
+_NOT_FINITE, OUT_OF_MEMORY, _TOO_MANY_PAIRS = 1, 2, 3
 _SOFT_PAUSE = 1
 _PROCESS = os.getpid()
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def kernel() -> ctypes.CDLL | None:
+    """The compiled library; None, with one warning, where it was not built."""
     path = Path(__file__).with_name("libgaussians" + (".dll" if sys.platform == "win32" else ".so"))
     try:
         library = ctypes.CDLL(str(path))
@@ -48,6 +49,9 @@ def _library() -> ctypes.CDLL | None:
         *(POINTER(CImages), POINTER(CImages), POINTER(CGradients)),
     ]
     library.gs_release.argtypes, library.gs_release.restype = [c_void_p], None
+    library.gs_interpolate.argtypes = [c_void_p, c_int32, c_void_p, c_int64, c_int, c_void_p]
+    library.gs_interpolate.restype = None
+    library.gs_interpolate_backward.argtypes = [c_void_p, c_void_p, c_int64, c_int32, c_int, c_void_p]
     library.gs_instruction_sets.restype = c_char_p
     library.gs_use_instruction_set.argtypes = [c_char_p]
     return library
@@ -55,7 +59,7 @@ def _library() -> ctypes.CDLL | None:
 
 def available() -> bool:
     """Whether the compiled CPU kernel was built; logs one warning if it was not."""
-    return _library() is not None
+    return kernel() is not None
 
 
 def fits(means3D: Tensor) -> bool:
@@ -89,7 +93,7 @@ def _openmp_pause() -> Callable[[int], int] | None:
         return None
 
 
-def _rest_torch_threads() -> None:
+def rest_torch_threads() -> None:
     """Ends torch's idle threads, or lets them sleep; torch starts them again by itself.
 
     They spin for milliseconds after each of its operations, on the cores that the kernel's own threads need. In a
@@ -102,7 +106,7 @@ def _rest_torch_threads() -> None:
 
 def instruction_sets() -> tuple[str, ...]:
     """Builds of the kernel that this machine can run, best first; empty if there is none."""
-    library = _library()
+    library = kernel()
     return tuple(library.gs_instruction_sets().decode().split()) if library else ()
 
 
@@ -112,7 +116,7 @@ def use_instruction_set(name: str) -> None:
     Raises:
         ValueError: there is none of that name.
     """
-    library = _library()
+    library = kernel()
     if library is None or not library.gs_use_instruction_set(name.encode()):
         raise ValueError(f"use_instruction_set: expected one of {instruction_sets()}, got {name!r}")
 
@@ -124,7 +128,7 @@ def render(gaussians: Gaussians, views: Views, absgrad: bool = False) -> Outputs
         TypeError, ValueError: tensors that are not float32 on the CPU, or with a NaN or an infinity.
         RuntimeError: the kernel was not built, or there is more to draw than fits its indices or the memory.
     """
-    if _library() is None:
+    if kernel() is None:
         raise RuntimeError(
             'backend "cpu": the compiled rasterizer is missing; reinstall where a C++ compiler is found'
         )
@@ -145,7 +149,7 @@ class _State:
 
     def __del__(self) -> None:
         if self.handle:
-            _library().gs_release(self.handle)
+            kernel().gs_release(self.handle)
 
 
 def _describe(views: Views) -> tuple[CViews, list[Tensor]]:
@@ -163,8 +167,8 @@ class _Rasterize(torch.autograd.Function):
         radii = torch.empty(len(views), count, dtype=torch.int32)
         described, kept = _describe(views)
         state = _State()
-        _rest_torch_threads()
-        status = _library().gs_forward(
+        rest_torch_threads()
+        status = kernel().gs_forward(
             structures.gaussians(inputs),
             described,
             get_num_threads(),
@@ -176,7 +180,7 @@ class _Rasterize(torch.autograd.Function):
         if status == _NOT_FINITE:
             require_finite({CALLED.get(name, name): t for name, t in inputs.items() if t is not None})
             raise ValueError("shs: expected numbers whose spherical-harmonic sum is finite, got an overflow")
-        if status == _OUT_OF_MEMORY:
+        if status == OUT_OF_MEMORY:
             raise RuntimeError(
                 "the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image"
             )
@@ -198,8 +202,8 @@ class _Rasterize(torch.autograd.Function):
         absolute = None if ctx.absgrad is None else torch.empty(*inputs["means2D"].shape[:2], 2)
         gradients = [None if g is None else g.contiguous() for g in (g_color, g_depth, g_alpha)]
         described, kept = _describe(ctx.views)
-        _rest_torch_threads()
-        status = _library().gs_backward(
+        rest_torch_threads()
+        status = kernel().gs_backward(
             ctx.state.handle,
             structures.gaussians(inputs),
             described,
@@ -209,7 +213,7 @@ class _Rasterize(torch.autograd.Function):
             structures.gradients(out, absolute, inputs["means2D"].shape[-1]),
         )
         del kept
-        if status == _OUT_OF_MEMORY:
+        if status == OUT_OF_MEMORY:
             raise RuntimeError(
                 "the rasterizer is out of memory: draw fewer or smaller Gaussians, or a smaller image"
             )

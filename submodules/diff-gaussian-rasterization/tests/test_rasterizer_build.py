@@ -139,7 +139,7 @@ from gaussian_scenes import SCENES, assert_agrees, draw, orbit
 usual = cpu.instruction_sets()
 real = ctypes.CDLL
 ctypes.CDLL = lambda _: real({str(library)!r})
-cpu._library.cache_clear()
+cpu.kernel.cache_clear()
 assert cpu.instruction_sets() == usual, cpu.instruction_sets()
 ctypes.CDLL = real
 for name in usual:

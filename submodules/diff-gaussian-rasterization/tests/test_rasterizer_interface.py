@@ -463,7 +463,7 @@ def test_classic_interface_refuses_bad_settings():
 
 def test_without_the_kernel_pytorch_serves_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(cpu.ctypes, "CDLL", lambda _: (_ for _ in ()).throw(OSError("no such file")))
-    cpu._library.cache_clear()
+    cpu.kernel.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             assert torch.isfinite(rasterize(**bad()).color).all()
@@ -472,7 +472,7 @@ def test_without_the_kernel_pytorch_serves_and_says_so(monkeypatch, caplog):
             rasterize(**bad(backend="cpu"))
     finally:
         monkeypatch.undo()
-        cpu._library.cache_clear()
+        cpu.kernel.cache_clear()
     assert len(caplog.records) == 1
     assert "C++ compiler" in caplog.text
 

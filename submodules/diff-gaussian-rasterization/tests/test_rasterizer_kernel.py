@@ -95,7 +95,7 @@ def test_torchs_threads_rest_while_the_kernel_runs_and_come_back(monkeypatch):
     torch.set_num_threads(3)
     try:
         busy = multiply()
-        cpu._rest_torch_threads()
+        cpu.rest_torch_threads()
         until = time.monotonic() + 10.0
         while threads() > busy - 2 and time.monotonic() < until:  # the kernel forgets a thread a little later
             time.sleep(0.01)
@@ -104,7 +104,7 @@ def test_torchs_threads_rest_while_the_kernel_runs_and_come_back(monkeypatch):
     finally:
         torch.set_num_threads(before)
     rested = []
-    monkeypatch.setattr(cpu, "_rest_torch_threads", lambda: rested.append(True))
+    monkeypatch.setattr(cpu, "rest_torch_threads", lambda: rested.append(True))
     draw(cloud(5), orbit(1, 9, 9), backend="cpu")
     assert len(rested) == 2  # forward and backward
 

@@ -159,11 +159,8 @@ def _march(
         (EMPTINESS * weights).log1p() / distances.shape[1],
         weights.detach() * away,
     )
-    sums = [
-        each.new_zeros(len(rays), *each.shape[1:]).index_add(0, samples.rays, each).view(len(rays), -1)
-        for each in gathered
-    ]
-    return torch.cat(sums, dim=1)
+    sums = [each.new_zeros(len(rays), *each.shape[1:]).index_add(0, samples.rays, each) for each in gathered]
+    return torch.column_stack(sums)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHUFFLE = "--random-order-seed"
+SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "worksteal")
+"""As in `make test`."""
 
 
 def cells(flags: set[str], cores: int) -> list[tuple[str, dict[str, str]]]:
@@ -58,7 +60,7 @@ def main(arguments: list[str]) -> int:
         settings = " ".join(f"{key}={value}" for key, value in environment.items())
         show(f"\n{settings} python -m pytest {SHUFFLE}={seed} {' '.join(arguments)}")
         start = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-q", f"{SHUFFLE}={seed}", *arguments]
+        command = [sys.executable, "-m", "pytest", "-q", *SIDE_BY_SIDE, f"{SHUFFLE}={seed}", *arguments]
         code = subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=False).returncode
         results.append((name, code, time.monotonic() - start))
     show("\n| cell | pytest | seconds |\n| --- | --- | --- |")

@@ -1,9 +1,11 @@
 """A file is whole or absent, whatever happens while it is written."""
 
+import os
+
 import pytest
 
 from utils.errors import UserError
-from utils.files import atomic
+from utils.files import all_or_none, atomic
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):
@@ -43,3 +45,22 @@ def test_a_folder_that_is_a_file_is_named(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="cannot be written"), atomic(tmp_path / "a" / "b.txt") as temporary:
         temporary.write_text("never")
+
+
+def test_files_appear_together_and_are_on_the_disk_before_they_have_their_names(tmp_path, monkeypatch):
+    flushed = set()
+    monkeypatch.setattr("utils.files.os.fsync", lambda file: flushed.add(os.fstat(file).st_ino))
+    with all_or_none(tmp_path / "mesh") as temporary:
+        (temporary / "a.obj").write_text("a")
+        (temporary / "a.mtl").write_text("b")
+        assert [path.name for path in (tmp_path / "mesh").iterdir()] == [temporary.name]
+    made = sorted((tmp_path / "mesh").iterdir())
+    assert [path.name for path in made] == ["a.mtl", "a.obj"]
+    assert {path.stat().st_ino for path in [*made, tmp_path / "mesh"]} <= flushed
+
+
+def test_none_of_several_files_appears_when_one_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), all_or_none(tmp_path / "mesh") as temporary:
+        (temporary / "a.obj").write_text("a")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []

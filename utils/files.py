@@ -71,8 +71,10 @@ def all_or_none(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        _flush(temporary)
         for path in sorted(temporary.iterdir()):
             os.replace(path, folder / path.name)
+        _flush_folder(folder)
     except UserError as error:  # of a file in the temporary folder, whose name tells nobody anything
         raise UserError(str(error).replace(str(temporary), str(folder))) from error
     except OSError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from arguments import load
 from benchmarks import methods, rasterizer
 from benchmarks.command import RESULTS
 from dreammapping import pace
@@ -126,6 +127,49 @@ def test_an_iteration_takes_what_was_measured():
     assert f"the {total - 1000 * result['floor']:.0f} ms above the floor" in text
     parts = ", ".join(f"{name} {1000 * value:.0f}" for name, value in result["iteration_parts"].items())
     assert parts in text
+
+
+def test_a_field_takes_what_was_measured():
+    text, lines = (
+        page(DOCS / "radiance_fields.md"),
+        (DOCS / "radiance_fields.md").read_text("utf-8").splitlines(),
+    )
+    result = measured("field_iteration")
+    encoder, unet = (1000 * value for value in result["floor_parts"].values())
+    assert f"| floor: U-Net, encoder | {unet:.0f} ms, {encoder:.0f} ms |" in lines
+    assert (
+        f"| an iteration | {1000 * result['iteration']:.0f} ms, {result['ratio']:.2f} times the floor |"
+        in lines
+    )
+    parts = ", ".join(f"{name} {1000 * value:.0f}" for name, value in result["iteration_parts"].items())
+    assert f"Of it: {parts} ms." in text
+
+    compared = measured("field_methods")
+    assert set(methods.table(compared["methods"]).splitlines()) <= set(lines)
+    assert f"{compared['iterations']} iterations over the run" in text
+    seconds = {row["method"]: row["seconds"] for row in compared["methods"]}
+    assert f"VSD takes {seconds['vsd'] / seconds['vdm']:.2f} times as long as VDM here" in text
+
+
+def test_the_quick_start_of_fields_is_what_its_run_was():
+    kept, text = measured("field_quickstart"), page(DOCS / "radiance_fields.md")
+    run, judged = kept["run"], kept["judge"]
+    settings, _ = load(["--opt", str(ROOT / "configs" / "field" / "quickstart.yaml")])
+    assert (run["iterations"], run["prompt"]) == (
+        settings.OptimizationParams.iterations,
+        settings.GuidanceParams.text,
+    )
+    assert (
+        f"after the {run['iterations']} iterations of `quickstart.yaml`: {run['seconds'] / 60:.0f} minutes"
+        in text
+    )
+    assert f"and {run['peak_memory_bytes'] / GIB:.1f} GiB on {['', 'one', 'two'][run['cpus']]} cores" in text
+    asset, truth = judged["asset"], judged["truth"]
+    assert f"in all {judged['views']} views (R-precision {asset['r_precision']:.2f})" in text
+    assert (
+        f"the right view word in {asset['view_accuracy']:.2f} of them (the true object's {truth['view_accuracy']:.2f})"
+        in text
+    )
 
 
 def test_what_sweeps_cost_is_what_was_measured():

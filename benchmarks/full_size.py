@@ -1,8 +1,8 @@
 """The paper's setting without weights: `python -m benchmarks.full_size`.
 
 Builds Stable Diffusion 2.1 base, or another family, in its exact architecture with random weights, and runs
-`train.py` on it with nothing but the model's path changed. What an iteration takes does not depend on the weights; what
-comes out is noise. On a CPU, try `--iterations 2 C_batch_size=1 HardwareParams.memory=8gb`.
+`train.py` on it with nothing but the model's path changed. The time of an iteration does not depend on the weights; the
+result is noise. On a CPU, try `--iterations 2 C_batch_size=1 HardwareParams.memory=8gb`.
 """
 
 import argparse

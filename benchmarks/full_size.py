@@ -77,17 +77,20 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
 def estimates(settings: Path, views: int) -> dict[str, float]:
     """GiB that an iteration of each memory plan takes in float16, Perp-Neg on, counted without weights or a card."""
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
+    import transformers
 
-    diffusers.utils.logging.set_verbosity_error()  # it warns of every model that is made without weights
+    for library in (
+        diffusers,
+        transformers,
+    ):  # they warn of models without weights, and of packages that nothing needs
+        library.utils.logging.set_verbosity_error()
     with torch.device("meta"):
         parts = {
             name: kind.from_config(kind.load_config(settings / name)).half()
             for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL))
         }
-        parts["text_encoder"] = CLIPTextModel(
-            CLIPTextConfig.from_pretrained(settings / "text_encoder")
-        ).half()
+        config = transformers.CLIPTextConfig.from_pretrained(settings / "text_encoder")
+        parts["text_encoder"] = transformers.CLIPTextModel(config).half()
     pipeline = diffusers.StableDiffusionPipeline(
         **parts, tokenizer=word_tokenizer(), scheduler=diffusers.PNDMScheduler.from_pretrained(settings / "scheduler"),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

@@ -13,13 +13,13 @@ from utils.errors import UserError
 from utils.repository import QUICKSTART, ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
-STARTS = ("python ", "torchrun ", "make ")
+STARTS = ("python ", "torchrun ", "make ", "reproduce ", "sweep ")
 TAKE_SETTINGS = ("sweep", "reproduce", "benchmarks")
 """Programs whose words with `=` are settings; those of `study` are names of systems."""
 
 
 def commands(text: str) -> list[str]:
-    """Lines of code blocks and pieces of code in a text that call `python`, `torchrun` or `make`."""
+    """Lines of code blocks and pieces of code in a text that call `python`, `torchrun`, `make`, or a verb alone."""
     parts = re.split(r"^ *```.*$", text, flags=re.MULTILINE)  # prose and blocks, one after the other
     lines = [line.strip() for block in parts[1::2] for line in block.splitlines()]
     pieces = [piece for prose in parts[::2] for piece in re.findall(r"`([^`]+)`", prose)]
@@ -50,6 +50,8 @@ def source_of(module: str) -> str:
 def wrong(command: str) -> list[str]:
     """Everything in a command that nothing understands."""
     words = [word for word in shlex.split(command, comments=True) if word != "..."]
+    if words[0] in ("reproduce", "sweep"):
+        words = ["python", "-m", "dreammapping", *words]
     if words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         targets = [word for word in words[1:] if "=" not in word]
@@ -115,6 +117,7 @@ def test_the_front_page_has_its_commands_found():
         "torchrun --nproc-per-node 4 train.py --optt configs/cat.yaml",
         "python -m dreammapping export output/quickstart --fromat glb",
         "python -m dreammapping reproduce fig99",
+        "reproduce table5",
         "python -m dreammapping study score study/answers_*.json --wiews 3",
         "python -m dreammapping sweep --prompts prompts.txt guidence_scale=[5,7.5]",
         "python -m benchmarks.full_size --estimte",

@@ -156,6 +156,37 @@ def test_what_a_single_iteration_of_a_method_is_worth():
     )
 
 
+def test_what_a_card_took_is_said_alike_everywhere():
+    found = re.search(
+        r"an iteration, compiled \| ([\d.]+) ms, ([\d.]+) times the floor: ([\d.]+) minutes for 5000",
+        page(DOCS / "results.md"),
+    )
+    assert found
+    milliseconds, ratio, minutes = found.groups()
+    front = page(FRONT_PAGE)
+    assert (
+        f"takes {float(milliseconds):.0f} ms, {ratio} times what no method can avoid: {float(minutes):.0f} minutes"
+    ) in front
+    assert f"an iteration took {float(milliseconds):.0f} ms on an H200" in page(DOCS / "method.md")
+    quick = re.search(r"The quick start took (\d+) s", page(DOCS / "results.md"))
+    assert quick and f"the quick start takes {quick[1]} s" in front
+
+
+ONCE = re.compile(r"\b(measured|made)( by hand)?,? once\b|\bonce, on\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", [FRONT_PAGE, *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+def test_what_was_measured_once_says_when_and_at_which_commit(path):
+    parts = re.split(r"\n\s*\n|\n(?=- |\| )", path.read_text(encoding="utf-8"))
+    told = [" ".join(part.split()) for part in parts]
+    once = [part for part in told if ONCE.search(part)]
+    assert [
+        part
+        for part in once
+        if not (re.search(r"\b20\d\d-\d\d-\d\d\b", part) and re.search(r"\bcommit [0-9a-f]{7}\b", part))
+    ] == []
+
+
 def test_what_sweeps_cost_is_what_was_measured():
     text, played = page(DOCS / "sweeps.md"), measured("sweep_simulate")
     assert (played["runs"], played["workers"], played["failures"]) == (10000, 256, 0.05)

@@ -3,7 +3,7 @@
 Times forward and backward of the encoder of Stable Diffusion 2.1 base (random weights: what it takes does not depend
 on them), lists the kernels that each form runs, by time, and those among them that only change a tensor's layout. Then
 a step of the degradation operator, eager, compiled and as a CUDA graph, and a large product of matrices, which is the
-most that the device can do. What fails is said in its row, and the rest goes on.
+most that the device can do. If one fails, its row says so, and the rest goes on.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The paper's setting without weights: `python -m benchmarks.full_size`.
 
 Builds Stable Diffusion 2.1 base, or another family, in its exact architecture with random weights, and runs
-`train.py` on it with nothing but the model's path changed. What an iteration takes does not depend on the weights; what
-comes out is noise. On a CPU, try `--iterations 2 C_batch_size=1 HardwareParams.memory=8gb`.
+`train.py` on it with nothing but the model's path changed. The time of an iteration does not depend on the weights; the
+result is noise. On a CPU, try `--iterations 2 C_batch_size=1 HardwareParams.memory=8gb`.
 """
 
 import argparse
@@ -77,17 +77,20 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
 def estimates(settings: Path, views: int) -> dict[str, float]:
     """GiB that an iteration of each memory plan takes in float16, Perp-Neg on, counted without weights or a card."""
     import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
+    import transformers
 
-    diffusers.utils.logging.set_verbosity_error()  # it warns of every model that is made without weights
+    for library in (
+        diffusers,
+        transformers,
+    ):  # they warn of models without weights, and of packages that nothing needs
+        library.utils.logging.set_verbosity_error()
     with torch.device("meta"):
         parts = {
             name: kind.from_config(kind.load_config(settings / name)).half()
             for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL))
         }
-        parts["text_encoder"] = CLIPTextModel(
-            CLIPTextConfig.from_pretrained(settings / "text_encoder")
-        ).half()
+        config = transformers.CLIPTextConfig.from_pretrained(settings / "text_encoder")
+        parts["text_encoder"] = transformers.CLIPTextModel(config).half()
     pipeline = diffusers.StableDiffusionPipeline(
         **parts, tokenizer=word_tokenizer(), scheduler=diffusers.PNDMScheduler.from_pretrained(settings / "scheduler"),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

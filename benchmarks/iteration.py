@@ -1,8 +1,8 @@
 """What an iteration costs above what no method can avoid: `python -m benchmarks.iteration`.
 
-The floor is the U-Net's forward for classifier-free guidance on the batch, and the image encoder's forward
-and backward, at the run's own batch and sizes. Floor and whole iterations alternate in one process; medians
-are compared.
+The floor is the U-Net's forward pass for classifier-free guidance on the batch, and the image encoder's forward
+and backward pass, at the run's own batch and sizes. Floor and whole iterations alternate in one process;
+medians are compared.
 """
 
 import argparse

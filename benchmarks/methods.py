@@ -1,8 +1,8 @@
 """What every method of Table 1 costs, counted and timed in one process: `python -m benchmarks.methods`.
 
-U-Net evaluations are counted by the score model. Seconds are medians of whole iterations, beside those of SDS taken
+The score model counts U-Net evaluations. Seconds are medians of whole iterations, compared with those of SDS measured
 right before, in the same process. With `--full` the prior is Stable Diffusion 2.1 base's architecture with random
-weights, and SDS is taken once. On a CPU, try `--full --warm-up 1 --iterations 1 C_batch_size=1`.
+weights, and SDS is measured only once. On a CPU, try `--full --warm-up 1 --iterations 1 C_batch_size=1`.
 """
 
 import argparse
@@ -90,12 +90,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
     parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings of every method")
     parser.add_argument(
-        "--methods", default=",".join(METHODS), help="names with commas between (default: all)"
+        "--methods", default=",".join(METHODS), help="names, separated by commas (default: all)"
     )
     parser.add_argument("--iterations", type=int, default=20, help="iterations to time (default 20)")
-    parser.add_argument("--warm-up", type=int, default=2, help="iterations before those (default 2)")
+    parser.add_argument("--warm-up", type=int, default=2, help="untimed iterations before (default 2)")
     parser.add_argument("--full", action="store_true", help="a random prior of Stable Diffusion 2.1's size")
-    parser.add_argument("--folder", type=Path, default=ROOT / ".models", help="where that is kept")
+    parser.add_argument("--folder", type=Path, default=ROOT / ".models", help="folder for that prior")
     parser.add_argument("--json", type=Path, help="where the numbers go (default: benchmarks/results)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_intermixed_args(argv)

@@ -1,7 +1,7 @@
 """What rendering and the neighbour search cost: `python -m benchmarks.rasterizer`.
 
-Object-like scenes, one view each (four on a GPU): our kernel, the PyTorch reference and, on a GPU, gsplat where it is
-installed, alternating in one process; medians are compared. Gradients go to all parameters, from all images.
+Object-like scenes, one view each (four on a GPU): our kernel, the PyTorch reference and, on a GPU, gsplat if it is
+installed, alternating in one process; medians are compared. All parameters get gradients, from all images.
 
 The arithmetic bound, on the CPU, is what the blended pairs of Gaussian and pixel cost at the machine's peak: 15 fused
 multiply-adds a pair forward and 28 more backward. The peak is that of a matrix product on the same threads.
@@ -250,11 +250,11 @@ def main(argv: list[str] | None = None) -> int:
         "--gaussians", type=int, nargs="+", help="default 10000 50000, on a GPU also 100000 500000"
     )
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[256, 512], help="pixels a side (default 256 512)"
+        "--sizes", type=int, nargs="+", default=[256, 512], help="pixels per side (default 256 512)"
     )
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the CPU (default 1 2)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (default 1 2)")
     parser.add_argument(
-        "--points", type=int, default=100_000, help="of the neighbour search (default 100000)"
+        "--points", type=int, default=100_000, help="points of the neighbour search (default 100000)"
     )
     parser.add_argument("--repeats", type=int, default=30, help="calls of each kernel (default 30)")
     parser.add_argument("--no-reference", action="store_true", help="leave the slow PyTorch reference out")

@@ -1,7 +1,7 @@
-"""Whether a sweep holds, and what it costs: `python -m benchmarks.sweep simulate | overhead | scaling | replicas`.
+"""What sweeps cost, and that they lose nothing: `python -m benchmarks.sweep simulate | overhead | scaling | replicas`.
 
-`simulate`: thousands of runs on hundreds of workers, by a clock that no one waits for. Scheduler and files are those of
-real sweeps; only the runs take no time. Workers die and runs fail; at the end nothing is lost and nothing done twice.
+`simulate`: thousands of runs on hundreds of workers, on a simulated clock. Scheduler and files are those of real
+sweeps; only the runs take no time. Workers die and runs fail; at the end nothing is lost and nothing done twice.
 `overhead`: what a worker's second run costs before its first step, beside its first, which loads the prior; and both as
 a whole beside the same run alone.
 `scaling`: the same list with one worker and with two. `replicas`: one run in one process with two threads, and in two
@@ -344,8 +344,8 @@ def main(words: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("what", choices=MEASURES)
-    parser.add_argument("--runs", type=int, default=10_000, help="of simulate (default 10,000)")
-    parser.add_argument("--workers", type=int, default=256, help="of simulate (default 256)")
+    parser.add_argument("--runs", type=int, default=10_000, help="runs to simulate (default 10,000)")
+    parser.add_argument("--workers", type=int, default=256, help="workers to simulate (default 256)")
     parser.add_argument(
         "--failures", type=float, default=0.05, help="share of attempts that fail (default 0.05)"
     )

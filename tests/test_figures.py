@@ -6,20 +6,30 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from arguments import load
+from arguments import Config, VDMParams, load
 from benchmarks import methods, rasterizer
 from benchmarks.command import RESULTS
-from dreammapping import pace
+from dreammapping import gaussians, memory, optimization, outputs, pace
+from dreammapping.evaluation import distances, pictures, references, statistics
+from dreammapping.mesh import make as meshes
+from dreammapping.page import page as pages
+from dreammapping.page import splats
+from dreammapping.reproduction import claims, figures, prompts
 from dreammapping.reproduction import methods as quality
-from dreammapping.reproduction import prompts
 from dreammapping.reproduction.cells import CellStore
 from dreammapping.reproduction.table import Plan, standing
+from dreammapping.sweep import bench, shift
+from dreammapping.sweep import dry_run as sweep_dry_run
+from dreammapping.viewer import exchange, stage
+from guidance.degradation import build_degradation
+from toybox import train, world
 from toybox.report import save_report
 from utils.device import GIB
-from utils.repository import ROOT
+from utils.repository import QUICKSTART, ROOT
 
-DOCS = ROOT / "docs"
+FRONT_PAGE, DOCS = ROOT / "README.md", ROOT / "docs"
 SUBMODULES = ROOT / "submodules"
 
 
@@ -74,6 +84,9 @@ def test_the_rasterizers_speed_is_what_was_measured():
         f"times scipy's tree, built and queried on both cores in the same run ({1000 * two['cKDTree']:.0f} ms)"
     ) in page(DOCS / "rasterizer.md")
 
+    bounds = [each[name] for each in result["scenes"] for name in ("over_bound_forward", "over_bound")]
+    assert f"at {min(bounds):.0f} to {max(bounds):.0f} times the arithmetic" in page(DOCS / "rasterizer.md")
+
 
 def test_the_submodules_say_what_was_measured():
     result = measured("rasterizer")
@@ -110,7 +123,7 @@ def test_the_papers_setting_takes_what_was_measured():
     assert f"| memory at the peak | {gib:.1f} GiB |" in text
     days = 5000 * seconds / 86400
     assert f"{seconds:.0f} s an iteration, so about {days:.0f} days in all, and {gib:.1f} GiB" in page(
-        ROOT / "README.md"
+        FRONT_PAGE
     )
     assert (round(seconds / result["views"], 1), round(gib, 1)) == (
         pace.SECONDS_A_VIEW,
@@ -127,6 +140,51 @@ def test_an_iteration_takes_what_was_measured():
     assert f"the {total - 1000 * result['floor']:.0f} ms above the floor" in text
     parts = ", ".join(f"{name} {1000 * value:.0f}" for name, value in result["iteration_parts"].items())
     assert parts in text
+    config, _ = load(["--opt", str(QUICKSTART)])
+    minutes = config.iterations * result["iteration"] / 60
+    assert (
+        f"for {config.iterations} iterations, about {minutes:.0f} minutes on two idle cores of an AMD EPYC"
+        in page(FRONT_PAGE)
+    )
+
+
+def test_what_a_single_iteration_of_a_method_is_worth():
+    rows = measured("methods_full")["methods"]
+    seconds = [each["seconds"] for each in rows if (each["forward"], each["backward"]) == (2.0, 0.0)]
+    assert f"Methods with two forwards lie between {min(seconds):.0f} and {max(seconds):.0f} s" in page(
+        DOCS / "methods.md"
+    )
+
+
+def test_what_a_card_took_is_said_alike_everywhere():
+    found = re.search(
+        r"an iteration, compiled \| ([\d.]+) ms, ([\d.]+) times the floor: ([\d.]+) minutes for 5000",
+        page(DOCS / "results.md"),
+    )
+    assert found
+    milliseconds, ratio, minutes = found.groups()
+    front = page(FRONT_PAGE)
+    assert (
+        f"takes {float(milliseconds):.0f} ms, {ratio} times what no method can avoid: {float(minutes):.0f} minutes"
+    ) in front
+    assert f"an iteration took {float(milliseconds):.0f} ms on an H200" in page(DOCS / "method.md")
+    quick = re.search(r"The quick start took (\d+) s", page(DOCS / "results.md"))
+    assert quick and f"the quick start takes {quick[1]} s" in front
+
+
+ONCE = re.compile(r"\b(measured|made)( by hand)?,? once\b|\bonce, on\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", [FRONT_PAGE, *sorted(DOCS.glob("*.md"))], ids=lambda path: path.name)
+def test_what_was_measured_once_says_when_and_at_which_commit(path):
+    parts = re.split(r"\n\s*\n|\n(?=- |\| )", path.read_text(encoding="utf-8"))
+    told = [" ".join(part.split()) for part in parts]
+    once = [part for part in told if ONCE.search(part)]
+    assert [
+        part
+        for part in once
+        if not (re.search(r"\b20\d\d-\d\d-\d\d\b", part) and re.search(r"\bcommit [0-9a-f]{7}\b", part))
+    ] == []
 
 
 def test_a_field_takes_what_was_measured():
@@ -142,11 +200,11 @@ def test_a_field_takes_what_was_measured():
         in lines
     )
     parts = ", ".join(f"{name} {1000 * value:.0f}" for name, value in result["iteration_parts"].items())
-    assert f"Of it: {parts} ms." in text
+    assert f"Of this: {parts} ms." in text
 
     compared = measured("field_methods")
     assert set(methods.table(compared["methods"]).splitlines()) <= set(lines)
-    assert f"{compared['iterations']} iterations over the run" in text
+    assert f"{compared['iterations']} iterations spread over the run" in text
     seconds = {row["method"]: row["seconds"] for row in compared["methods"]}
     assert f"VSD takes {seconds['vsd'] / seconds['vdm']:.2f} times as long as VDM here" in text
 
@@ -179,7 +237,10 @@ def test_what_sweeps_cost_is_what_was_measured():
         f"{played['done_once']:,} runs done once, {played['failed_for_good']} failed for good, none lost"
         in text
     )
-    assert f"{played['deaths']} workers died; the sweep would have taken {played['hours']:.1f} h" in text
+    assert (
+        f"{played['deaths']} workers died; the sweep would have taken {played['hours']:.1f} h, and "
+        f"{played['hours_always_at_work']:.1f} h if all workers had always been busy"
+    ) in text
     median, most, longest = (
         1000 * played["claim_seconds"][name] for name in ("median", "of_99_percent", "longest")
     )
@@ -197,7 +258,7 @@ def test_what_sweeps_cost_is_what_was_measured():
 
 def test_what_memory_plans_take_is_what_was_counted():
     plans = [f"{measured('memory_plans')['gib'][name]:.1f}" for name in ("8gb", "12gb", "24gb", "max")]
-    assert f"take {', '.join(plans[:3])} and {plans[3]} GiB" in page(ROOT / "README.md")
+    assert f"take {', '.join(plans[:3])} and {plans[3]} GiB" in page(FRONT_PAGE)
 
 
 def test_the_priors_card_and_what_is_said_of_it_are_its_reports(tmp_path):
@@ -208,8 +269,8 @@ def test_the_priors_card_and_what_is_said_of_it_are_its_reports(tmp_path):
         encoding="utf-8"
     )
     text = page(DOCS / "results.md")
-    for stage, per_step in (("clip", "pictures"), ("unet", "latents")):
-        made = report["stages"][stage]
+    for name, per_step in (("clip", "pictures"), ("unet", "latents")):
+        made = report["stages"][name]
         assert f"{made['steps']:,} steps of {made['batch']} {per_step}" in text
         assert re.search(rf"{made['steps']:,} steps of [^|]*\| {made['seconds']} s", text)
     assert f"in {report['stages']['vae']['seconds']} s on one CPU thread" in text
@@ -217,3 +278,73 @@ def test_the_priors_card_and_what_is_said_of_it_are_its_reports(tmp_path):
     assert "recognised in {:.1f} % (training pairs) and {:.1f} % (held-out pairs)".format(*shares) in page(
         ROOT / "CHANGELOG.md"
     )
+
+
+def parameters_of_the_operator() -> int:
+    operator = build_degradation(VDMParams(), (4, 64, 64), torch.Generator().manual_seed(0))
+    return sum(parameter.numel() for parameter in operator.parameters())
+
+
+def forwards_of_the_corrective() -> int:
+    """Two for each step of its samples, with guidance; one for each view and step of its training."""
+    lmc = Config().LMCParams
+    return 2 * lmc.lmc_bank * lmc.lmc_sampling_steps + 4 * lmc.lmc_steps
+
+
+def runs_of(name: str) -> int:
+    """Of a figure where there is no GPU."""
+    figure = figures.FIGURES[name]
+    return math.prod(figure.size[0]) * len(figure.variants)
+
+
+WORDS = {5: "five", 8: "eight", 15: "fifteen", 16: "sixteen"}
+CAPS = [memory.MAX_GAUSSIANS[name] / 1e6 for name in ("8gb", "12gb", "24gb")]
+SAID = {
+    "README.md": [
+        f"{len(world.OBJECTS)} objects in {len(world.COLOURS)} colours",
+        f"stop densification at {CAPS[0]:g}, {CAPS[1]:g} and {CAPS[2]:g} million Gaussians",
+        f"for {train.PRESETS['cpu'].minutes:.0f} minutes by default",
+        f"{runs_of('fig6')} runs on a CPU",
+        f'tuned on another prompt, "{prompts.TUNED_ON}"',
+    ],
+    "docs/method.md": [f"{parameters_of_the_operator() / 1e6:.2f}M parameters on four channels"],
+    "docs/methods.md": [
+        f"M, {parameters_of_the_operator() / 1e6:.2f}M parameters",
+        f"with 4 views {forwards_of_the_corrective():,} forwards".replace(",", " "),
+    ],
+    "docs/reproduction.md": [f"There are {len(claims.CLAIMS)} claims"],
+    "docs/outputs.md": [
+        f"an opacity above {gaussians.FAINTEST:g} is visible",
+        f"until the longer side has {outputs.SEEN} px",
+    ],
+    "docs/sweeps.md": [
+        f"silent for {shift.STALE:.0f} seconds",
+        f"lists the first {sweep_dry_run.SHOWN} runs",
+        f"Every {optimization.REPLICAS_INTERVAL} iterations the processes compare",
+        f"a sign of life every {WORDS[bench.BEAT]} seconds",
+        f"it looks at {WORDS[shift.LOOKS]} runs, or at one in {WORDS[shift.STALE / shift.OFTEN / shift.POLL]}",
+    ],
+    "docs/viewing.md": [
+        f"{splats.MOST_BYTES / 1e6:.0f} MB of Gaussians",
+        f"({splats.MOST_BYTES // (2 * splats.TEXEL):,} without harmonics)",
+        f"Videos over {pages.MOST_VIDEO_BYTES / 1e6:.0f} MB",
+        f"({stage.MOST_LIVE_SPLATS:,} while a run goes on)",
+        f"a pause ends {WORDS[exchange.PAUSE_LASTS]} seconds after its viewer does",
+    ],
+    "docs/export.md": [f"{meshes.UNSEEN} other cameras compare the mesh with the Gaussians"],
+    "docs/evaluation.md": [
+        f"{pictures.RING}, evenly around the object, {pictures.ELEVATION_DEG:.0f} degrees above the horizon",
+        f"in {references.STEPS} steps of second-order DPM-Solver++ at a guidance scale of {references.GUIDANCE_SCALE}",
+        f"mean over {distances.DIRECTIONS} random directions",
+        f"σ = {distances.CMMD_SIGMA:.0f}",
+        f"With fewer than {WORDS[statistics.BOOTSTRAP_FROM]} prompts, its {100 * statistics.CONFIDENCE:.0f} % interval",
+        f"in {100 * statistics.POWER:.0f} of 100 repetitions",
+    ],
+}
+"""What pages say of the program's own limits and sizes, made of the limits and sizes."""
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_limits_and_sizes_are_those_of_the_program(name):
+    text = page(ROOT / name)
+    assert [sentence for sentence in SAID[name] if sentence not in text] == []

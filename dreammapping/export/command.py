@@ -13,7 +13,7 @@ from utils.paths import expanded
 
 FORMATS = {
     "ply": "3D Gaussian Splatting's own; every splat viewer",
-    "splat": "32 bytes a Gaussian, no harmonics; web viewers",
+    "splat": "32 bytes per Gaussian, no harmonics; web viewers",
     "spz": "Niantic's, with harmonics; a quarter to a tenth of the .ply",
     "glb": "glTF with KHR_gaussian_splatting; three.js, PlayCanvas, Cesium",
     "compressed.ply": "SuperSplat's, with harmonics; about a quarter of the .ply",
@@ -45,7 +45,7 @@ def main(words: list[str]) -> int:
         "--sh",
         type=int,
         choices=range(4),
-        help="degree of the harmonics that are written (default: the run's own); 3 suits Unity, 0 is the smallest",
+        help="degree of the harmonics in the file (default: the run's own); 3 suits Unity, 0 is smallest",
     )
     parser.add_argument(
         "--spz-version",

@@ -17,9 +17,9 @@ from utils.paths import expanded
 LIMITS = {
     "views": (8, 1000, "cameras all around"),
     "resolution": (16, 512, "voxels along the longest side"),
-    "target_faces": (100, 5_000_000, "triangles to simplify to"),
-    "texture": (64, 8192, "pixels of a side of the texture"),
-    "scale": (1e-6, 1e6, "metres of a world unit; objects are about one long"),
+    "target_faces": (100, 5_000_000, "triangles after simplification"),
+    "texture": (64, 8192, "pixels per side of the texture"),
+    "scale": (1e-6, 1e6, "metres per world unit; objects are about one unit long"),
 }
 """Least and most of each option, and what it is."""
 

@@ -1,7 +1,7 @@
-"""One page for a run, that a browser opens from the disk: `python -m dreammapping page output/quickstart`.
+"""Write a run's page, which a browser opens from the disk: `python -m dreammapping page output/quickstart`.
 
 The page is RUN/index.html: the asset in 3D, videos, test views, curves, settings, where the models come from. Several
-runs, or a folder that holds some, get a page each and a gallery beside them; one with broken settings is left out.
+runs, or a folder of runs, get a page each and one gallery; runs with broken settings are left out.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(words: list[str]) -> int:
         "--output",
         type=expanded,
         metavar="FOLDER",
-        help="write there: index.html of one run; of several a folder each, and index.html, the gallery",
+        help="write here instead: one run's index.html; for several runs, a folder each and the gallery, index.html",
     )
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")

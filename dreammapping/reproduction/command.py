@@ -1,8 +1,8 @@
 """Make a figure or a table of the paper, or a table of the documents: `python -m dreammapping reproduce NAME`.
 
-Every cell (prompt, variant, seed) is a run of the sweep in `output/bench_CODE`, as `train.py` makes it, and its
-judgement. Finished cells are kept, so the command can be stopped and given again; a run that two figures share is made
-once. `python -m dreammapping sweep status FOLDER` tells how far it is.
+Each prompt, variant and seed is a run as `train.py` makes it, in the sweep `output/bench_CODE`, and is then scored.
+Finished runs are kept: repeat a stopped command to continue it. Runs that several figures need are made only once.
+`python -m dreammapping sweep status output/bench_CODE` shows the progress.
 """
 
 import argparse
@@ -21,12 +21,12 @@ FIGURES = {
     "fig7": "the operator: linear, with noise, noise-free",
     "fig8": "the cut-off of DCA: 100, 300, 500",
     "fig9": "on a radiance field: SDS, VSD, VDM + DCA",
-    "fig10": "in 2D, method beside method from one start; figure 14 with another --model",
+    "fig10": "text to 2D, all methods from one start; figure 14 with another --model",
     "fig11": "variance of the predicted noise, and its correlation with the noise, over t",
-    "table1": "the methods: evaluations of the score model, counted",
+    "table1": "the methods: number of evaluations of the score model",
     "table2": "the systems: CLIP score and time",
     "table3": "the systems: 3D-FID",
-    "table4": "the systems: a page for participants, and the ranks of their answers",
+    "table4": "the systems: a page for participants, and mean ranks from their answers",
 }
 TABLES = {
     "prompts": "VDM against SDS over prompts that nothing was tuned on (docs/results.md)",
@@ -63,25 +63,27 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods",
         default="",
-        help="names with commas between, of fig10 such as sds@7.5 (default: all)",
+        help="names, separated by commas; of fig10 such as sds@7.5 (default: all)",
     )
     parser.add_argument(
         "--prompts",
         metavar="FILE|N",
-        help="a file with a prompt a line (not of the documents' tables), or how many of our own",
+        help="a file with one prompt a line (not for the documents' tables), or a number of our own",
     )
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each")
-    parser.add_argument("--iterations", type=int, metavar="N", help="of each run of a figure: a reduced form")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds of each prompt and variant")
     parser.add_argument(
-        "--views", type=int, help="views that judge each (default 24; of table3 40, of fig11 64)"
+        "--iterations", type=int, metavar="N", help="iterations of a figure's runs: a quick trial"
+    )
+    parser.add_argument(
+        "--views", type=int, help="views that score each run (default 24; table3: 40, fig11: 64)"
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
-        help="where a figure's picture, numbers, page and cells go (default output/reproduction)",
+        help="folder for a figure's picture, numbers and page (default output/reproduction)",
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, sharing the cores (default 1)")
-    parser.add_argument("--again", action="store_true", help="run those again that other code has made")
+    parser.add_argument("--again", action="store_true", help="repeat runs that other code has made")
     parser.add_argument("--report", action="store_true", help="run nothing, only show what is finished")
     parser.add_argument("--write", action="store_true", help="put the numbers and the picture into docs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")

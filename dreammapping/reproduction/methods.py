@@ -127,8 +127,8 @@ def draw_grid(results: list[Result], path: Path = PICTURE) -> str | None:
 
 def caption(prompt: str, names: list[str]) -> str:
     """The picture and what is in it, as Markdown."""
-    shown = f"{prompt}, front, side and back by each: {', '.join(names)}"
-    return f"![{shown}](images/{PICTURE.name})\n\n{shown}."
+    shown = f"{prompt}, front, side and back, by each method"
+    return f"![{shown}](images/{PICTURE.name})\n\n{shown}: {', '.join(names)}."
 
 
 def present_caption(page: str) -> str:

@@ -46,7 +46,7 @@ class Harvest:
                 begun = max(at for at, each in enumerate(status.attempts) if each.start == 0)
                 if any("seed" in each.changes for each in status.attempts[begun:]):
                     raise UserError(
-                        f"{cell.key}: its numbers are finite with another seed alone; it has no result"
+                        f"{cell.key}: its numbers are finite only with another seed, so it has no result"
                     )
                 self._take(cell, self._ledger.run_folder(name))
                 log.info("%d of %d: %s", self._count - len(self.left) + 1, self._count, cell.key)

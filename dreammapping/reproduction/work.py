@@ -203,7 +203,7 @@ def _warn_of(unknown: tuple[str, ...]) -> None:
     """Say once which prompts are none of the toybox's."""
     if unknown:
         log.warning(
-            "--prompts: the toybox knows nothing of %s; no run is judged by its own CLIP, but all by ViT-L/14",
+            "--prompts: the toybox does not know %s; all runs are judged by ViT-L/14 instead of its own CLIP",
             ", ".join(map(repr, unknown)),
         )
 

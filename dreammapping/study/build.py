@@ -130,7 +130,7 @@ def _groups(entries: Sequence[Entry]) -> dict[tuple[str, int], list[Entry]]:
             )
         if twice := [system for system in systems if systems.count(system) > 1]:
             raise UserError(
-                f"{where}: expected {twice[0]} once, got it {systems.count(twice[0])} times; name one NAME=RUN"
+                f"{where}: expected {twice[0]} once, got it {systems.count(twice[0])} times; rename one by NAME=RUN"
             )
         if len(systems) > MOST_SYSTEMS:
             raise UserError(

@@ -1,7 +1,7 @@
 """A user study: `python -m dreammapping study build RUNS... --output DIR`, then `study score ANSWERS...`.
 
-`build` writes one page on which people put the systems' pictures in order, without their names, and save a file of
-answers; nothing is sent anywhere. `score` gives mean ranks with intervals, and how far people agree.
+`build` writes one page on which people rank the systems' pictures without seeing names, and save a file of answers;
+nothing is sent anywhere. `score` prints mean ranks with intervals, and how far people agree.
 """
 
 import argparse
@@ -30,21 +30,21 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     steps = parser.add_subparsers(dest="step", required=True, metavar="build|score")
-    build = steps.add_parser("build", help="write the page and the key to it")
+    build = steps.add_parser("build", help="write the page and its key")
     build.add_argument(
         "runs",
         nargs="+",
         metavar="[NAME=]RUN",
-        help="run folders, or folders of pictures; the system is NAME, else a run's method or a folder's name",
+        help="run folders or folders of pictures; NAME is the system's (default: a run's method, a folder's name)",
     )
     build.add_argument(
         "--output", type=expanded, required=True, metavar="DIR", help="where index.html and key.json go"
     )
-    build.add_argument("--prompt", help="of folders of pictures that have no prompt.txt")
-    build.add_argument("--seed", type=int, default=0, help="of the order for each participant (default 0)")
+    build.add_argument("--prompt", help="prompt of picture folders without a prompt.txt")
+    build.add_argument("--seed", type=int, default=0, help="seed of each participant's order (default 0)")
     build.add_argument("--views", type=int, default=4, help="views of each asset (default 4)")
     build.add_argument("--size", type=int, default=256, help="pixels of a view (default 256)")
-    score = steps.add_parser("score", help="mean ranks of answers")
+    score = steps.add_parser("score", help="print mean ranks from files of answers")
     score.add_argument(
         "answers", nargs="+", type=expanded, metavar="ANSWERS", help="files that the page saved"
     )

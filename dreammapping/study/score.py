@@ -62,7 +62,7 @@ def score(paths: Sequence[Path], key_path: Path, *, seed: int = 0) -> StudyResul
         if participant in owners:
             raise UserError(
                 f"{path}: expected a participant of its own, got {participant!r}, as in {owners[participant]}; "
-                "leave one out"
+                "leave one file out"
             )
         owners[participant] = path
         ranks[participant] = found

@@ -64,7 +64,8 @@ class Beside:
             if exchange is not None:
                 exchange.remove()
             raise UserError(
-                f"viewer=true: expected a viewer that starts, got: {error}; leave it out, or see TMPDIR"
+                f"viewer=true: expected a viewer that starts, got: {error}; leave it out, or set TMPDIR to "
+                "another folder"
             ) from error
         return self
 

@@ -1,7 +1,7 @@
 """Look at a run in a browser: `python -m dreammapping view output/quickstart`.
 
-The viewer listens on 127.0.0.1, at the next free port, and prints its address and the line for a tunnel. The asset is
-drawn by the browser, or by our renderer with exact background, depth, opacity and harmonics.
+The viewer listens on 127.0.0.1, at the next free port, and prints its address and a command for a tunnel. The browser
+draws the asset; or our renderer does, with exact background, depth, opacity and harmonics.
 """
 
 import argparse

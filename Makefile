@@ -68,8 +68,10 @@ $(READY):
 	fi; \
 	if ! $(PIP) --version >/dev/null 2>&1; then rm -rf $(VENV) && $$found -m venv $(VENV); fi
 	@rm -rf build $(addsuffix /build,$(SUBMODULES))
-	$(INSTALL) -c constraints.txt setuptools torch
-	$(INSTALL) -c constraints.txt .
+	@echo "Installing PyTorch into $(VENV): 1.5 GB or more in all, minutes without a word from pip"
+	@$(INSTALL) -c constraints.txt setuptools torch
+	@echo "Installing the program and its other packages"
+	@$(INSTALL) -c constraints.txt .
 	@needed=$$($(BIN)/python submodules/diff-gaussian-rasterization/compiler.py 2>/dev/null); \
 	if test -n "$$needed"; then \
 		if $(INSTALL) -c constraints.txt --target $(COMPILER) $$needed; then \
@@ -85,7 +87,8 @@ $(READY):
 	@touch $@
 
 $(READY_DEV): $(READY)
-	$(INSTALL) -c constraints.txt .[dev]
+	@echo "Installing what the tests need"
+	@$(INSTALL) -c constraints.txt .[dev]
 	@touch $@
 
 clean:  ## removes what `make` built; finished runs in output/ stay

@@ -12,7 +12,7 @@ from utils.console import write_out
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit code.
 
-    0 when the run is finished, 2 for what the user can mend (one line on standard error), 129, 130 or 143 when a
+    0 when the run is finished, 2 for what the user can fix (one line on standard error), 129, 130 or 143 when a
     closed terminal, Ctrl-C or SIGTERM ended it early with everything saved.
     """
     words = sys.argv[1:] if argv is None else argv

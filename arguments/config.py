@@ -35,7 +35,7 @@ class Config:
     HardwareParams: groups.HardwareParams = field(default_factory=groups.HardwareParams)
     seed: int = option(
         0,
-        "seed of every random choice, those of noise_seed among them unless it is set",
+        "seed of every random choice, including noise and timesteps unless noise_seed is set",
         low=0,
         high=2**32 - 1,
     )
@@ -43,9 +43,7 @@ class Config:
     offline: bool = option(False, "never ask a hub for weights")
     viewer: bool = option(False, "show the run in a browser on this machine as it grows")
     port: int = option(8080, "port of that viewer, or the next free one", low=1, high=65535)
-    preset: str = option(
-        "", "the --preset that these settings were made with, written by it: a label", choices=("", *PRESETS)
-    )
+    preset: str = option("", "a label: the --preset that made these settings", choices=("", *PRESETS))
     test_ratio: int = option(5, "test pictures this many times per run", low=1)
     save_ratio: int = option(2, "save the Gaussians this many times per run", low=1)
     checkpoint_interval: int = option(500, "steps between checkpoints", unit="steps", low=1)

@@ -7,7 +7,7 @@ FLAGS = {
     "--opt": ("FILE", "settings as YAML (LucidDreamer's files work unchanged)"),
     "--preset": (
         "NAME",
-        "fast: three tenths of the steps and half the width of the file's; NOT the paper's setting",
+        "fast: three tenths of the steps and half the width and height of the file's; NOT the paper's setting",
     ),
     "--seed": ("N", "the same as seed=N"),
     "--resume": ("", "go on with the run in the folder"),
@@ -16,7 +16,7 @@ FLAGS = {
     "--print-config": ("", "print all settings as YAML, then stop"),
     "--offline": ("", "the same as offline=true: never ask a hub for weights"),
     "--viewer": ("", "the same as viewer=true: show the run in a browser as it grows"),
-    "--quiet": ("", "say nothing but warnings and errors"),
+    "--quiet": ("", "print only warnings and errors"),
     "--debug": ("", "show tracebacks"),
     "--help": ("", "print this"),
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arguments import Config, GuidanceParams, HardwareParams
+from dreammapping.known_prompts import warn_of_unknown_prompt
 from dreammapping.pace import warn_of_pace
 from dreammapping.subject import Shown, Subject
 from guidance import GuidanceOutput, build_guidance
@@ -357,6 +358,7 @@ def start(config: Config, build: Build | None = None, load: Load | None = None) 
             loaded); or the device is too full for the models.
     """
     warn_of_pace(config)
+    warn_of_unknown_prompt(config.GuidanceParams)
     try:
         problems = missing_models(config)
         if problems:

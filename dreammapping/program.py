@@ -11,7 +11,6 @@ from typing import Any
 from arguments import Config, differences, load, to_yaml
 from dreammapping.beside import beside_its_run
 from dreammapping.finished import FinishedRun
-from dreammapping.known_prompts import warn_of_unknown_prompt
 from dreammapping.loop import Callback, follow, loop
 from dreammapping.manifest import manifest
 from dreammapping.optimization import Build, Load, Optimization, start
@@ -74,7 +73,7 @@ def generate(
         callback: called after every iteration.
 
     Raises:
-        UserError: something that the user can mend, in one line.
+        UserError: something that the user can fix, in one line.
     """
     changes = {"GuidanceParams.text": prompt, **(overrides or {})}
     config, command = load(["--opt", str(settings)], changes)
@@ -102,7 +101,7 @@ def optimize(
         load: gives the prior; default: it is loaded.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: something that the user can fix.
     """
     if config.viewer:
         require_viser("viewer=true")
@@ -126,7 +125,6 @@ def _lead(
     try:
         with told_apart(), _at_work(config), run:
             optimization = start(config, build, load)
-            warn_of_unknown_prompt(config.GuidanceParams)
             if resume:
                 _go_on(optimization, run)
             optimization.align()

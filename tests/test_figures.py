@@ -16,7 +16,7 @@ from dreammapping.evaluation import distances, pictures, references, statistics
 from dreammapping.mesh import make as meshes
 from dreammapping.page import page as pages
 from dreammapping.page import splats
-from dreammapping.reproduction import claims, figures, prompts
+from dreammapping.reproduction import claims, figures, prompts, report
 from dreammapping.reproduction import methods as quality
 from dreammapping.reproduction.cells import CellStore
 from dreammapping.reproduction.table import Plan, standing
@@ -348,3 +348,14 @@ SAID = {
 def test_limits_and_sizes_are_those_of_the_program(name):
     text = page(ROOT / name)
     assert [sentence for sentence in SAID[name] if sentence not in text] == []
+
+
+def test_figure_9_is_that_of_its_runs():
+    found = json.loads((prompts.RESULTS / "fig9.json").read_text("utf-8"))
+    lines = (DOCS / "methods.md").read_text("utf-8").splitlines()
+    assert set(rows("\n".join(report.tables(found)))) <= set(lines)
+    text, variants = page(DOCS / "methods.md"), found["variants"]
+    seconds = {name: variants[name]["measures"]["seconds"]["mean"] for name in ("vsd", "vdm")}
+    assert f"VSD took {seconds['vsd'] / seconds['vdm']:.1f} times as long, two runs at a time" in text
+    assert found["size"]["jobs"] == 2
+    assert all(each["measures"]["R-precision"]["mean"] == 1 for each in variants.values())

@@ -339,12 +339,13 @@ def test_a_callback_that_raises_loses_nothing(short, tmp_path):
     assert optimize(configured(short), resume=True, quiet=True).exit_code == 0
 
 
-def test_an_unknown_prompt_is_looked_for_once_at_the_start(short, monkeypatch):
-    from dreammapping import program
-
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_an_unknown_prompt_is_looked_for_once_at_the_start(flags, short, monkeypatch):
     asked = []
-    monkeypatch.setattr(program, "warn_of_unknown_prompt", lambda params: asked.append(params.text))
-    assert main(["--quiet", *short]) == 0
+    monkeypatch.setattr(
+        "dreammapping.optimization.warn_of_unknown_prompt", lambda params: asked.append(params.text)
+    )
+    assert main(["--quiet", *flags, *short]) == 0
     assert asked == ["a red car"]
 
 

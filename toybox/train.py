@@ -293,7 +293,8 @@ class Training:
 
     def _note(self, loop: Loop, batch: int, stage: str) -> None:
         """Keep what the report says of a stage."""
-        hardware = f"{torch.get_num_threads() * loop.processes} CPU threads"
+        threads = torch.get_num_threads() * loop.processes
+        hardware = f"{threads} CPU thread{'s' * (threads != 1)}"
         if self.device.type == "cuda":
             hardware = torch.cuda.get_device_name(self.device)
         settings = {

@@ -4,7 +4,7 @@ import signal
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: shown as one line, without a traceback, with exit code 2.
+    """A mistake that the user can fix: shown as one line, without a traceback, with exit code 2.
 
     The message names where, what was expected, what came, and what to do.
     """

@@ -36,7 +36,7 @@ class GenerateCamParams:
     shape_steps: int = option(64, "Shap-E: sampling steps", unit="steps", low=1, high=1000)
     init_fallback: str = option(
         "sphere",
-        "where Shap-E is missing or makes nothing: start from a sphere with a warning, or stop",
+        "if Shap-E is missing or produces no shape: start from a sphere with a warning, or stop",
         choices=("sphere", "stop"),
     )
     init_path: str | None = option(None, "a .ply, .obj, .glb or .stl to start from, with init_shape: file")
@@ -48,7 +48,7 @@ class GenerateCamParams:
     )
     image_h: int = option(
         512,
-        "height of test views and videos; both are drawn up to 4 times as large, to 512",
+        "height of test views and videos, which are drawn up to 4 times as large, up to 512 px",
         unit="px",
         low=16,
         high=8192,

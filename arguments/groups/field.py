@@ -1,4 +1,4 @@
-"""A radiance field in the place of Gaussians."""
+"""A radiance field instead of Gaussians."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from arguments.option import option
 
 @dataclass(frozen=True)
 class FieldParams:
-    """A radiance field in the place of Gaussians (representation: grid or hash). Its renders are squares of image_w."""
+    """A radiance field instead of Gaussians (representation: grid or hash). Its renders are squares of image_w."""
 
     bound: float = option(1.0, "half the side of the cube that holds the field", unit="world units", above=0)
     density_scale: float = option(1.0, "factor on the softplus that makes the density", above=0)

@@ -7,7 +7,7 @@ from arguments.option import option
 
 @dataclass(frozen=True)
 class HardwareParams:
-    """Fitting the machine: memory, precision, compilation. Gradients stay the same but for rounding."""
+    """Fitting the machine: memory, precision, compilation. Gradients are the same except for rounding."""
 
     memory: str = option(
         "auto",

@@ -1,4 +1,4 @@
-"""A picture in the place of Gaussians."""
+"""A picture instead of Gaussians."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from arguments.option import option
 
 @dataclass(frozen=True)
 class ImageParams:
-    """Text to 2D (representation: image): the picture that is optimised in the place of Gaussians."""
+    """Text to 2D (representation: image): the picture that is optimised instead of Gaussians."""
 
     particle: str = option(
         "latent",

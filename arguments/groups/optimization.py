@@ -27,7 +27,7 @@ class OptimizationParams:
     lambda_scale: float = option(1.0, "weight of the mean scale", low=0)
     geo_iter: int = option(0, "until this step only the disparity map is guided", unit="steps", low=0)
     as_latent_ratio: float = option(
-        0.2, "chance per step that the disparity map is guided, not the image", low=0, high=1
+        0.2, "chance per step that the disparity map is guided instead of the image", low=0, high=1
     )
     warmup_iter: int = option(
         1500, "length of the annealing from max_t_range to t_range", unit="steps", low=1

@@ -31,7 +31,7 @@ class ModelParams:
         high=10_000,
     )
     white_background: bool = option(
-        True, "plain background is white (of test views and videos: light grey), else black"
+        True, "plain background: white (light grey in test views and videos), else black"
     )
     bg_aug_ratio: float = option(
         0.5, "chance that a training render gets a random or black background", low=0, high=1

@@ -50,12 +50,12 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="pictures of each, drawn at random by --seed (default: all 120; published: 10)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
     parser.add_argument(
         "--captions",
         type=expanded,
         metavar="FILE",
-        help="captions, one a line, that R-precision chooses from",
+        help="captions for R-precision to choose from, one a line",
     )
     parser.add_argument(
         "--references",

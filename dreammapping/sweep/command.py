@@ -1,10 +1,10 @@
 """Make many assets: every prompt with every combination of settings and every seed, each an ordinary run.
 
-A sweep is a folder, and its truth is in its files: given again, the same command goes on where it was, does what is
-new in the list, and leaves what is done. Several commands, terminals and machines may work at one folder.
+A sweep is a folder, and its files are the truth: repeated, the same command continues, does what is new in the list,
+and leaves what is done. Several commands, terminals and machines may work at one folder.
 
   sweep SWEEP.yaml                 what a file says (docs/sweeps.md)
-  sweep --prompts FILE --opt FILE  a prompt a line, with the settings of a file; key=value changes one, and
+  sweep --prompts FILE --opt FILE  one prompt a line, with a file's settings; key=value changes one, and
                                    key=[a,b,c] tries each
   sweep status FOLDER              how far a sweep is
   sweep results FOLDER             write its results.csv and results.json now
@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--prompts", type=expanded, metavar="FILE", help="a prompt a line; # begins a remark")
+    parser.add_argument(
+        "--prompts", type=expanded, metavar="FILE", help="one prompt a line; # begins a comment"
+    )
     parser.add_argument("--opt", metavar="FILE", help="settings of every run")
     parser.add_argument(
         "--seeds", type=int, metavar="N", help="runs of each, with the seeds 0 to N-1 (default 1)"
@@ -77,18 +79,16 @@ def parser() -> argparse.ArgumentParser:
         "--retry-failed", action="store_true", help="try runs again that have failed, or whose folder is gone"
     )
     parser.add_argument("--losses", type=int, default=5, metavar="N",
-                        help="give a run up that has cost N workers without getting on (default 5)")  # fmt: skip
+                        help="give up a run after N workers died without a new checkpoint (default 5)")  # fmt: skip
     parser.add_argument("--stale", type=float, default=90.0, metavar="SECONDS",
-                        help="of silence after which a run is taken from its worker (default 90)")  # fmt: skip
+                        help="of silence after which another worker takes a run (default 90)")  # fmt: skip
     parser.add_argument(
         "--judge", action="store_true", help="at the end, score every asset by the toybox's CLIP"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="list the runs and what they will take; run nothing"
     )
-    parser.add_argument(
-        "--no-pages", action="store_true", help="at the end, write no page of each run and no gallery"
-    )
+    parser.add_argument("--no-pages", action="store_true", help="write no pages and no gallery at the end")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.add_argument("words", nargs="*", metavar="SWEEP.yaml | key=value", help="see above")
     return parser

@@ -17,7 +17,7 @@ SHOWN = 20
 
 
 def dry_run(grid: Grid, output: Path, cards_each: int = 1, workers: int | None = None) -> str:
-    """The runs, their models, and two measured iterations of each combination of settings, taken for all its runs.
+    """The runs, their models, and a few timed iterations of each combination of settings, taken for all its runs.
 
     Raises:
         UserError: a combination of settings cannot be run; all that fail are named.

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -69,7 +70,22 @@ class Outputs:
             self.subject.save(self.run.folder, step)
         if step % self.config.picture_interval == 0:
             path = self.run.path("train_process", f"iter_{step}.jpg")
-            self._writer.submit(_write_process_picture, path, rows())
+            shown = rows()
+            where = next(iter(shown.values())).device
+            self._write_soon(path, lambda: process_picture(shown), where)
+
+    def _write_soon(
+        self, path: Path, draw: Callable[[], UInt8[np.ndarray, "H W 3"]], where: torch.device
+    ) -> None:
+        """Draw a picture of what is on a device, and write it in the background.
+
+        On a CPU it is drawn here: once a second thread has done work of PyTorch, OpenMP counts more threads than there
+        are cores, and from then on every operation of training waits by system calls, which doubles an iteration.
+        """
+        if where.type == "cpu":
+            self._writer.submit(write_picture, path, draw())
+        else:  # to draw is to wait for the device
+            self._writer.submit(lambda: write_picture(path, draw()))
 
     def write_end(self) -> None:
         """What needs the whole run."""
@@ -196,7 +212,7 @@ class SceneOutputs(Outputs):
         index = (step // self.process_interval - 1) % len(self.process_cameras)
         image, _ = next(self.scene.look(self.process_cameras[index : index + 1]))
         path = self.run.path("process_videos", "frames", f"{step:07d}.jpg")
-        self._writer.submit(write_picture, path, image)
+        self._write_soon(path, lambda: to_uint8(image)[0], image.device)
 
 
 def to_be_seen(params: GenerateCamParams) -> GenerateCamParams:
@@ -234,10 +250,6 @@ def process_picture(rows: dict[str, Float[Tensor, "B _ H W"]]) -> UInt8[np.ndarr
     """Rows with their names, the disparity among them in colour."""
     shown = {name: colored_depth(row) if name == "disparity" else row for name, row in rows.items()}
     return contact_sheet(shown.items())
-
-
-def _write_process_picture(path: Path, rows: dict[str, Float[Tensor, "B _ H W"]]) -> None:
-    write_picture(path, process_picture(rows))
 
 
 def outputs_of(config: Config, run: Run, subject: Subject) -> Outputs:

@@ -40,7 +40,8 @@ def dense_corners(low: Int[Tensor, "3 P"], resolution: int) -> Int[Tensor, "8 P"
 def interpolate(table: Float[Tensor, "V C"], points: Float[Tensor, "3 P"]) -> Float[Tensor, "P C"]:
     """A dense grid's rows between its vertices, at points of [0, 1]³, with gradient to the table alone.
 
-    On a CPU it is one pass over the points, compiled, where it was built for these tensors.
+    On a CPU it is one pass over the points, compiled, where it was built for these tensors; that answers a point which
+    is no number for an edge, where PyTorch raises.
     """
     if trilinear.fits(table, points):
         return trilinear.interpolate(table, points)

@@ -12,7 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SHUFFLE = "--random-order-seed"
 SIDE_BY_SIDE = ("-n", "logical", "--maxprocesses", "4", "--dist", "worksteal")
-"""As in `make test`."""
+"""As in `make test`, whose tests run on one thread each."""
+
+TWO = {"TEST_THREADS": "2"}
 
 
 def cells(flags: set[str], cores: int) -> list[tuple[str, dict[str, str]]]:
@@ -25,16 +27,16 @@ def cells(flags: set[str], cores: int) -> list[tuple[str, dict[str, str]]]:
     found = [("one thread", {"TEST_THREADS": "1"}), (f"{threads} threads", {"TEST_THREADS": threads})]
     if "sse4_1" in flags:
         found += [
-            ("ATen default", {"ATEN_CPU_CAPABILITY": "default"}),
-            ("oneDNN SSE41", {"ONEDNN_MAX_CPU_ISA": "SSE41"}),
+            ("ATen default", {"ATEN_CPU_CAPABILITY": "default", **TWO}),
+            ("oneDNN SSE41", {"ONEDNN_MAX_CPU_ISA": "SSE41", **TWO}),
         ]
     if "avx2" in flags:
         found += [
-            ("ATen avx2", {"ATEN_CPU_CAPABILITY": "avx2"}),
-            ("oneDNN AVX2", {"ONEDNN_MAX_CPU_ISA": "AVX2"}),
+            ("ATen avx2", {"ATEN_CPU_CAPABILITY": "avx2", **TWO}),
+            ("oneDNN AVX2", {"ONEDNN_MAX_CPU_ISA": "AVX2", **TWO}),
         ]
     if "avx512_bf16" in flags:
-        found.append(("oneDNN AVX512_CORE_BF16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}))
+        found.append(("oneDNN AVX512_CORE_BF16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", **TWO}))
     return found
 
 

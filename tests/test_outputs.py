@@ -31,6 +31,7 @@ from utils.files import write_text
 from utils.images import read_picture, write_picture
 from utils.run import Run
 from utils.video import frame_count, try_encoder, video
+from utils.writer import Writer
 
 ROOT = Path(__file__).parents[1]
 
@@ -452,6 +453,20 @@ def test_an_asset_that_nobody_can_see_is_no_success(words, tmp_path, monkeypatch
         and said.count("error") == 1
     )
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"] is False
+
+
+def test_on_a_cpu_no_second_thread_does_work_of_pytorch(words, monkeypatch):
+    given, submit = [], Writer.submit
+
+    def recorded(self, *task):
+        given.append(task)
+        submit(self, *task)
+
+    monkeypatch.setattr(Writer, "submit", recorded)
+    assert optimize(load(words)[0], quiet=True).exit_code == 0
+    assert len(given) == 8 // 4 + 4  # of what is seen and predicted, and of the process
+    for function, _, pixels in given:
+        assert function is write_picture and isinstance(pixels, np.ndarray)
 
 
 def test_a_picture_that_is_not_finite_is_no_success(words, tmp_path, monkeypatch, capsys):

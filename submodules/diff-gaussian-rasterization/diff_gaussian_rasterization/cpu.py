@@ -36,8 +36,8 @@ def kernel() -> ctypes.CDLL | None:
     except OSError as error:
         logger.warning(
             "the compiled CPU rasterizer is missing (%s): the PyTorch path is used, and an iteration of training takes "
-            "about 55 times as long; reinstall diff-gaussian-rasterization where a C++ compiler is found, or the "
-            "network, to fetch one",
+            "about 55 times as long, or twice with a radiance field; reinstall diff-gaussian-rasterization where a C++ "
+            "compiler is found, or the network, to fetch one",
             error,
         )
         return None
@@ -50,7 +50,6 @@ def kernel() -> ctypes.CDLL | None:
     ]
     library.gs_release.argtypes, library.gs_release.restype = [c_void_p], None
     library.gs_interpolate.argtypes = [c_void_p, c_int32, c_void_p, c_int64, c_int, c_void_p]
-    library.gs_interpolate.restype = None
     library.gs_interpolate_backward.argtypes = [c_void_p, c_void_p, c_int64, c_int32, c_int, c_void_p]
     library.gs_instruction_sets.restype = c_char_p
     library.gs_use_instruction_set.argtypes = [c_char_p]
@@ -62,9 +61,9 @@ def available() -> bool:
     return kernel() is not None
 
 
-def fits(means3D: Tensor) -> bool:
+def fits(tensor: Tensor) -> bool:
     """Whether the kernel takes tensors like this one."""
-    return means3D.device.type == "cpu" and means3D.dtype == torch.float32
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def set_num_threads(threads: int | None) -> None:

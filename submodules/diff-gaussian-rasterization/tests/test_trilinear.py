@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diff_gaussian_rasterization import cpu, trilinear
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 EPS = torch.finfo(torch.float32).eps
@@ -27,7 +28,7 @@ def test_it_is_grid_sample_in_value_and_gradient(side, count):
     table = torch.randn(side**3, 4, generator=rng()).requires_grad_()
     points = 1.4 * torch.rand(3, count, generator=rng(1)) - 0.2  # some lie outside
     mix = torch.randn(count, 4, generator=rng(2))
-    mix[::3] = 0  # rows without a gradient are left out
+    mix[1::3] = 0  # rows without a gradient are left out
     mine = trilinear.interpolate(table, points)
     (gradient,) = torch.autograd.grad((mine * mix).sum(), table)
     twin = table.detach().double().requires_grad_()
@@ -68,10 +69,28 @@ def test_a_table_that_is_no_cube_is_refused(rows):
         trilinear.interpolate(torch.zeros(rows, 4), torch.zeros(3, 1))
 
 
-def test_other_tensors_do_not_fit():
-    table, points = torch.zeros(8, 4), torch.zeros(3, 1)
-    assert trilinear.fits(table, points)
-    assert not trilinear.fits(table.double(), points)
-    assert not trilinear.fits(torch.zeros(8, 3), points)
-    assert not trilinear.fits(table, points.clone().requires_grad_())
-    assert not trilinear.fits(table.to("meta"), points)
+TABLE, POINTS = torch.zeros(8, 4), torch.zeros(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "points"),
+    [
+        (TABLE.double(), POINTS),
+        (torch.zeros(8, 3), POINTS),
+        (TABLE.to("meta"), POINTS),
+        (TABLE, POINTS.long()),
+        (TABLE, POINTS.t()),
+        (TABLE, POINTS[0]),
+        (TABLE, POINTS.clone().requires_grad_()),
+    ],
+)
+def test_other_tensors_do_not_fit_and_are_refused_by_name(table, points):
+    assert trilinear.fits(TABLE, POINTS)
+    assert not trilinear.fits(table, points)
+    with pytest.raises(ValueError, match=r"expected float32 tensors on the CPU, a table of \(R³, 4\)"):
+        trilinear.interpolate(table, points)
+
+
+def test_tensors_without_memory_do_not_fit():
+    with FakeTensorMode() as mode:
+        assert not trilinear.fits(mode.from_tensor(TABLE), mode.from_tensor(POINTS))

@@ -25,8 +25,8 @@ GS_API int gs_use_instruction_set(const char* name);
 
 // Rows of four floats of a grid of side^3 vertices (side at least 2), last axis fastest, between its vertices, at points
 // of [0, 1]^3: all x, then all y, then all z.
-GS_API void gs_interpolate(const float* table, int32_t side, const float* points, int64_t count, int threads,
-                           float* out);
+GS_API int gs_interpolate(const float* table, int32_t side, const float* points, int64_t count, int threads,
+                          float* out);
 // The same bits whatever the number of threads.
 GS_API int gs_interpolate_backward(const float* points, const float* gradient, int64_t count, int32_t side, int threads,
                                    float* table_gradient);

@@ -66,7 +66,7 @@ void add_planes(const float* points, const float* gradient, int64_t count, int32
         const Place x(points[p], side);
         if (x.low + 1 < begin || x.low >= end) continue;
         const float* g = gradient + CHANNELS * p;
-        if (g[0] == 0.0f && g[1] == 0.0f && g[2] == 0.0f && g[3] == 0.0f) continue;  // behind a surface: half of them
+        if (g[0] == 0.0f && g[1] == 0.0f && g[2] == 0.0f && g[3] == 0.0f) continue;  // behind a surface
         const Place y(points[count + p], side), z(points[2 * count + p], side);
         const float xs[2] = {1.0f - x.inside, x.inside}, ys[2] = {1.0f - y.inside, y.inside};
         for (int i = std::max(begin - x.low, 0); i < std::min(end - x.low, 2); ++i)
@@ -84,10 +84,13 @@ void add_planes(const float* points, const float* gradient, int64_t count, int32
 }  // namespace
 }  // namespace gs
 
-void gs_interpolate(const float* table, int32_t side, const float* points, int64_t count, int threads, float* out) {
+int gs_interpolate(const float* table, int32_t side, const float* points, int64_t count, int threads, float* out) try {
     const int64_t blocks = (count + gs::BLOCK - 1) / gs::BLOCK;
     gs::parallel_for(blocks, threads,
                      [&](int64_t i) { gs::interpolate(table, side, points, count, i * gs::BLOCK, out); });
+    return GS_OK;
+} catch (const std::bad_alloc&) {
+    return GS_OUT_OF_MEMORY;
 }
 
 int gs_interpolate_backward(const float* points, const float* gradient, int64_t count, int32_t side, int threads,

@@ -159,7 +159,7 @@ class Optimization:
     def _apply_gradients(self, total: Float[Tensor, ""]) -> None:
         """Step every optimiser; a step with a number that is not finite is skipped and counted.
 
-        On CUDA the decision stays on the device, and the count follows an iteration later.
+        On a card the decision stays on the device, and the count follows an iteration later.
 
         Raises:
             NotFinite: `NON_FINITE_LIMIT` steps in a row were skipped.
@@ -172,7 +172,7 @@ class Optimization:
             step_unless(optimizer, broken)
             optimizer.zero_grad(set_to_none=True)
         self._checks.append(Readback({"broken": broken}))
-        self._count_skipped(keep=1 if self.device.type == "cuda" else 0)
+        self._count_skipped(keep=0 if self.device.type == "cpu" else 1)
 
     def _count_skipped(self, keep: int = 0) -> None:
         """Take in which steps were skipped, all but the last `keep`."""

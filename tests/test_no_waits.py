@@ -109,7 +109,7 @@ CHANGES = {
 )
 def test_an_iteration_reads_nothing_from_the_card_and_waits_for_no_copy(folder, card, monkeypatch, changes):
     monkeypatch.setattr("dreammapping.gaussians.render", drawn)
-    small = {"init_num_pts": 30, "image_w": 32, "image_h": 32, "C_batch_size": 2}
+    small = {"precision": "float16", "init_num_pts": 30, "image_w": 32, "image_h": 32, "C_batch_size": 2}
     noisy = {"shs_aug_ratio": 1.0, "scale_aug_ratio": 1.0}
     iterated(config_of(**{"model_key": str(folder), "text": "a cat", **small, **noisy, **changes}))
 

@@ -164,7 +164,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         "--opt",
         str(QUICKSTART),
         f"device={device}",
-        *(["init_num_pts=60", "C_batch_size=1"] if tiny else []),
+        *(["init_num_pts=60", "C_batch_size=1", "image_w=32", "image_h=32"] if tiny else []),
     ]
     return [
         Part("model", 75, [build], lambda _: []),
@@ -190,7 +190,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
             rasterizer_rows,
         ),
         Part(
-            "launches", 60,
+            "launches", 120,
             [
                 module("iteration", *toybox, "--iterations", fewer, f"{USED}={graphs}", file=f"toybox_{graphs}")
                 for graphs in GRAPHS
@@ -216,7 +216,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         Part(
             "autotuned", 90,
             [module("encoder", "--device", device, *size, *narrow, *["--autotune"] * (not tiny), file="autotuned")],
-            encoder_rows,
+            lambda folder: encoder_rows(folder, "autotuned"),
         ),
     ]  # fmt: skip
 
@@ -332,9 +332,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def encoder_rows(folder: Path) -> Rows:
+def encoder_rows(folder: Path, file: str = "encoder") -> Rows:
     """Forward and backward of each form, what its layouts cost, and its longest kernel."""
-    result, rows = _json(folder / "encoder.json"), []
+    result, rows = _json(folder / f"{file}.json"), []
     for name, row in result["encoder"].items():
         if "failed" in row:
             rows.append((name, f"failed: {row['failed']}"))

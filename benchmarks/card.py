@@ -1,10 +1,19 @@
 """Everything that only a card can show, in one command and eight minutes: `python -m benchmarks.card`.
 
+<<<<<<< HEAD
 Runs the tests that need a GPU, compute-sanitizer on a small scene, the image encoder by layout and algorithm with
 its kernels, the rasterizer beside gsplat if that is installed, floor and iteration of the paper's setting (random
 weights) compiled, the same eager under every memory plan, a second compiled start, and the quick start with its scores;
 and ends with one table. Every part is a process of its own with a time limit: one that fails, hangs or is not installed
 does not end the others. Parts that only have to pass run side by side, timed ones run alone.
+=======
+Runs the tests that ask for a GPU, compute-sanitizer on a small scene, the image encoder by layout and algorithm with
+its kernels, the rasterizer beside gsplat where that is installed, floor and iteration of the paper's setting (random
+weights) compiled, and without CUDA graphs, which are also timed where launches count most, in the quick start, the same
+eager under every memory plan, a second compiled start, the encoder with several kernels tried, and the quick start with
+its judge; one table comes last. Every part is a process of its own with a time limit: one that fails, hangs or is not
+installed ends no other. What only has to pass runs side by side, what is timed runs alone.
+>>>>>>> graphs
 
 A bare machine needs torch and the wheels of `WHEELS`, the two submodules, and no network. `--device cpu --tiny` runs
 all parts as far as a CPU can, on sizes that say nothing about speed.
@@ -49,6 +58,8 @@ SCENE = (
 """A small scene, forward and backward, twice; our kernels have their devices' names."""
 GPU_TESTS = ("submodules", "tests/test_score_model.py", "tests/test_training.py")
 SANITIZERS = ("memcheck", "racecheck")
+USED, GRAPHS = "HardwareParams.graphs", ("auto", "never")
+"""The setting of CUDA graphs, and its values that are compared."""
 UNTIMED = ("model", "gpu tests", "scene", *SANITIZERS)
 """Parts that only have to pass, and so may run side by side."""
 
@@ -156,6 +167,13 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         ]
         scenes.append("--no-reference")
     once = "1" if tiny else "30"
+    fewer = "1" if tiny else "10"
+    toybox = [
+        "--opt",
+        str(QUICKSTART),
+        f"device={device}",
+        *(["init_num_pts=60", "C_batch_size=1", "image_w=32", "image_h=32"] if tiny else []),
+    ]
     return [
         Part("model", 75, [build], lambda _: []),
         Part(
@@ -179,6 +197,14 @@ def _parts(options: argparse.Namespace) -> list[Part]:
             [module("rasterizer", "--device", device, *scenes, file="rasterizer")],
             rasterizer_rows,
         ),
+        Part(
+            "launches", 120,
+            [
+                module("iteration", *toybox, "--iterations", fewer, f"{USED}={graphs}", file=f"toybox_{graphs}")
+                for graphs in GRAPHS
+            ],
+            launch_rows,
+        ),
         Part("quick start", 70, [quickstart, [*judge, "--json", str(folder / "judge.json")]], quickstart_rows),
         Part(
             "memory plans", 75,
@@ -189,6 +215,16 @@ def _parts(options: argparse.Namespace) -> list[Part]:
             "second start", 60,
             [module("iteration", *setting, *small, *compiled, "--iterations", "1", file="second_start")],
             lambda _: [],
+        ),
+        Part(
+            "no graphs", 60,
+            [module("iteration", *setting, *small, *compiled, f"{USED}=never", "--iterations", fewer, file="bare")],
+            lambda folder: [("iteration", _iteration_line(_json(folder / "bare.json")))],
+        ),
+        Part(
+            "autotuned", 90,
+            [module("encoder", "--device", device, *size, *narrow, *["--autotune"] * (not tiny), file="autotuned")],
+            lambda folder: encoder_rows(folder, "autotuned"),
         ),
     ]  # fmt: skip
 
@@ -304,9 +340,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def encoder_rows(folder: Path) -> Rows:
+def encoder_rows(folder: Path, file: str = "encoder") -> Rows:
     """Forward and backward of each form, what its layouts cost, and its longest kernel."""
-    result, rows = _json(folder / "encoder.json"), []
+    result, rows = _json(folder / f"{file}.json"), []
     for name, row in result["encoder"].items():
         if "failed" in row:
             rows.append((name, f"failed: {row['failed']}"))
@@ -340,9 +376,20 @@ def iteration_rows(folder: Path) -> Rows:
     """Floor, iteration and where it goes."""
     result = _json(folder / "iteration.json")
     rows = [(name, f"{1e3 * seconds:.1f} ms") for name, seconds in result["floor_parts"].items()]
-    rows.append(("iteration", f"{1e3 * result['iteration']:.1f} ms, {result['ratio']:.2f} times the floor"))
+    rows.append(("iteration", _iteration_line(result)))
     rows.append(("5000 iterations", f"{5000 * result['iteration'] / 60:.1f} min"))
     return rows + [(f"  {name}", f"{1e3 * s:.1f} ms") for name, s in result["iteration_parts"].items()]
+
+
+def _iteration_line(result: dict[str, Any]) -> str:
+    return f"{1e3 * result['iteration']:.1f} ms, {result['ratio']:.2f} times the floor"
+
+
+def launch_rows(folder: Path) -> Rows:
+    """An iteration of the quick start, which is launching more than computing, with and without CUDA graphs."""
+    names = ("CUDA graphs", "none")
+    results = [_json(folder / f"toybox_{graphs}.json") for graphs in GRAPHS]
+    return [(name, _iteration_line(result)) for name, result in zip(names, results, strict=True)]
 
 
 def plan_rows(folder: Path) -> Rows:

@@ -1,4 +1,4 @@
-"""The image encoder and the operator by layout, algorithm and compilation: `python -m benchmarks.encoder`.
+"""The image encoder and the operator by layout, algorithm, compilation and graph: `python -m benchmarks.encoder`.
 
 Times forward and backward of the encoder of Stable Diffusion 2.1 base (random weights: what it takes does not depend
 on them), lists the kernels that each form runs, by time, and those among them that only change a tensor's layout. Then
@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from benchmarks.random_model import SD2_BASE
 from benchmarks.stopwatch import Stopwatch
 from guidance.degradation import ULite
 from utils.errors import UserError
+from utils.replay import Replayed
 
 WARM_UP, KERNELS = 3, 16
 LAYOUT_WORDS = ("nchwtonhwc", "nhwctonchw", "transpose", "copy", "convert")
@@ -41,32 +43,51 @@ def encoder_of(settings: Path, device: torch.device, dtype: torch.dtype) -> nn.M
     return encoder.to(dtype).eval().requires_grad_(False)
 
 
-def forms(
-    device: torch.device, compiled: bool
-) -> Iterator[tuple[str, torch.dtype, torch.memory_format, bool, bool]]:
-    """Name, number format, layout, whether cuDNN searches for algorithms, whether compiled; the run's own first."""
+@dataclass(frozen=True)
+class Form:
+    """A way to run the encoder.
+
+    Attributes:
+        search: cuDNN searches for algorithms. how: eager, compiled, graph (a CUDA graph of the eager one), or autotuned
+            (compiled, with several kernels tried for each operation).
+    """
+
+    name: str
+    dtype: torch.dtype
+    layout: torch.memory_format
+    search: bool = False
+    how: str = "eager"
+
+
+def forms(device: torch.device, compiled: bool, autotuned: bool) -> Iterator[Form]:
+    """What is measured, the run's own first; `autotuned`: that alone."""
     last, first = torch.channels_last, torch.contiguous_format
     half = torch.float16 if device.type == "cuda" else torch.float32
-    yield "channels last", half, last, False, False
-    yield "channels first", half, first, False, False
+    if autotuned:
+        yield Form("autotuned, channels last, search", half, last, True, "autotuned")
+        return
+    yield Form("channels last", half, last)
+    yield Form("channels first", half, first)
     if device.type == "cuda":
-        yield "channels last, search", half, last, True, False
-        yield "channels first, search", half, first, True, False
-        yield "bfloat16, channels last, search", torch.bfloat16, last, True, False
+        yield Form("channels last, search", half, last, True)
+        yield Form("channels last, search, CUDA graph", half, last, True, "graph")
+        yield Form("channels first, search", half, first, True)
+        yield Form("bfloat16, channels last, search", torch.bfloat16, last, True)
     if compiled:
-        yield "compiled, channels last", half, last, False, True
+        yield Form("compiled, channels last", half, last, how="compiled")
         if device.type == "cuda":
-            yield "compiled, channels last, search", half, last, True, True
+            yield Form("compiled, channels last, search", half, last, True, "compiled")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of every form, its kernels, and those of the operator."""
     device = torch.device(options.device)
     encoder: dict[str, Any] = {}
-    for name, dtype, layout, search, compiled in forms(device, not options.eager):
-        with torch.backends.cudnn.flags(benchmark=search):
-            encoder[name] = _or_why(lambda: _encoder_row(options, device, dtype, layout, compiled))  # noqa: B023
-        sys.stderr.write(_line(name, encoder[name]) + "\n")
+    for form in forms(device, not options.eager, options.autotune):
+        with torch.backends.cudnn.flags(benchmark=form.search):
+            encoder[form.name] = _or_why(lambda: _encoder_row(options, device, form))  # noqa: B023
+        sys.stderr.write(_line(form.name, encoder[form.name]) + "\n")
+    steps = {} if options.autotune else operators(device, not options.eager)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "images": [options.views, 3, options.size, options.size],
@@ -74,7 +95,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "encoder": encoder,
         "operator": {
             name: _or_why(lambda: step_time(make, options, device))  # noqa: B023
-            for name, make in operators(device, not options.eager).items()
+            for name, make in steps.items()
         },
         "product_tflops": _product(device),
     }
@@ -88,26 +109,31 @@ def _or_why(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"failed": (str(error) or type(error).__name__).splitlines()[0][:160]}
 
 
-def _encoder_row(
-    options: argparse.Namespace,
-    device: torch.device,
-    dtype: torch.dtype,
-    layout: torch.memory_format,
-    compiled: bool,
-) -> dict[str, Any]:
-    encoder = encoder_of(options.settings, device, dtype).to(memory_format=layout)
-    if compiled:
-        encoder.compile()
-    images = torch.rand(options.views, 3, options.size, options.size, device=device, dtype=dtype)
-    images = images.to(memory_format=layout).requires_grad_()
+def _encoder_row(options: argparse.Namespace, device: torch.device, form: Form) -> dict[str, Any]:
+    encoder = encoder_of(options.settings, device, form.dtype).to(memory_format=form.layout)
+    if form.how in ("compiled", "autotuned"):
+        encoder.compile(mode="max-autotune-no-cudagraphs" if form.how == "autotuned" else None)
+
+    def sample() -> tuple[Tensor]:
+        images = torch.rand(options.views, 3, options.size, options.size, device=device, dtype=form.dtype)
+        return (images.to(memory_format=form.layout).requires_grad_(),)
+
+    (images,) = sample()
+    function: Callable[[Tensor], Tensor] = encoder
+    if form.how == "graph":
+        function = Replayed("the encoder", encoder)
+        with torch.no_grad():
+            recorded = function.record(sample)
+        if not (function.record(sample) and recorded):
+            raise RuntimeError("it could not be recorded, see the log")
 
     def both() -> None:
         images.grad = None
-        encoder(images).sum().backward()
+        function(images).sum().backward()
 
     @torch.no_grad()
     def forward() -> None:
-        encoder(images)
+        function(images)
 
     began = time.perf_counter()
     both()
@@ -234,6 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--views", type=int, default=4, help="images in a batch (default 4)")
     parser.add_argument("--repeats", type=int, default=12, help="calls that are timed (default 12)")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
+    parser.add_argument("--autotune", action="store_true", help="only compiled, with several kernels tried")
     parser.add_argument("--json", type=Path, default=RESULTS / "encoder.json", help="where the numbers go")
     options = parser.parse_args(argv)
 

@@ -74,8 +74,8 @@ def run(settings: Path, folder: Path, words: list[str], iterations: int, floor: 
     return result
 
 
-def estimates(settings: Path, views: int) -> dict[str, float]:
-    """GiB that an iteration of each memory plan takes in float16, Perp-Neg on, counted without weights or a card."""
+def without_weights(settings: Path) -> ScoreModel:
+    """A family's model in float16 on the `meta` device: all shapes, no content, so that its memory can be counted."""
     import diffusers
     import transformers
 
@@ -95,8 +95,14 @@ def estimates(settings: Path, views: int) -> dict[str, float]:
         **parts, tokenizer=word_tokenizer(), scheduler=diffusers.PNDMScheduler.from_pretrained(settings / "scheduler"),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    source, found = ModelSource(settings.name, str(settings), "folder"), {}
-    model = ScoreModel(pipeline, source, device=torch.device("meta"))
+    return ScoreModel(
+        pipeline, ModelSource(settings.name, str(settings), "folder"), device=torch.device("meta")
+    )
+
+
+def estimates(settings: Path, views: int) -> dict[str, float]:
+    """GiB that an iteration of each memory plan takes in float16, Perp-Neg on, counted without weights or a card."""
+    model, found = without_weights(settings), {}
     for name, plan in PLANS.items():
         count = MAX_GAUSSIANS.get(name, 1_000_000)
         gaussians = gaussian_bytes(count, 1, views, 512, 512)

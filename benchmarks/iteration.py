@@ -20,7 +20,7 @@ import dreammapping.gaussians
 from arguments import Config, load
 from benchmarks.command import RESULTS, finish_measurement
 from benchmarks.stopwatch import Stopwatch
-from dreammapping.optimization import Optimization
+from dreammapping.optimization import Optimization, start
 from utils.errors import UserError
 from utils.repository import QUICKSTART
 
@@ -54,7 +54,7 @@ class Floor:
 
 def measure(config: Config, iterations: int) -> dict[str, Any]:
     """Medians in seconds over `iterations` alternations, their ratio, and where an iteration's time goes."""
-    optimization = Optimization(config)
+    optimization = start(config)
     for step in range(1, WARM_UP + 1):
         optimization.iteration(step)
     floor = Floor(optimization, config.GuidanceParams.C_batch_size)
@@ -98,9 +98,8 @@ def _break_down(optimization: Optimization, steps: range) -> dict[str, float]:
         (optimization.subject, "grow", "growth, occupancy" if is_field else "density control"),
         (torch.autograd, "backward", "backward, all of it"),
     ]
-    degradation = getattr(optimization.guidance, "degradation", None)
-    if degradation is not None:
-        places.append((degradation, "forward", "operator, forward"))
+    if hasattr(optimization.guidance, "mapped"):
+        places.append((optimization.guidance, "mapped", "operator, forward"))
     with ExitStack() as stack:
         for owner, name, title in places:
             stack.enter_context(_replaced(owner, name, _clocked(getattr(owner, name), title, watch)))

@@ -134,7 +134,7 @@ class Gaussians(Subject):
         views = render(
             gaussians,
             cameras,
-            own(drawn.backgrounds).to(self.device),
+            own(drawn.backgrounds).to(self.device, non_blocking=True),
             scales=scales,
             sh=gaussians.sh if drawn.sh_factors is None else gaussians.sh * drawn.sh_factors,
             sh_degree=own(drawn.sh_degrees),

@@ -160,7 +160,7 @@ class Optimization:
     def _apply_gradients(self, total: Float[Tensor, ""]) -> None:
         """Step every optimiser; a step with a number that is not finite is skipped and counted.
 
-        On CUDA the decision stays on the device, and the count follows an iteration later.
+        On a card the decision stays on the device, and the count follows an iteration later.
 
         Raises:
             NotFinite: `NON_FINITE_LIMIT` steps in a row were skipped.
@@ -173,7 +173,7 @@ class Optimization:
             step_unless(optimizer, broken)
             optimizer.zero_grad(set_to_none=True)
         self._checks.append(Readback({"broken": broken}))
-        self._count_skipped(keep=1 if self.device.type == "cuda" else 0)
+        self._count_skipped(keep=0 if self.device.type == "cpu" else 1)
 
     def _count_skipped(self, keep: int = 0) -> None:
         """Take in which steps were skipped, all but the last `keep`."""
@@ -238,14 +238,23 @@ class Optimization:
     def _compiles(self) -> bool:
         wanted = self.config.HardwareParams.compile
         worth = self.device.type == "cuda" and self.config.iterations >= COMPILE_FROM
-        return wanted == "always" or (wanted == "auto" and worth)
+        return wanted in ("always", "autotune") or (wanted == "auto" and worth)
 
     def warm_up(self) -> None:
-        """Compile what will be compiled, so that no iteration has to."""
+        """Compile what will be compiled and record what will be replayed, so that no iteration has to."""
+        began, views, branches = time.perf_counter(), self.subject.views, self.config.GuidanceParams.branches
         if self.score_model.compiled:
-            began = time.perf_counter()
-            self.score_model.warm_up(self.subject.views, self.config.GuidanceParams.branches)
+            self.score_model.warm_up(views, branches)
+        if self._records():
+            self.score_model.record(views, branches)
+            self.guidance.record(views)
+        if self.score_model.compiled or self._records():
             self.warm_up_seconds = round(time.perf_counter() - began, 2)
+
+    def _records(self) -> bool:
+        """Whether kernels are replayed as CUDA graphs: in one process, because recording hears of others' messages."""
+        wanted = self.config.HardwareParams.graphs == "auto"
+        return wanted and self.device.type == "cuda" and processes() == 1
 
     def memory(self) -> dict[str, int]:
         """Bytes that an iteration will need, by part, counted without running one."""

@@ -16,7 +16,7 @@ from guidance.prompts import ViewPrompts
 from utils.distributed import own, share
 from utils.errors import UserError
 from utils.images import grid, write_picture
-from utils.optimizers import load_moments
+from utils.optimizers import fused_on_card, load_moments
 
 
 class Picture(Subject):
@@ -43,7 +43,8 @@ class Picture(Subject):
         self.prior.drop_text_encoder()
         self.views = share(config.ImageParams.particles, "ImageParams.particles")
         self.particles = nn.Parameter(initial_particles(config, self.prior, rng))
-        self.optimizer = torch.optim.Adam([self.particles], lr=config.ImageParams.lr, betas=(0.9, 0.99))
+        options = {"betas": (0.9, 0.99), **fused_on_card(self.particles.device)}
+        self.optimizer = torch.optim.Adam([self.particles], lr=config.ImageParams.lr, **options)
 
     @property
     def latent(self) -> bool:

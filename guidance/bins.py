@@ -41,12 +41,14 @@ class TimestepBins(nn.Module):
         agreement = F.cosine_similarity(_centred(prediction), _centred(noise), dim=1)
         timesteps, errors, agreement = (gathered(each) for each in (timesteps, errors, agreement))
         bins = timesteps // self.width
-        for index in range(len(bins)):
+        means, values = torch.stack([self.error, self.correlation]), torch.stack([errors, agreement])
+        known, added = values.isfinite(), (1 - MEMORY) * values
+        for index in range(len(bins)):  # one after another: several views may share a range
             place = slice(index, index + 1)  # a single number as an index would be waited for
-            for mean, value in ((self.error, errors[place]), (self.correlation, agreement[place])):
-                before = mean[bins[place]]
-                after = MEMORY * before + (1 - MEMORY) * value
-                mean[bins[place]] = torch.where(value.isfinite(), after, before)
+            before = means[:, bins[place]]
+            means[:, bins[place]] = torch.where(known[:, place], MEMORY * before + added[:, place], before)
+        self.error.copy_(means[0])
+        self.correlation.copy_(means[1])
 
     def error_at(self, timesteps: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The running error at each view's t."""
@@ -55,10 +57,12 @@ class TimestepBins(nn.Module):
     def stats(self, name: str) -> dict[str, Float[Tensor, ""]]:
         """`<name>_error/t100-199` and the like, for the log."""
         named = {}
-        for index in range(BINS):
+        for index, (error, agreement) in enumerate(
+            zip(self.error.clone(), self.correlation.clone(), strict=True)
+        ):
             label = f"t{index * self.width:03d}-{(index + 1) * self.width - 1:03d}"
-            named[f"{name}_error/{label}"] = self.error[index].clone()
-            named[f"{name}_correlation/{label}"] = self.correlation[index].clone()
+            named[f"{name}_error/{label}"] = error
+            named[f"{name}_correlation/{label}"] = agreement
         return named
 
 

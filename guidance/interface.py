@@ -130,6 +130,9 @@ class Guidance(nn.Module):
     def build(self, rng: torch.Generator) -> None:
         """Make what the method trains, on the score model's device."""
 
+    def record(self, views: int) -> None:
+        """Let a card launch what the method trains as one CUDA graph, if it is worth that and can be."""
+
     @property
     def device(self) -> torch.device:
         """Where the score model is."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from arguments import LODSParams
 from guidance.interface import Draw, Guidance, Residual
 from guidance.predictions import Predictions
+from utils.optimizers import fused_on_card
 
 
 class LODSGuidance(Guidance, name="lods"):
@@ -22,7 +23,8 @@ class LODSGuidance(Guidance, name="lods"):
 
     def build(self, rng: torch.Generator) -> None:
         learned, rate = self.build_null(rng)
-        self.optimizer = torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.99), eps=1e-15, weight_decay=0.0)
+        options = {"betas": (0.9, 0.99), "eps": 1e-15, "weight_decay": 0.0, **fused_on_card(self.device)}
+        self.optimizer = torch.optim.AdamW(learned, lr=rate, **options)
 
     def build_null(self, rng: torch.Generator) -> tuple[list[nn.Parameter], float]:  # noqa: ARG002 - starts at 0
         """Make what is learned; returns its parameters and their learning rate."""

@@ -16,6 +16,7 @@ from guidance.predictions import Predictions
 from guidance.warm_start import load_part
 from utils.distributed import part_of_mean, sum_gradients
 from utils.optimizers import not_finite, step_unless
+from utils.replay import Replayed
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class VDMGuidance(Guidance, name="vdm"):
     """
 
     vdm: VDMParams
+    _replayed: Replayed | None = None
 
     def build(self, rng: torch.Generator) -> None:
         shape = (self.score_model.latent_channels, *self.score_model.latent_size)
@@ -90,7 +92,19 @@ class VDMGuidance(Guidance, name="vdm"):
         """M_ψ(ε_φ), with gradient to ψ."""
         guided = self.vdm.operator_input == "cfg"
         operand = self.guided(predicted, draw.step) if guided else predicted.cond
-        return self.degradation(operand, draw.timesteps)
+        return (self._replayed or self.degradation)(operand, draw.timesteps)
+
+    def record(self, views: int) -> None:
+        rng = torch.Generator(self.device).manual_seed(0)
+        shape = (views, self.score_model.latent_channels, *self.score_model.latent_size)
+
+        def sample() -> tuple[Tensor, Tensor]:
+            last = len(self.score_model.alphas_cumprod)
+            timesteps = torch.randint(last, (views,), generator=rng, device=self.device)
+            return torch.randn(shape, generator=rng, device=self.device), timesteps
+
+        self._replayed = Replayed("the degradation operator", self.degradation)
+        self._replayed.record(sample)
 
     def _dca_weight(self, draw: Draw) -> Float[Tensor, "B 1 1 1"]:
         if self.vdm.dca and self.vdm.dca_learned:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from arguments import LoRAParams
 from guidance.interface import Draw, Guidance, Residual
 from utils.distributed import drawn
+from utils.optimizers import fused_on_card
 
 
 class VSDGuidance(Guidance, name="vsd"):
@@ -28,7 +29,8 @@ class VSDGuidance(Guidance, name="vsd"):
     def build(self, rng: torch.Generator) -> None:
         rank = self.lora_params.lora_rank
         self.lora = self.score_model.build_lora(rank=rank, scale=1.0, with_camera=True, rng=rng)
-        self.optimizer = torch.optim.AdamW(self.lora.parameters(), lr=self.lora_params.lora_lr, **self.adam)
+        options = {**self.adam, **fused_on_card(self.device)}
+        self.optimizer = torch.optim.AdamW(self.lora.parameters(), lr=self.lora_params.lora_lr, **options)
 
     def prepare(self, draw: Draw) -> Draw:
         """Set the learning rate, which rises linearly over `lora_warmup_iter`."""

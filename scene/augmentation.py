@@ -53,7 +53,7 @@ def sample_augmentation(
     scale_factors = None
     if noisy.any():
         noise = standard_normal((views, gaussians, 3), rng, device) * SCALE_NOISE
-        scale_factors = (1.0 + noise * noisy.view(-1, 1, 1).to(device)).clamp_min(0.0)
+        scale_factors = (1.0 + noise * noisy.view(-1, 1, 1).to(device, non_blocking=True)).clamp_min(0.0)
 
     sh_factors = None
     if torch.rand((), generator=rng) < params.shs_aug_ratio:

@@ -54,7 +54,12 @@ class Cameras:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device | str) -> "Cameras":
-        return dataclasses.replace(self, **{name: value.to(device) for name, value in self.tensors().items()})
+        """The same on another device; on the way to a card the host does not wait."""
+        there = torch.device(device)
+        moved = {
+            name: value.to(there, non_blocking=there.type != "cpu") for name, value in self.tensors().items()
+        }
+        return dataclasses.replace(self, **moved)
 
     @classmethod
     def concatenate(cls, parts: Sequence["Cameras"]) -> "Cameras":

@@ -100,14 +100,14 @@ def test_on_a_card_what_is_timed_runs_alone_and_both_tools_are_asked_for(tmp_pat
     order = card.stages(card.parser().parse_args(words))
     names = [[each.name for each in stage] for stage in order]
     assert names[0] == ["model", "gpu tests", "memcheck", "racecheck"]
-    assert all(len(stage) == 1 for stage in names[1:]) and len(names) == 7
+    assert all(len(stage) == 1 for stage in names[1:]) and len(names) == 10
     for each in order[0][2:]:
         assert list(each.commands[0][:3]) == ["/opt/compute-sanitizer", "--tool", each.name]
         assert each.environment == (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     compiled = [
         each.name for stage in order for each in stage if "HardwareParams.compile=always" in each.commands[0]
     ]
-    assert compiled == ["iteration", "second start"]
+    assert compiled == ["iteration", "second start", "no graphs"]
     assert card.TOTAL < 8 * 60
 
 

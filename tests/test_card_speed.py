@@ -1,15 +1,20 @@
 """What a card gains by: compiled code that is kept and not made again, cuDNN's search; and what it needs."""
 
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from guidance.prior import compilation
 from guidance.prior.compilation import CACHE_VARIABLE, compiled_folder, keep_compiled
 from tests.test_memory import model_of
 from tests.tiny_models import save_pipeline
+from utils.repository import ROOT
 
 CPU = torch.device("cpu")
 
@@ -40,6 +45,12 @@ def test_a_folder_that_is_set_stays(cache, monkeypatch):
     assert os.environ[CACHE_VARIABLE] == "/elsewhere" and not cache.exists()
 
 
+def test_what_pytorch_itself_has_set_does_not_stay(cache):
+    assert cache_dir() == os.environ[CACHE_VARIABLE] != str(cache)  # as its compiler does when it is imported
+    keep_compiled()
+    assert os.environ[CACHE_VARIABLE] == str(cache)
+
+
 def test_where_no_folder_can_be_made_pytorchs_own_stays(cache, monkeypatch):
     cache.parent.write_text("a file is in the way")
     keep_compiled()
@@ -51,6 +62,34 @@ def test_where_no_folder_can_be_made_pytorchs_own_stays(cache, monkeypatch):
     monkeypatch.setattr(compilation, "compiled_folder", homeless)
     keep_compiled()
     assert CACHE_VARIABLE not in os.environ
+
+
+TWICE = """
+import torch
+from torch._dynamo.utils import counters
+from guidance.prior.compilation import keep_compiled
+keep_compiled()
+print(float(torch.compile(lambda x: (x * 2).sin().sum())(torch.ones(3))), counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="PyTorch compiles for a CPU with g++")
+def test_a_second_start_finds_what_the_first_one_compiled(cache):
+    started = [
+        subprocess.run([sys.executable, "-c", TWICE], cwd=ROOT, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    (first, none), (second, found) = (each.stdout.split() for each in started)
+    assert int(none) == 0 < int(found) and first == second
+    assert any(path.is_file() for path in cache.rglob("*"))
+
+
+@pytest.mark.parametrize(("compile_", "mode"), [("always", None), ("autotune", "max-autotune-no-cudagraphs")])
+def test_several_kernels_are_tried_where_that_is_asked_for(folder, cache, monkeypatch, compile_, mode):
+    seen = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self, mode=None: seen.append(mode))
+    model_of(folder, compile=compile_).compile()
+    assert seen == [mode, mode]
 
 
 @pytest.mark.parametrize(

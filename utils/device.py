@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+import psutil
 import torch
 
 from utils.errors import UserError
@@ -59,6 +60,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         "out of memory" in words or "can't allocate memory" in words or "alloc_failed" in words
     )
+
+
+def free_bytes(device: torch.device) -> int:
+    """What may still be allocated on a device: what nobody has, and what PyTorch has and does not use."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def fullness(device: torch.device) -> str:

@@ -7,6 +7,11 @@ import torch
 from torch import Tensor, nn
 
 
+def fused_on_card(device: torch.device) -> dict[str, bool]:
+    """What Adam's like is built with, so that a step waits for nothing on a card; on a CPU torch's own choice."""
+    return {} if device.type == "cpu" else {"fused": True}
+
+
 def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, partly: bool = False) -> None:
     """Go on from the moments of a saved state; rates and all else of the optimiser's own stay as they are.
 
@@ -37,6 +42,9 @@ def load_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, par
             if not isinstance(moment, Tensor) or moment.shape != wanted:
                 found = list(moment.shape) if isinstance(moment, Tensor) else type(moment).__name__
                 raise ValueError(f"optimizer: expected {name} of shape {list(wanted)}, got {found}")
+        if "step" in moments:  # a fused optimiser counts on the device, others on the host
+            where = parameter.device if optimizer.defaults.get("fused") else "cpu"
+            moments["step"] = moments["step"].to(where)
 
 
 def not_finite(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:

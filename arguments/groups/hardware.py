@@ -20,8 +20,15 @@ class HardwareParams:
         "of the diffusion model; auto: float16 on CUDA where GuidanceParams.fp16 is true, else float32",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
+    graphs: str = option(
+        "auto",
+        "launch U-Net, image encoder and degradation operator as one CUDA graph each; auto: on CUDA, where nothing is "
+        "done in parts and a graph gives the same numbers",
+        choices=("auto", "never"),
+    )
     compile: str = option(
         "auto",
-        "compile U-Net and image encoder (a slow start, then faster); auto: on CUDA, for 1000 steps or more",
-        choices=("auto", "always", "never"),
+        "compile U-Net and image encoder (a slow start, then faster); auto: on CUDA, for 1000 steps or more; autotune: "
+        "always, and try several kernels for each of their operations, which takes minutes more at the first start",
+        choices=("auto", "always", "autotune", "never"),
     )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -14,7 +15,7 @@ def keep_compiled() -> None:
     PyTorch's own default is the folder for temporary files, which a restart or a cleaner empties. Where the user's
     cannot be written, it stays at that.
     """
-    if CACHE_VARIABLE in os.environ:
+    if CACHE_VARIABLE in os.environ and not _is_pytorchs_own(Path(os.environ[CACHE_VARIABLE])):
         return
     try:
         folder = compiled_folder()
@@ -23,6 +24,11 @@ def keep_compiled() -> None:
         return
     if os.access(folder, os.W_OK):
         os.environ[CACHE_VARIABLE] = str(folder)
+
+
+def _is_pytorchs_own(folder: Path) -> bool:
+    """Whether nobody has set this folder: PyTorch names its default there as soon as its compiler is imported."""
+    return folder.name.startswith("torchinductor_") and folder.parent == Path(tempfile.gettempdir())
 
 
 def compiled_folder() -> Path:

@@ -5,6 +5,7 @@ With `pipeline.py` and `shap_e.py` the only importer of diffusers and transforme
 
 import copy
 import dataclasses
+import gc
 from functools import cached_property
 from typing import Any
 
@@ -22,10 +23,15 @@ from guidance.prior.compilation import keep_compiled
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
 from guidance.prior.pipeline import load_pipeline
+from utils.device import free_bytes
+from utils.replay import Replayed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 COMPILED_MULTIPLE = 4
-"""A compiled U-Net gets batches of multiples of this, so that few shapes are compiled."""
+"""A compiled or recorded U-Net gets batches of multiples of this, so that there are few shapes."""
+ROOM_OF_GRAPHS = 3
+"""Times the tensors of an iteration: graphs keep them, the check of what they give makes them again, and pictures are
+decoded beside."""
 _COUNTED: dict[Any, int] = {}
 """Peaks of an iteration that were counted, by all that they depend on: counting takes half a second."""
 
@@ -81,6 +87,7 @@ class ScoreModel:
         self._source, self._params, self._hardware = source, params, hardware
         self.device, self.dtype = device, pipeline.unet.dtype
         self.compiled = False
+        self._replayed: dict[str, Replayed] = {}
 
         schedule = DDIMScheduler.from_config(pipeline.scheduler.config)
         self.alphas_cumprod = schedule.alphas_cumprod.float().to(device)
@@ -124,6 +131,11 @@ class ScoreModel:
             from guidance.prior.lora import remove_adapters
 
             remove_adapters(self.unet)
+        if (
+            self._replayed
+        ):  # one for all runs of these weights; what they hold of a card's memory is for the next
+            self._replayed.clear()
+            gc.collect()
         other = copy.copy(self)
         other.__dict__.pop("plan", None)
         other.__dict__.pop("provenance", None)
@@ -155,17 +167,17 @@ class ScoreModel:
             keep_compiled()
             if self.device.type == "cuda" and self.plan.views is None:
                 torch.backends.cudnn.benchmark = True
-            self.unet.compile()
-            self.vae.encoder.compile()
+            # its own graphs would be recorded within those of `record`
+            searched = self._hardware.compile == "autotune"
+            options = {"mode": "max-autotune-no-cudagraphs"} if searched else {}
+            self.unet.compile(**options)
+            self.vae.encoder.compile(**options)
             self.compiled = True
 
     def warm_up(self, views: int, branches: int) -> None:
         """Run what an iteration runs, for every number of branches from 2, so that nothing compiles later."""
         text = torch.zeros(1, *self.text_shape, device=self.device)
-        limit = self.plan.latents or branches * views
-        totals = range(2 * views, branches * views + 1)
-        parts = {min(left, limit) for total in totals for left in range(total, 0, -limit)}
-        for count in sorted({part + -part % COMPILED_MULTIPLE for part in parts}):
+        for count in self._batches(views, branches):
             latents = torch.zeros(count, self.latent_channels, *self.latent_size, device=self.device)
             with torch.no_grad():
                 self._run_unet(
@@ -173,6 +185,56 @@ class ScoreModel:
                 )
         images = torch.zeros(views, 3, *self.image_size, device=self.device, requires_grad=True)
         self._posterior(images).sum().backward()
+
+    def record(self, views: int, branches: int) -> None:
+        """Let a card launch U-Net and image encoder as one CUDA graph each, for the batches that `warm_up` runs.
+
+        Not where memory is short: a graph keeps the memory that it computes in. Not where something within the U-Net is
+        trained: it is switched on and off there.
+        """
+        if self.plan.views is not None or self.plan.latents is not None or self._has_estimators:
+            return
+        if free_bytes(self.device) < self._room_of_graphs(views, branches):
+            return
+        rng = torch.Generator(self.device).manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=rng, device=self.device)
+
+        def images() -> tuple[Tensor]:
+            return (random(views, 3, *self.image_size).sigmoid().requires_grad_(),)
+
+        unet = Replayed("the U-Net", self._evaluate)
+        with torch.no_grad():
+            for count in self._batches(views, branches):
+
+                def latents(count: int = count) -> tuple[Tensor, ...]:
+                    noisy, text = (
+                        random(count, *shape).to(self.dtype)
+                        for shape in ((self.latent_channels, *self.latent_size), self.text_shape)
+                    )
+                    last = len(self.alphas_cumprod)
+                    timesteps = torch.randint(last, (count,), generator=rng, device=self.device)
+                    return noisy, timesteps, text
+
+                unet.record(latents)
+        encoder = Replayed("the image encoder", self._encode)
+        encoder.record(images)
+        self._replayed |= {"unet": unet, "encoder": encoder}
+
+    def _room_of_graphs(self, views: int, branches: int) -> int:
+        """Free bytes from which U-Net and image encoder are recorded."""
+        return ROOM_OF_GRAPHS * (self.estimate_bytes(views, branches) - self._weight_bytes())
+
+    def _weight_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for each in (self.unet, self.vae) for p in each.parameters())
+
+    def _batches(self, views: int, branches: int) -> list[int]:
+        """The U-Net's batches in an iteration, for every number of branches from 2, in the multiples that are run."""
+        limit = self.plan.latents or branches * views
+        totals = range(2 * views, branches * views + 1)
+        parts = {min(left, limit) for total in totals for left in range(total, 0, -limit)}
+        return sorted({part + -part % COMPILED_MULTIPLE for part in parts})
 
     def encode_images(
         self, images: Float[Tensor, "B 3 H W"], rng: torch.Generator
@@ -194,7 +256,7 @@ class ScoreModel:
         """What the encoder says, in float32; by parts that are computed again in the backward pass, if planned."""
         limit = self.plan.views
         if limit is None or limit >= len(images) or not images.requires_grad:
-            return self._encode(images)
+            return self._replayed.get("encoder", self._encode)(images)
         parts = [checkpoint(self._encode, part, use_reentrant=False) for part in images.split(limit)]
         return torch.cat(parts)
 
@@ -289,11 +351,14 @@ class ScoreModel:
     def _run_unet(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         count = len(noisy_latents)
         inputs = (noisy_latents.to(self.dtype), timesteps, text.to(self.dtype))
-        if self.compiled:  # in one layout, whatever made them: another one would be compiled anew
+        # in one layout, whatever made them: another one would be compiled anew
+        if self.compiled or self._replayed:
             inputs = tuple(_padded(each, -count % COMPILED_MULTIPLE).contiguous() for each in inputs)
-        noisy_latents, timesteps, text = inputs
-        prediction = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
-        return prediction[0][:count].float()
+        return self._replayed.get("unet", self._evaluate)(*inputs)[:count]
+
+    def _evaluate(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """The U-Net's output in float32."""
+        return self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)[0].float()
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
@@ -306,15 +371,12 @@ class ScoreModel:
             branches: texts of a view.
             plan: what would be done in parts; None: what is.
         """
-        weights = sum(
-            p.numel() * p.element_size() for each in (self.unet, self.vae) for p in each.parameters()
-        )
         plan = plan or self.plan
         architecture = tuple((type(each), str(each.config)) for each in (self.unet, self.vae))
         key = (architecture, self.text_shape, self.dtype, views, branches, plan, self._has_estimators)
         if key not in _COUNTED:
             _COUNTED[key] = self._count_peak(views, branches, plan)
-        return weights + _COUNTED[key]
+        return self._weight_bytes() + _COUNTED[key]
 
     def _count_peak(self, views: int, branches: int, plan: MemoryPlan) -> int:
         """Bytes of an iteration's tensors, by running it without content."""
@@ -340,7 +402,7 @@ class ScoreModel:
 
     def _without_content(self) -> "ScoreModel":
         bare = copy.copy(self)
-        bare.compiled = False
+        bare.compiled, bare._replayed = False, {}
         with torch.device("meta"):
             parts = [type(each).from_config(each.config) for each in (self.unet, self.vae)]
         bare.unet, bare.vae = (each.to(self.dtype).eval().requires_grad_(False) for each in parts)

@@ -1,11 +1,12 @@
 // The CUDA kernels: plain CUDA C++, no headers but our own. `cuda.py` has NVRTC compile them, and launches them; the
 // tests run them on a CPU as well.
 //
-// All cameras of a batch share every launch. A Gaussian is projected into each view (gs_project); all of them are sorted by
-// depth (gs_sort_depths, four passes) and it is added up how many tiles they touch (gs_add_up); pairs of tile and splat are
-// listed in that order (gs_list_pairs) and, sorted stably by the bits of the tile that are in use (gs_count_tiles,
-// gs_sort_tiles), become the tiles' lists (gs_list_tiles). There is room for `capacity` pairs. If they are more, which the
-// host learns only later, every tile walks all Gaussians in order of depth instead: slower, the same image.
+// All cameras of a batch share every launch. A Gaussian is projected into each view (gs_project); all of them are sorted
+// by depth (gs_sort_depths, four passes) and it is added up how many tiles they touch (gs_add_up); pairs of tile and
+// splat are listed in that order (gs_list_pairs) and, sorted stably by the bits of the tile that are in use
+// (gs_count_tiles, gs_sort_tiles), become the tiles' lists (gs_list_tiles). There is room for `capacity` pairs. If they
+// are more, which the host learns only later, every tile walks all Gaussians in order of depth instead: slower, the same
+// image.
 //
 // A warp owns 8x4 pixels of a tile and takes splats 32 at a time: every lane tests one against the warp's pixels, and
 // those that reach them are blended one after the other. Warps do not wait for each other.
@@ -243,6 +244,86 @@ __device__ void scatter_shape(const CudaFrame& f, int64_t at, Shape<float>& g) {
     for (float& e : g.entries) e = 0.0f;
 }
 
+// ---------------------------------------------------------------------------------------------- pairs
+
+// Where the pairs of each chunk of Gaussians start. All threads of the block; `starts` has room for kMaxChunks + 1.
+__device__ void starts_of_chunks(const CudaFrame& f, int64_t* starts) {
+    __shared__ int64_t sums[kThreads];
+    const int thread = threadIdx.x;
+    int64_t mine[kSumsAThread], sum = 0;
+    for (int k = 0; k < kSumsAThread; ++k) {
+        const int chunk = thread * kSumsAThread + k;
+        mine[k] = chunk < f.sum_blocks ? f.totals[chunk] : 0;
+        sum += mine[k];
+    }
+    int64_t start = sum_up_to_here(sum, sums) - sum;
+    for (int k = 0; k < kSumsAThread; ++k) {
+        starts[thread * kSumsAThread + k] = start;
+        start += mine[k];
+    }
+    if (thread == kThreads - 1) starts[kMaxChunks] = start;
+    __syncthreads();
+}
+
+// One pair after the other, in order: tiles of a Gaussian row by row, then those of the next one in depth.
+struct PairWalk {
+    int64_t place;  // in order of depth
+    int64_t left;   // pairs of this Gaussian that are still to come, this one included
+    uint32_t splat, first_tile;  // of the view
+    TileRect rect;
+    int x, y;
+
+    // Begins at pair i, which there is.
+    __device__ PairWalk(const CudaFrame& f, const int64_t* starts, int64_t i) {
+        int low = 0, high = kMaxChunks - 1;  // the first chunk of Gaussians that ends beyond i
+        while (low < high) {
+            const int middle = (low + high) / 2;
+            if (starts[middle + 1] > i)
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        const auto within = static_cast<uint32_t>(i - starts[low]);
+        const int64_t splats = splats_of(f), size = chunk_size(splats, f.sum_blocks, kThreads);
+        place = low * size;  // and in it the first Gaussian whose end lies beyond i
+        int64_t last = (place + size < splats ? place + size : splats) - 1;
+        while (place < last) {
+            const int64_t middle = (place + last) / 2;
+            if (f.ends[middle] > within)
+                last = middle;
+            else
+                place = middle + 1;
+        }
+        enter(f);
+        const int nth = static_cast<int>(within - (f.ends[place] - area(rect))), width = rect.x1 - rect.x0;
+        left -= nth;
+        x += nth % width;
+        y += nth / width;
+    }
+
+    __device__ void enter(const CudaFrame& f) {
+        splat = f.order[place];
+        rect = f.rects[splat];
+        left = area(rect);
+        x = rect.x0;
+        y = rect.y0;
+        first_tile = splat / static_cast<uint32_t>(f.gaussians.count) * (columns_of(f) * rows_of(f));
+    }
+
+    __device__ uint32_t tile(const CudaFrame& f) const { return first_tile + y * columns_of(f) + x; }
+
+    // To the next pair, which there is. All Gaussians up to the last pair's touch a tile.
+    __device__ void next(const CudaFrame& f) {
+        if (--left == 0) {
+            ++place;
+            enter(f);
+        } else if (++x == rect.x1) {
+            x = rect.x0;
+            ++y;
+        }
+    }
+};
+
 }  // namespace
 }  // namespace gs
 
@@ -297,7 +378,9 @@ extern "C" __global__ void gs_project(CudaFrame f) {
 }
 
 // A pass of the sort by depth.
-extern "C" __global__ void __launch_bounds__(256) gs_sort_depths(CudaFrame f) { scatter<uint32_t>(f.sort, splats_of(f)); }
+extern "C" __global__ void __launch_bounds__(256) gs_sort_depths(CudaFrame f) {
+    scatter<uint32_t>(f.sort, splats_of(f));
+}
 
 // `sum_blocks` blocks, one for each chunk of the Gaussians in order of depth.
 extern "C" __global__ void __launch_bounds__(256) gs_add_up(CudaFrame f) {
@@ -316,61 +399,41 @@ extern "C" __global__ void __launch_bounds__(256) gs_add_up(CudaFrame f) {
 }
 
 // `sort.blocks` blocks: each lists its chunk of the pairs, and counts what the first pass of their sort wants to know.
+// A thread walks along a few pairs, which takes one search; by way of shared memory they are written side by side.
 extern "C" __global__ void __launch_bounds__(256) gs_list_pairs(CudaFrame f) {
-    __shared__ int64_t starts[kMaxChunks + 1], sums[kThreads];  // starts: of the chunks of Gaussians, in pairs
-    __shared__ uint32_t found[kThreads];
+    __shared__ int64_t starts[kMaxChunks + 1];
+    __shared__ uint32_t found[kThreads], tiles[kBatch], splats[kBatch];
     const int thread = threadIdx.x;
-    int64_t mine[kSumsAThread], sum = 0;
-    for (int k = 0; k < kSumsAThread; ++k) {
-        const int chunk = thread * kSumsAThread + k;
-        mine[k] = chunk < f.sum_blocks ? f.totals[chunk] : 0;
-        sum += mine[k];
-    }
-    int64_t start = sum_up_to_here(sum, sums) - sum;
-    for (int k = 0; k < kSumsAThread; ++k) {
-        starts[thread * kSumsAThread + k] = start;
-        start += mine[k];
-    }
-    if (thread == kThreads - 1) starts[kMaxChunks] = start;
-    ChunkCounts counts(found);
+    starts_of_chunks(f, starts);
     const int64_t total = starts[kMaxChunks];
     if (blockIdx.x == 0 && thread == 0) {
         f.report[0] = total;
         f.report[1] = *f.broken;
     }
     if (total > f.capacity) return;
+    ChunkCounts counts(found);
     const Chunk chunk = chunk_of_block(total, f.sort.blocks, kBatch);
-    const int64_t splats = splats_of(f), size = chunk_size(splats, f.sum_blocks, kThreads);
-    for (int64_t i = chunk.first + thread; i < chunk.last; i += kThreads) {
-        int64_t low = 0, high = kMaxChunks - 1;  // the first chunk that ends beyond i
-        while (low < high) {
-            const int64_t middle = (low + high) / 2;
-            if (starts[middle + 1] > i)
-                high = middle;
-            else
-                low = middle + 1;
+    for (int64_t batch = chunk.first; batch < chunk.last; batch += kBatch) {
+        const int size = static_cast<int>(chunk.last - batch < kBatch ? chunk.last - batch : kBatch);
+        const int first = thread * kItems, last = first + kItems < size ? first + kItems : size;
+        if (first < last) {
+            PairWalk walk(f, starts, batch + first);
+            for (int i = first; i < last; ++i) {
+                if (i > first) walk.next(f);
+                tiles[i] = walk.tile(f);
+                splats[i] = walk.splat;
+            }
         }
-        const auto within = static_cast<uint32_t>(i - starts[low]);
-        low *= size;  // and in it the first Gaussian whose end lies beyond i
-        high = (low + size < splats ? low + size : splats) - 1;
-        while (low < high) {
-            const int64_t middle = (low + high) / 2;
-            if (f.ends[middle] > within)
-                high = middle;
+        __syncthreads();
+        for (int i = thread; i < size; i += kThreads) {
+            if (f.key_bytes == 2)
+                static_cast<uint16_t*>(f.sort.keys)[batch + i] = static_cast<uint16_t>(tiles[i]);
             else
-                low = middle + 1;
+                static_cast<uint32_t*>(f.sort.keys)[batch + i] = tiles[i];
+            f.sort.values[batch + i] = splats[i];
+            counts.add(f.sort, tiles[i]);
         }
-        const uint32_t splat = f.order[low];
-        const TileRect r = f.rects[splat];
-        const int nth = static_cast<int>(within - (f.ends[low] - area(r))), width = r.x1 - r.x0;
-        const uint32_t view = splat / static_cast<uint32_t>(f.gaussians.count), row = view * rows_of(f) + r.y0 + nth / width;
-        const uint32_t tile = row * columns_of(f) + r.x0 + nth % width;
-        if (f.key_bytes == 2)
-            static_cast<uint16_t*>(f.sort.keys)[i] = static_cast<uint16_t>(tile);
-        else
-            static_cast<uint32_t*>(f.sort.keys)[i] = tile;
-        f.sort.values[i] = splat;
-        counts.add(f.sort, tile);
+        __syncthreads();
     }
     counts.store(f.sort);
 }

@@ -2,16 +2,16 @@
 //
 // A pass sorts by one digit, the lowest first. Its elements are cut into chunks, one a block, and `counts` says how often
 // each digit occurs in each chunk: from it a block knows where its elements of every digit go, and puts them there in
-// their order. So a pass is one launch and needs no block to wait for another. Who counts: whoever writes what the pass
-// reads. Where the elements are few (Gaussians: millions at most) that is the pass before, which knows the chunk of the
-// next pass that an element goes to, and adds one there by an atomic instruction. Where they are many (pairs), these
-// instructions would take longer than to read the keys once more, and a launch of its own counts in shared memory.
+// order. So a pass is one launch, reads and writes every key and value once, and no block waits for another.
 //
-// Other ways: a sort that looks back over its neighbours' sums moves the same bytes in as many launches, but blocks wait
-// for blocks, which only a card can test; counting, adding up and putting apart are three launches a pass.
+// Who counts is whoever writes what the pass reads. Where elements are few (Gaussians) that is the pass before, which
+// knows the chunk of the next pass that an element goes to, and adds one there by an atomic instruction. Where they are
+// many (pairs), so many instructions would take longer than to read the keys again, and a launch of its own counts in
+// shared memory.
 //
-// A block reads the whole of `counts`, so there are no more than 128 chunks of 256 digits, or 256 of 64: then it is a few
-// microseconds, and still all of a card works. The cost of a pass over N elements is N reads and N writes of key and value.
+// A block reads all of `counts`, so there are at most 128 chunks of 256 digits, or 256 of 64: 128 KB a block, and still
+// every multiprocessor works. Two other ways: to count, add up and put apart is three launches a pass; blocks that look
+// back at what their neighbours have added up need no counts, but wait for each other, which only a card can try out.
 #pragma once
 
 #include "scene.h"
@@ -52,8 +52,8 @@ __device__ T sum_up_to_here(T value, T* shared) {
     return value;
 }
 
-// Of a part of [0, count), which every kernel that is told the same `blocks` cuts alike; a multiple of `unit`. `count` is
-// below 2^31, so 32 bits hold the ends of all parts.
+// Of a part of [0, count), which every kernel that is told the same `blocks` cuts alike; a multiple of `unit`. `count`
+// is below 2^31, so 32 bits hold the ends of all parts.
 __device__ uint32_t chunk_size(int64_t count, int32_t blocks, uint32_t unit) {
     return ((static_cast<uint32_t>(count) + unit - 1) / unit + blocks - 1) / blocks * unit;
 }
@@ -72,9 +72,10 @@ __device__ Chunk chunk_of_block(int64_t count, int32_t blocks, uint32_t unit) {
 
 __device__ uint32_t digit_of(uint32_t key, int shift, int bits) { return key >> shift & ((1u << bits) - 1); }
 
-// Adds one to `counts` for the element at `place`, whose digit of that pass begins at bit `shift`.
-__device__ void count_digit(const RadixPass& p, uint32_t chunk_size, uint32_t place, uint32_t key, int shift, uint32_t* counts) {
-    atomicAdd(counts + (place / chunk_size << p.bits) + digit_of(key, shift, p.bits), 1u);
+// Adds one to `counts` for the element at `place` in chunks of `size`; its digit there begins at bit `shift`.
+__device__ void count_digit(const RadixPass& p, uint32_t size, uint32_t place, uint32_t key, int shift,
+                            uint32_t* counts) {
+    atomicAdd(counts + (place / size << p.bits) + digit_of(key, shift, p.bits), 1u);
 }
 
 // The digits of a block's own chunk, in shared memory. All threads of the block call all three, in this order.

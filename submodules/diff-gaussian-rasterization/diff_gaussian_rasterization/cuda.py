@@ -176,7 +176,7 @@ class _Device:
 
         A whole number of sixteenths of a power of two, so that the allocator meets the same sizes again.
         """
-        most = max(need.of(splats) for need in self.needs.get(kind, [self.last]))
+        most = max(self.needs.get(kind, [self.last])).of(splats)
         most += most // 8
         step = 1 << max(most.bit_length() - 4, 0)
         return min(max(-(-most // step) * step, FIRST_CAPACITY), MAX_CAPACITY)

@@ -2,7 +2,7 @@
 
 import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ class Guarded(cuda._Arrays):
 
 
 @pytest.fixture(autouse=True)
-def guarded(monkeypatch) -> list[Guarded]:
+def guarded(monkeypatch) -> Iterator[list[Guarded]]:
     """Checked at the end of every test."""
     monkeypatch.setattr(cuda, "_Arrays", Guarded)
     monkeypatch.setattr(Guarded, "made", [])
@@ -166,17 +166,15 @@ def assert_sorted(found: tuple[Tensor, Tensor], keys: Tensor) -> None:
     assert torch.equal(found[1].long(), expected.values)
 
 
-gpu = pytest.param(
-    "cuda:0", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.fixture(params=["emulation", gpu])
+@pytest.fixture(params=["emulated", pytest.param("on_a_gpu", marks=needs_gpu)])
 def device(request) -> str:
-    if request.param == "emulation":
-        request.getfixturevalue("emulation")
-        return "cpu"
-    return request.param
+    if request.param == "on_a_gpu":
+        return "cuda:0"
+    request.getfixturevalue("emulation")
+    return "cpu"
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -200,6 +198,22 @@ def test_few_pairs_and_equal_ones_are_sorted_by_tile(name, device):
     keys = KEYS[name][0]()
     order, found = sorted_by_tile(keys, TILES[name], None, device)
     assert_sorted((order.cpu(), found.cpu()), keys)
+
+
+@needs_gpu
+def test_millions_are_sorted_on_a_gpu():
+    """As many as keep every multiprocessor busy, several times over."""
+    for keys in (
+        depths(3_000_000),
+        torch.full((2_000_000,), 0x40123456),
+        random_keys(2_500_000, (1 << 31) - 1),
+    ):
+        order, found = sorted_by_depth(keys, None, "cuda:0")
+        assert_sorted((order.cpu(), found.cpu()), keys)
+    for tiles in (1024, 4096, 1 << 18):
+        keys = random_keys(8_000_000, tiles).sort().values.roll(12345)
+        order, found = sorted_by_tile(keys, tiles, None, "cuda:0")
+        assert_sorted((order.cpu(), found.cpu()), keys)
 
 
 def test_threads_that_begin_in_reverse_order_sort_the_same(emulation):
@@ -283,12 +297,16 @@ def test_order_and_lists_are_those_of_torch(name, device, guarded):
     assert_lists_are_those_of_torch(*lists_of_call(make(), cameras, guarded, device), cameras)
 
 
-@pytest.mark.usefixtures("emulation")
-def test_chunks_of_several_turns_are_added_up(monkeypatch, guarded):
-    """As of more than 1024 times 256 Gaussians: each chunk is longer than a block."""
+@pytest.mark.parametrize("reverse", [False, True])
+def test_long_chunks_are_added_up_and_listed_in_several_turns(reverse, emulation, monkeypatch, guarded):
+    """As those of more than 2^18 Gaussians and of more than 2^19 pairs, whichever thread begins."""
     monkeypatch.setattr(cuda, "MAX_CHUNKS", 2)
-    make, cameras = SCENES["more than a batch"]
-    assert_lists_are_those_of_torch(*lists_of_call(make(), cameras, guarded, "cpu"), cameras)
+    monkeypatch.setattr(cuda, "BATCH", 1 << 30)
+    emulation.reverse = reverse
+    cameras = orbit(3, 67, 45)
+    kept, tiles = lists_of_call(cloud(700, size=0.1), cameras, guarded, "cpu")
+    assert kept.read("report", torch.int64)[0] > 2 * 2048
+    assert_lists_are_those_of_torch(kept, tiles, cameras)
 
 
 class NoKernels:

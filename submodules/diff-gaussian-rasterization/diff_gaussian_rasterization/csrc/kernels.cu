@@ -46,7 +46,7 @@ using namespace GS_BUILD;
 enum Broken { kMeans = 1, kOpacities = 2, kColors = 4, kShapes = 8, kCameras = 16 };
 
 constexpr int kSumFloats = 16;    // that a warp folds
-constexpr int kSumStride = kSums;  // in memory: 48 bytes, of which the first 40 lie in two sectors of 32 as 64 would
+constexpr int kSumStride = kSums;  // in memory: 48 bytes, of which the 40 that most calls add to lie in two sectors
 constexpr int kWarpWidth = 8, kWarpHeight = 4, kTileWarps = kTile * kTile / kWarp;
 constexpr uint32_t kBeyondDepths = 0x7f800000u;  // the bits of an infinite float
 constexpr int kSumsAThread = 4, kMaxChunks = kSumsAThread * kThreads;

@@ -8,10 +8,12 @@ A call whose pairs do not fit draws the same image by a slower path.
 import functools
 import logging
 from collections import deque
-from ctypes import Structure, c_int64, c_void_p
+from contextlib import AbstractContextManager
+from ctypes import Structure, c_int32, c_int64, c_void_p
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,14 +28,24 @@ logger = logging.getLogger(__name__)
 
 THREADS = 256
 """Threads of a block, in every kernel; a tile of 16x16 pixels is one block."""
-SPLAT_FLOATS, SUM_FLOATS = 16, 16
+SPLAT_BYTES, RECT_BYTES, SUM_FLOATS = 64, 8, 12
+BATCH = 2048
+"""Elements that a block of the sort takes at once."""
+DIGIT_BITS = 8
+"""Of a pass of a sort, at most."""
+DEPTH_BITS = 31
+"""Of a positive float."""
+SHORT_KEYS = 1 << 16
+"""Tiles up to which a pair's key takes two bytes instead of four."""
+MAX_CHUNKS = 1024
+"""Of the Gaussians in order of depth, whose tiles are added up one by one."""
 FIRST_CAPACITY = 1 << 16
-RECENT_CALLS = 32
-"""Calls after which room that none of them needed is given back."""
-SHORT_KEYS = 1 << 15
-"""Tiles from which keys take four bytes instead of two."""
+"""Pairs of Gaussian and tile that there is always room for."""
 MAX_CAPACITY = 1 << 28
-"""Pairs of Gaussian and tile that are ever listed, about 8 GB; beyond, the slower path draws."""
+"""Pairs that are ever listed, about 3 GB; beyond, the slower path draws."""
+RECENT_CALLS, KINDS = 32, 16
+"""Calls of a kind after which room that none of them needed is given back; kinds that are remembered."""
+ALIGNMENT = 256
 BROKEN = {
     1: "means3D",
     2: "opacities",
@@ -44,9 +56,18 @@ BROKEN = {
 
 
 class Kernels(Protocol):
-    """What runs a kernel; `nvrtc.Module`, or the emulation of the tests."""
+    """What runs kernels; `nvrtc.Module`, or the emulation of the tests."""
 
-    def launch(self, kernel: str, blocks: int, threads: int, argument: Structure) -> None: ...
+    def launching(self, argument: Structure) -> AbstractContextManager[nvrtc.Launch]: ...
+
+
+class CRadixPass(Structure):
+    """`RadixPass` of the kernels."""
+
+    _fields_ = [
+        *((n, c_void_p) for n in ("keys", "values", "sorted_keys", "sorted_values", "counts", "next_counts")),
+        *((n, c_int32) for n in ("shift", "bits", "blocks")),
+    ]
 
 
 class CFrame(Structure):
@@ -58,26 +79,49 @@ class CFrame(Structure):
         ("images", CImages),
         ("image_gradients", CImages),
         ("gradients", CGradients),
-        *((n, c_void_p) for n in ("splats", "rects", "depths", "radii", "touched", "order", "ends")),
-        *((n, c_void_p) for n in ("keys", "sorted_keys", "sorted_pairs", "pair_splats", "entries")),
-        *((n, c_void_p) for n in ("tile_starts", "sums", "report")),
+        *((n, c_void_p) for n in ("splats", "rects", "radii", "order", "ends", "totals", "broken")),
+        *((n, c_void_p) for n in ("entries", "tile_starts", "sums", "report")),
         ("capacity", c_int64),
-        ("key_bytes", c_int64),
+        ("sum_blocks", c_int32),
+        ("key_bytes", c_int32),
+        ("sort", CRadixPass),
     ]
 
 
-class _Report:
-    """What the device found in one call, on its way to the host."""
+class Kind(NamedTuple):
+    """Calls that are taken to need about the same room: their tiles, and how many bits their number of splats has."""
 
-    def __init__(self, found: Tensor) -> None:
-        self.device, self.event = found.device, None
-        if found.is_cuda:
-            self.values = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-            self.values.copy_(found, non_blocking=True)
-            self.event = torch.cuda.Event()
-            self.event.record()
-        else:
-            self.values = found.clone()
+    tiles: int
+    bits: int
+
+
+class Need(NamedTuple):
+    """Pairs of Gaussian and tile that a call had, and its Gaussians times views."""
+
+    pairs: int
+    splats: int
+
+    def of(self, splats: int) -> int:
+        """Pairs to expect of another number of splats: of more, at most twice as many; of fewer, four times a share."""
+        then = max(self.splats, 1)
+        return self.pairs * max(min(4 * splats, then), min(splats, 2 * then)) // then
+
+
+class _Report:
+    """What the device found in one call, on its way to the host. Used again: page-locked memory takes long to get."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.kind, self.splats = Kind(0, 0), 0
+        self.values = torch.empty(2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
+
+    def send(self, found: Tensor, kind: Kind, splats: int) -> None:
+        """`found`: two int64 of the device, which the current stream has written by then."""
+        self.kind, self.splats = kind, splats
+        self.values.copy_(found, non_blocking=True)
+        if self.event is not None:
+            self.event.record(torch.cuda.current_stream(self.device))
 
     def arrived(self) -> bool:
         return self.event is None or self.event.query()
@@ -91,9 +135,15 @@ class _Report:
 class _Device:
     """What one device remembers between calls."""
 
-    capacity: int = field(default_factory=lambda: FIRST_CAPACITY)
-    needed: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT_CALLS))
+    needs: dict[Kind, deque[Need]] = field(default_factory=dict)
+    last: Need = field(default_factory=lambda: Need(0, 0))
     reports: deque[_Report] = field(default_factory=deque)
+    spare: list[_Report] = field(default_factory=list)
+
+    def send_report(self, found: Tensor, kind: Kind, splats: int) -> None:
+        report = self.spare.pop() if self.spare else _Report(found.device)
+        report.send(found, kind, splats)
+        self.reports.append(report)
 
     def read_reports(self) -> None:
         """Takes in what has arrived.
@@ -104,7 +154,8 @@ class _Device:
         while self.reports and self.reports[0].arrived():
             report = self.reports.popleft()
             pairs, broken = report.values.tolist()
-            self.make_room(pairs)
+            self.spare.append(report)
+            self.note(report.kind, Need(pairs, report.splats))
             names = [name for bit, name in BROKEN.items() if broken & bit]
             if names:
                 raise ValueError(
@@ -112,16 +163,23 @@ class _Device:
                     f"(in this call or an earlier one on {report.device}; debug=True finds it at once)"
                 )
 
-    def make_room(self, pairs: int) -> None:
-        """Grows at once; shrinks when no recent call has needed half of what there is."""
-        self.needed.append(pairs)
-        most = max(self.needed)
-        roomy = min(most + most // 4, MAX_CAPACITY)
-        idle = len(self.needed) == RECENT_CALLS and 2 * roomy < self.capacity
-        if pairs > self.capacity:
-            self.capacity = roomy
-        elif idle and self.capacity > FIRST_CAPACITY:
-            self.capacity = max(roomy, FIRST_CAPACITY)
+    def note(self, kind: Kind, need: Need) -> None:
+        needs = self.needs.pop(kind, None) or deque(maxlen=RECENT_CALLS)
+        needs.append(need)
+        self.needs[kind] = needs  # as the latest of them
+        while len(self.needs) > KINDS:
+            del self.needs[next(iter(self.needs))]
+        self.last = need
+
+    def room(self, kind: Kind, splats: int) -> int:
+        """Pairs to make room for: an eighth more than recent calls of the kind needed, or the last call of another.
+
+        A whole number of sixteenths of a power of two, so that the allocator meets the same sizes again.
+        """
+        most = max(self.needs.get(kind, [self.last])).of(splats)
+        most += most // 8
+        step = 1 << max(most.bit_length() - 4, 0)
+        return min(max(-(-most // step) * step, FIRST_CAPACITY), MAX_CAPACITY)
 
 
 _devices: dict[torch.device, _Device] = {}
@@ -182,66 +240,142 @@ def _degrees(degrees: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(degrees, dtype=torch.int32, device=device)
 
 
-class _Run:
-    """One call: its frame, and the tensors that the frame points into."""
+class _Arrays:
+    """Arrays in one allocation: to ask for each alone takes longer than to launch a kernel.
+
+    Args:
+        sizes: bytes of each, by name.
+    """
+
+    def __init__(self, device: torch.device, zero: bool = False, **sizes: int) -> None:
+        self.offsets, end = {}, 0
+        for name, size in sizes.items():
+            self.offsets[name] = end
+            end += -(-size // ALIGNMENT) * ALIGNMENT
+        make = torch.zeros if zero else torch.empty
+        self.memory = make(end, dtype=torch.uint8, device=device)
+        self.start = self.memory.data_ptr()
+
+    def __getitem__(self, name: str) -> int:
+        """The array's address."""
+        return self.start + self.offsets[name]
+
+    def whole_numbers(self, name: str, count: int) -> Tensor:
+        """(count,) int64 that begin where the array does."""
+        return self.memory[self.offsets[name] :][: 8 * count].view(torch.int64)
+
+
+class _Sort:
+    """How at most `most` keys are sorted by their lowest `bits`; `csrc/radix_sort.h` says what the passes do."""
+
+    def __init__(self, bits: int, most: int) -> None:
+        self.passes = max(-(-bits // DIGIT_BITS), 1)
+        self.bits = max(-(-bits // self.passes), 1)
+        # Every block reads the counts of all of them.
+        self.blocks = min(max(-(-most // BATCH), 1), 128 if self.bits > 6 else 256)
+        self.count_bytes = 4 * self.blocks << self.bits
+
+    def steps(self, keys: tuple[int, int], values: tuple[int, int], counts: int) -> list[CRadixPass]:
+        """The passes, which write into one and the other by turns, the last one into the first.
+
+        Args:
+            counts: `count_bytes` for each pass.
+        """
+        steps = []
+        for n in range(self.passes):
+            to = (self.passes - 1 - n) % 2
+            ends = (keys[1 - to], values[1 - to], keys[to], values[to])
+            steps.append(
+                CRadixPass(*ends, counts + n * self.count_bytes, None, n * self.bits, self.bits, self.blocks)
+            )
+        return steps
+
+
+def _blocks(threads: int) -> int:
+    return max(-(-threads // THREADS), 1)
+
+
+class _Drawing:
+    """A forward call: its frame, and the arrays of it that the backward pass reads."""
 
     def __init__(self, views: Views, inputs: dict[str, Tensor | None], images: tuple[Tensor, ...]) -> None:
-        self.like = inputs["means3D"]
-        self.kernels = _kernels(self.like.device)
-        self.count = len(views) * len(self.like)
+        means = inputs["means3D"]
+        self.kernels, self.device, self.views = _kernels(means.device), means.device, len(views)
+        self.splats = len(views) * len(means)
         self.tiles = len(views) * -(-views.width // TILE) * -(-views.height // TILE)
-        self.tensors: dict[str, Tensor] = {}
-        described, kept = structures.views(views, _degrees(views.sh_degrees, self.like.device))
-        self.kept = [*kept, *images, *(t for t in inputs.values() if t is not None)]
+        self.kind = Kind(self.tiles, self.splats.bit_length())
+        described, self.cameras = structures.views(views, _degrees(views.sh_degrees, means.device))
         self.frame = CFrame(
             gaussians=structures.gaussians(inputs), views=described, images=CImages(*map(pointer, images))
         )
 
-    def new(self, name: str, *shape: int, dtype: torch.dtype, zero: bool = False) -> Tensor:
-        """A tensor that the frame's field of that name points to."""
-        make = torch.zeros if zero else torch.empty
-        return self.point(name, make(shape, dtype=dtype, device=self.like.device))
+    def draw(self, radii: Tensor, capacity: int) -> Tensor:
+        """Fills the images and `radii`; returns what there is to report."""
+        frame, splats = self.frame, self.splats
+        by_depth, by_tile = _Sort(DEPTH_BITS, splats), _Sort((self.tiles - 1).bit_length(), capacity)
+        frame.radii, frame.capacity = pointer(radii), capacity
+        frame.key_bytes = 2 if self.tiles <= SHORT_KEYS else 4
+        frame.sum_blocks = min(_blocks(splats), MAX_CHUNKS)
+        self.kept = _Arrays(
+            self.device,
+            splats=SPLAT_BYTES * splats,
+            rects=RECT_BYTES * splats,
+            order=4 * splats,
+            entries=4 * capacity,
+            tile_starts=4 * (self.tiles + 1),
+            report=16,
+        )
+        zeros = _Arrays(self.device, zero=True, broken=4, counts=by_depth.passes * by_depth.count_bytes)
+        passing = _Arrays(
+            self.device,
+            depths=4 * splats,
+            other_depths=4 * splats,
+            other_order=4 * splats,
+            totals=8 * frame.sum_blocks,
+            keys=frame.key_bytes * capacity,
+            other_keys=frame.key_bytes * capacity,
+            other_entries=4 * capacity,
+            counts=by_tile.passes * by_tile.count_bytes,
+        )
+        for name in self.kept.offsets:
+            setattr(frame, name, self.kept[name])
+        frame.broken, frame.totals = zeros["broken"], passing["totals"]
+        frame.ends = passing["depths"]  # nobody reads these any more by then
 
-    def point(self, name: str, tensor: Tensor) -> Tensor:
-        self.tensors[name] = tensor
-        setattr(self.frame, name, pointer(tensor))
-        return tensor
-
-    def launch(self, kernel: str, threads: int) -> None:
-        if threads:
-            self.kernels.launch(kernel, -(-threads // THREADS), THREADS, self.frame)
-
-    def draw(self, views: int, capacity: int) -> Tensor:
-        """Fills the images; returns the radii."""
-        self.new("splats", self.count, SPLAT_FLOATS, dtype=torch.float32)
-        self.new("rects", self.count, dtype=torch.int64)
-        depths = self.new("depths", self.count, dtype=torch.float32)
-        radii = self.new("radii", views, len(self.like), dtype=torch.int32)
-        touched = self.new("touched", self.count, dtype=torch.int32)
-        self.new("report", 2, dtype=torch.int64, zero=True)
-        self.launch("gs_project", max(self.count, views))
-
-        order = self.point("order", torch.sort(depths, stable=True).indices)
-        self.point("ends", touched[order].cumsum(0, dtype=torch.int64))
-        short = self.tiles < SHORT_KEYS
-        self.frame.capacity, self.frame.key_bytes = capacity, 2 if short else 4
-        keys = self.new("keys", capacity, dtype=torch.int16 if short else torch.int32)
-        self.new("pair_splats", capacity, dtype=torch.int32)
-        self.launch("gs_list_pairs", capacity)
-
-        sorted_keys, sorted_pairs = torch.sort(keys, stable=True)
-        self.point("sorted_keys", sorted_keys)
-        self.point("sorted_pairs", sorted_pairs)
-        self.new("entries", capacity, dtype=torch.int32)
-        self.new("tile_starts", self.tiles + 1, dtype=torch.int32)
-        self.launch("gs_list_tiles", capacity + 1)
-        self.launch("gs_draw", self.tiles * THREADS)
-        return radii
-
-    def forget_what_only_drawing_needs(self) -> None:
-        for name in ("keys", "sorted_keys", "sorted_pairs", "pair_splats", "depths", "ends", "radii"):
-            setattr(self.frame, name, None)
-            del self.tensors[name]
+        depths = by_depth.steps(
+            (passing["depths"], passing["other_depths"]),
+            (self.kept["order"], passing["other_order"]),
+            zeros["counts"],
+        )
+        for step, following in pairwise(depths):
+            step.next_counts = following.counts
+        depths[0].values = depths[-1].sorted_keys = None
+        pairs = by_tile.steps(
+            (passing["keys"], passing["other_keys"]),
+            (self.kept["entries"], passing["other_entries"]),
+            passing["counts"],
+        )
+        with self.kernels.launching(frame) as launch:
+            frame.sort = depths[0]
+            launch("gs_project", _blocks(max(splats, self.views)), THREADS)
+            for step in depths:
+                frame.sort = step
+                launch("gs_sort_depths", by_depth.blocks, THREADS)
+            launch("gs_add_up", frame.sum_blocks, THREADS)
+            frame.sort = pairs[0]
+            launch("gs_list_pairs", by_tile.blocks, THREADS)
+            for step in pairs:
+                frame.sort = step
+                if step.shift:
+                    launch("gs_count_tiles", by_tile.blocks, THREADS)
+                launch("gs_sort_tiles", by_tile.blocks, THREADS)
+            launch("gs_list_tiles", _blocks(capacity + 1), THREADS)
+            if self.tiles:
+                launch("gs_draw", self.tiles, THREADS)
+        for name in ("radii", "ends", "totals", "broken"):
+            setattr(frame, name, None)
+        frame.sort = CRadixPass()
+        return self.kept.whole_numbers("report", 2)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -252,13 +386,13 @@ class _Rasterize(torch.autograd.Function):
         }
         like, size = inputs["means3D"], (views.height, views.width)
         color, depth, alpha = (like.new_empty(len(views), channels, *size) for channels in (3, 1, 1))
+        radii = torch.empty(len(views), len(like), dtype=torch.int32, device=like.device)
         state = _devices.setdefault(like.device, _Device())
-        run = _Run(views, inputs, (color, depth, alpha))
-        radii = run.draw(len(views), state.capacity)
-        state.reports.append(_Report(run.tensors["report"]))
-        run.forget_what_only_drawing_needs()
-        run.kept = []  # inputs and images live in the saved tensors, or autograd could not free them
-        ctx.views, ctx.absgrad, ctx.run = views, tensors[1] if absgrad else None, run
+        drawing = _Drawing(views, inputs, (color, depth, alpha))
+        report = drawing.draw(radii, state.room(drawing.kind, drawing.splats))
+        state.send_report(report, drawing.kind, drawing.splats)
+        # Inputs and images live in the saved tensors alone, or autograd could not free them.
+        ctx.absgrad, ctx.drawing = tensors[1] if absgrad else None, drawing
         ctx.save_for_backward(*inputs.values(), color, depth, alpha)
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
@@ -275,15 +409,19 @@ class _Rasterize(torch.autograd.Function):
         absolute = None if ctx.absgrad is None else means2D.new_empty(*means2D.shape[:2], 2)
         gradients = [None if g is None else g.contiguous() for g in (g_color, g_depth, g_alpha)]
 
-        run = _Run(ctx.views, inputs, (color, depth, alpha))
-        for name, tensor in ctx.run.tensors.items():
-            run.point(name, tensor)
-        run.frame.capacity = ctx.run.frame.capacity
-        run.frame.image_gradients = CImages(*map(pointer, gradients))
-        run.frame.gradients = structures.gradients(out, absolute, means2D.shape[-1])
-        run.new("sums", run.count, SUM_FLOATS, dtype=torch.float32, zero=True)
-        run.launch("gs_replay" if absolute is None else "gs_replay_absolute", run.tiles * THREADS)
-        run.launch("gs_project_backward", len(run.like))
+        drawing = ctx.drawing
+        sums = means2D.new_zeros(drawing.splats, SUM_FLOATS)
+        frame = CFrame.from_buffer_copy(drawing.frame)
+        frame.gaussians = structures.gaussians(inputs)
+        frame.images = CImages(*map(pointer, (color, depth, alpha)))
+        frame.image_gradients = CImages(*map(pointer, gradients))
+        frame.gradients = structures.gradients(out, absolute, means2D.shape[-1])
+        frame.sums = pointer(sums)
+        with drawing.kernels.launching(frame) as launch:
+            if drawing.tiles:
+                launch("gs_replay" if absolute is None else "gs_replay_absolute", drawing.tiles, THREADS)
+            if len(inputs["means3D"]):
+                launch("gs_project_backward", _blocks(len(inputs["means3D"])), THREADS)
         if absolute is not None:
             ctx.absgrad.absgrad.add_(absolute)
         return None, None, *out.values()

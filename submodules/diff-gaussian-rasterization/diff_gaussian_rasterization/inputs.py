@@ -77,6 +77,12 @@ class Views:
         return self.viewmatrix.shape[0]
 
 
+def _is_of(shape: torch.Size, wanted: tuple[int | None, ...]) -> bool:
+    return shape == wanted or (  # mostly, and compared at once: a call asks a dozen times
+        len(shape) == len(wanted) and all(w in (None, have) for w, have in zip(wanted, shape, strict=True))
+    )
+
+
 def check_tensor(
     name: str,
     value: object,
@@ -87,11 +93,7 @@ def check_tensor(
     """`value` itself, if it is a floating tensor of one of `shapes` (None: any size), of `like`'s dtype and device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if not any(
-        value.dim() == len(shape)
-        and all(want in (None, have) for want, have in zip(shape, value.shape, strict=True))
-        for shape in shapes
-    ):
+    if not any([_is_of(value.shape, shape) for shape in shapes]):
         wanted = " or ".join(
             "(" + ", ".join("*" if s is None else str(s) for s in shape) + ")" for shape in shapes
         )

@@ -220,14 +220,21 @@ inline bool __all_sync(unsigned, bool mine) {
 }
 inline void __syncwarp() { emulation::meet_warp("__syncwarp", 0); }
 inline void __syncthreads() { emulation::meet(emulation::machine.block, "__syncthreads", emulation::kLanes, 0); }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
+inline unsigned __float_as_uint(float value) { return emulated_bits(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline float atomicAdd(float* at, float value) {
     const float before = *at;
     *at += value;
     return before;
 }
-inline unsigned long long atomicOr(unsigned long long* at, unsigned long long value) {
-    const unsigned long long before = *at;
+inline unsigned atomicAdd(unsigned* at, unsigned value) {
+    const unsigned before = *at;
+    *at += value;
+    return before;
+}
+inline unsigned atomicOr(unsigned* at, unsigned value) {
+    const unsigned before = *at;
     *at |= value;
     return before;
 }

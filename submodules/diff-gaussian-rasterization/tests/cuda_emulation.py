@@ -1,5 +1,6 @@
 """CUDA kernels on the CPU (`cuda_emulation.h`), for tests where there is no GPU."""
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 FLAGS = [
     *("-std=c++17", "-O2", "-march=native", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-Wall", "-Wextra"),
+    "-Wno-unknown-pragmas",  # nvcc's
     "-fvisibility=hidden",  # two emulations in one process must not share their fibers
 ]
 
@@ -23,11 +25,15 @@ class Emulation:
         self.library.emulate.restype = ctypes.c_char_p
         self.reverse = False
 
-    def launch(self, kernel: str, blocks: int, threads: int, argument: ctypes.Structure) -> None:
-        error = self.library.emulate(
-            kernel.encode(), blocks, threads, ctypes.byref(argument), int(self.reverse)
-        )
-        assert not error, f"{kernel}: {error.decode()}"
+    @contextlib.contextmanager
+    def launching(self, argument: ctypes.Structure):
+        def launch(kernel: str, blocks: int, threads: int) -> None:
+            error = self.library.emulate(
+                kernel.encode(), blocks, threads, ctypes.byref(argument), int(self.reverse)
+            )
+            assert not error, f"{kernel}: {error.decode()}"
+
+        yield launch
 
 
 def compile_library(source: Path, folder: Path, *includes: Path) -> Path:

@@ -4,12 +4,18 @@
 #include "kernels.cu"
 
 EMULATE(gs_project, CudaFrame);
+EMULATE(gs_sort_depths, CudaFrame);
+EMULATE(gs_add_up, CudaFrame);
 EMULATE(gs_list_pairs, CudaFrame);
+EMULATE(gs_count_tiles, CudaFrame);
+EMULATE(gs_sort_tiles, CudaFrame);
 EMULATE(gs_list_tiles, CudaFrame);
 EMULATE(gs_draw, CudaFrame);
 EMULATE(gs_replay, CudaFrame);
 EMULATE(gs_replay_absolute, CudaFrame);
 EMULATE(gs_project_backward, CudaFrame);
+
+extern "C" __attribute__((visibility("default"))) size_t size_of_frame() { return sizeof(CudaFrame); }
 
 // Faults that the emulation must find.
 void half_a_warp(CudaFrame) {

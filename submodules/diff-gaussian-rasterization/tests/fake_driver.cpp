@@ -23,7 +23,7 @@ void* const MODULE = reinterpret_cast<void*>(0x7f1123456780);
 void* const STREAM = reinterpret_cast<void*>(0x7f2123456780);
 
 Emulate emulate = nullptr;
-std::string failure;
+std::string failure, launches;  // names of kernels, a space behind each
 thread_local void* current = nullptr;
 
 }  // namespace
@@ -35,6 +35,8 @@ void fake_use(Emulate function) { emulate = function; }
 void fake_set_context(void* context) { current = context; }
 void* fake_context() { return current; }
 void* fake_stream() { return STREAM; }
+const char* fake_launches() { return launches.c_str(); }
+void fake_forget_launches() { launches.clear(); }
 
 Status cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;
@@ -78,6 +80,7 @@ Status cuLaunchKernel(
     if (blocks == 0 || blocks_y != 1 || blocks_z != 1) return INVALID_VALUE;
     if (threads == 0 || threads > 1024 || threads_y != 1 || threads_z != 1) return INVALID_VALUE;
     if (shared_bytes != 0 || arguments[0] == nullptr || extra != nullptr) return INVALID_VALUE;
+    launches += *static_cast<std::string*>(function) + " ";
     failure = emulate(static_cast<std::string*>(function)->c_str(), blocks, threads, arguments[0], 0);
     return failure.empty() ? SUCCESS : INVALID_VALUE;
 }

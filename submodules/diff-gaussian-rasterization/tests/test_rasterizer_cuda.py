@@ -24,6 +24,7 @@ from diff_gaussian_rasterization import (
 from gaussian_scenes import SCENES, assert_agrees, cloud, draw, orbit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 KERNELS = Path(cuda.__file__).with_name("csrc")
 SMALL = orbit(1, 67, 45)
@@ -84,52 +85,68 @@ def assert_same_image(one, other) -> None:
         assert (gradient - other[1][name]).norm() <= 1e-4 * gradient.norm(), name
 
 
+@pytest.fixture
+def rooms(monkeypatch) -> list[int]:
+    """How many pairs of Gaussian and tile each call had room for."""
+    noted: list[int] = []
+    room = cuda._Device.room
+    monkeypatch.setattr(cuda._Device, "room", lambda *given: noted.append(room(*given)) or noted[-1])
+    return noted
+
+
 @pytest.mark.usefixtures("emulation")
-def test_pairs_that_do_not_fit_are_drawn_all_the_same_and_fit_the_next_time():
+def test_pairs_that_do_not_fit_are_drawn_all_the_same_and_fit_the_next_time(rooms, monkeypatch):
     scene, cameras = cloud(200, size=0.1), orbit(2, 67, 45)
     roomy = draw(scene, cameras, backend="cuda")
-    device = cuda._devices[torch.device("cpu")]
-    device.read_reports()
-    assert device.capacity == cuda.FIRST_CAPACITY
-    device.capacity = 7
-    assert_same_image(draw(scene, cameras, backend="cuda"), roomy)
-    device.read_reports()
-    assert 200 < device.capacity < cuda.FIRST_CAPACITY
-    needed = device.capacity
-    assert_same_image(draw(scene, cameras, backend="cuda"), roomy)
-    device.read_reports()
-    assert device.capacity == needed
+    monkeypatch.setattr(cuda, "FIRST_CAPACITY", 7)
+    cuda._devices.clear()
+    for _ in range(3):
+        assert_same_image(draw(scene, cameras, backend="cuda"), roomy)
+    assert rooms[1] == 7
+    assert 200 < rooms[2] == rooms[3] < rooms[0]
 
 
 @pytest.mark.usefixtures("emulation")
-def test_room_for_pairs_follows_the_scenes_that_are_drawn(monkeypatch):
-    monkeypatch.setattr(cuda, "FIRST_CAPACITY", 64)
+def test_room_for_pairs_is_that_of_the_scene_which_is_drawn(rooms, monkeypatch):
+    """Whatever was drawn before: a large scene takes no room from a small one, nor the other way."""
+    monkeypatch.setattr(cuda, "FIRST_CAPACITY", 8)
     small, large, cameras = cloud(20), cloud(300, size=0.3), orbit(2, 67, 45)
-
-    def capacity_after(scene) -> int:
+    for scene in (small, small, large, large, small, large):
         draw(scene, cameras, backend="cuda")
-        device = cuda._devices[torch.device("cpu")]
-        device.read_reports()
-        return device.capacity
-
-    little = capacity_after(small)
-    much = capacity_after(large)
-    assert much > 4 * little
-    kept = [capacity_after(small) for _ in range(cuda.RECENT_CALLS)]
-    assert set(kept[:-1]) == {much}  # a large scene may come back
-    assert kept[-1] == little
-    assert capacity_after(large) == much
+    assert rooms[4] == rooms[1]
+    assert rooms[5] == rooms[3] > 20 * rooms[1]
 
 
-def test_room_is_kept_where_half_of_it_is_needed():
+def test_room_for_a_new_kind_of_call_is_taken_from_the_last():
     device = cuda._Device()
-    device.make_room(1_000_000)
-    for _ in range(3 * cuda.RECENT_CALLS):
-        device.make_room(600_000)
-    assert device.capacity == 1_250_000
-    for _ in range(cuda.RECENT_CALLS):
-        device.make_room(100)
-    assert device.capacity == cuda.FIRST_CAPACITY
+    other = cuda.Kind(tiles=16, bits=30)
+    device.note(cuda.Kind(tiles=4096, bits=21), cuda.Need(pairs=8_000_000, splats=2_000_000))
+    assert 8_000_000 <= device.room(other, 2_000_000) <= 9.6e6
+    assert 16_000_000 <= device.room(other, 40_000_000) <= 19.2e6  # not twenty times as much
+    assert 640_000 <= device.room(other, 40_000) <= 768_000  # sixteen a splat, if they are larger
+    assert device.room(other, 0) == cuda.FIRST_CAPACITY
+
+
+def test_room_follows_what_is_needed_upwards_at_once_and_downwards_after_a_while():
+    device, kind = cuda._Device(), cuda.Kind(tiles=4096, bits=20)
+
+    def room_after(pairs: int, splats: int) -> int:
+        device.note(kind, cuda.Need(pairs, splats))
+        return device.room(kind, splats)
+
+    much = room_after(5_000_000, 600_000)
+    assert {room_after(1_000_000, 600_000) for _ in range(cuda.RECENT_CALLS - 1)} == {much}
+    assert 1_000_000 <= room_after(1_000_000, 600_000) <= 1_200_000
+    # The host knows of more Gaussians before the device knows of more pairs.
+    assert device.room(kind, 900_000) >= 1_500_000
+    assert room_after(10**12, 600_000) == cuda.MAX_CAPACITY
+
+
+def test_only_so_many_kinds_of_calls_are_remembered():
+    device = cuda._Device()
+    for tiles in range(3 * cuda.KINDS):
+        device.note(cuda.Kind(tiles, 20), cuda.Need(10_000_000, 600_000))
+    assert list(device.needs) == [cuda.Kind(tiles, 20) for tiles in range(2 * cuda.KINDS, 3 * cuda.KINDS)]
 
 
 def test_nothing_depends_on_the_order_in_which_threads_begin(emulation):
@@ -144,14 +161,15 @@ def test_nothing_depends_on_the_order_in_which_threads_begin(emulation):
     [("half_a_warp", "deadlock"), ("two_collectives", "meets"), ("half_a_block", "deadlock")],
 )
 def test_the_emulation_finds_collectives_that_not_all_threads_reach(emulation, kernel, message):
-    with pytest.raises(AssertionError, match=message):
-        emulation.launch(kernel, 1, 64, cuda.CFrame())
+    with emulation.launching(cuda.CFrame()) as launch, pytest.raises(AssertionError, match=message):
+        launch(kernel, 1, 64)
 
 
 @pytest.mark.usefixtures("emulation")
 def test_more_tiles_than_short_keys_hold_are_sorted_as_well(monkeypatch):
     short = draw(cloud(100), SMALL, backend="cuda")
     monkeypatch.setattr(cuda, "SHORT_KEYS", 4)
+    monkeypatch.setattr(cuda, "DIGIT_BITS", 3)
     assert_same_image(draw(cloud(100), SMALL, backend="cuda"), short)
 
 
@@ -358,6 +376,7 @@ def driver(emulated_kernels, tmp_path, monkeypatch):
     library.fake_use(ctypes.cast(emulated_kernels.library.emulate, ctypes.c_void_p))
     library.fake_set_context.argtypes = [ctypes.c_void_p]
     library.fake_context.restype = library.fake_stream.restype = ctypes.c_void_p
+    library.fake_launches.restype = ctypes.c_char_p
     load = ctypes.CDLL
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library if name == "libcuda.so.1" else load(name))
     monkeypatch.setattr(nvrtc, "binary_for", lambda *_: b"machine code")
@@ -382,10 +401,53 @@ def test_kernels_go_through_a_driver_as_it_wants_them(driver, monkeypatch):
     scene, options = SCENES["degree 3"]
     assert_agrees(draw(scene(), SMALL, backend="cuda", **options), truth("degree 3"))
     assert driver.fake_context() == others
-    with pytest.raises(RuntimeError, match=r"cuModuleGetFunction\(draw\): refused \(500\)"):
-        module.launch("draw", 1, 32, cuda.CFrame())
-    with pytest.raises(RuntimeError, match=r"launch of gs_unknown: no such kernel \(1\)"):
-        module.launch("gs_unknown", 1, 32, cuda.CFrame())
+    with module.launching(cuda.CFrame()) as launch:
+        with pytest.raises(RuntimeError, match=r"cuModuleGetFunction\(draw\): refused \(500\)"):
+            launch("draw", 1, 32)
+        with pytest.raises(RuntimeError, match=r"launch of gs_unknown: no such kernel \(1\)"):
+            launch("gs_unknown", 1, 32)
+    assert driver.fake_context() == others
+
+
+class Operators(TorchDispatchMode):
+    """Notes the operators that would start something on a device: all but those that reserve memory or look at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        views = any(a.alias_info and not a.alias_info.is_write for a in func._schema.arguments)
+        if not views and "empty" not in name:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver's name is Linux's")
+@pytest.mark.usefixtures("emulation")
+def test_a_call_starts_no_more_than_this_on_a_device(driver, monkeypatch):
+    """Four views of 272 px: 1156 tiles, whose keys take two passes."""
+    module = nvrtc.Module(KERNELS / "kernels.cu", torch.device("cuda:0"))
+    monkeypatch.setattr(cuda, "_kernels", lambda _: module)
+    scene = {name: value.requires_grad_() for name, value in cloud(5, size=0.01).items()}
+    means2D = torch.zeros(4, 5, 3, requires_grad=True)
+    cuda._degrees((0,) * 4, torch.device("cpu"))
+    cameras = orbit(4, 272, 272)
+    with Operators() as forward:
+        drawn = rasterize(means2D=means2D, sh_degree=0, backend="cuda", **scene, **cameras)
+    assert driver.fake_launches().decode().split() == [
+        *("gs_project", "gs_sort_depths", "gs_sort_depths", "gs_sort_depths", "gs_sort_depths", "gs_add_up"),
+        *("gs_list_pairs", "gs_sort_tiles", "gs_count_tiles", "gs_sort_tiles", "gs_list_tiles", "gs_draw"),
+    ]
+    assert forward.names == ["stack", "zeros", "copy_"]  # tangents; counts of digits; the report
+    driver.fake_forget_launches()
+    images = (drawn.color, drawn.depth, drawn.alpha)
+    ones = [torch.ones_like(image) for image in images]
+    with Operators() as backward:
+        torch.autograd.backward(images, ones)
+    assert driver.fake_launches().decode().split() == ["gs_replay", "gs_project_backward"]
+    assert [name for name in backward.names if name != "detach"] == ["new_zeros"]  # the sums
 
 
 @pytest.mark.parametrize("missing", ["driver", "NVRTC"])

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from contextlib import AbstractContextManager
 from ctypes import Structure, c_int, c_longlong, c_void_p
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,7 @@ BOX_FLOATS = 6
 class Kernels(Protocol):
     """What runs a kernel; `nvrtc.Module`, or the emulation of the tests."""
 
-    def launch(self, kernel: str, blocks: int, threads: int, argument: Structure) -> None: ...
+    def launching(self, argument: Structure) -> AbstractContextManager[nvrtc.Launch]: ...
 
 
 class CFrame(Structure):
@@ -85,15 +86,14 @@ def mean_squared_distances(points: Tensor, neighbors: int) -> Tensor:
         neighbors=neighbors,
     )
 
-    def launch(kernel: str, threads: int) -> None:
-        kernels.launch(kernel, -(-threads // THREADS), THREADS, frame)
-
-    launch("knn_codes", count)
+    with kernels.launching(frame) as launch:
+        launch("knn_codes", -(-count // THREADS), THREADS)
     order = torch.argsort(codes)
     ordered = points[order]
     frame.order, frame.ordered = order.data_ptr(), ordered.data_ptr()
-    for level in range(levels):
-        frame.level = level
-        launch("knn_boxes", starts[level + 1] - starts[level])
-    launch("knn_search", count)
+    with kernels.launching(frame) as launch:
+        for level in range(levels):
+            frame.level = level
+            launch("knn_boxes", -(-(starts[level + 1] - starts[level]) // THREADS), THREADS)
+        launch("knn_search", -(-count // THREADS), THREADS)
     return out

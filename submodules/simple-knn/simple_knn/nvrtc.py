@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p, create_string_buffer
 from pathlib import Path
 
@@ -22,6 +22,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+Launch = Callable[[str, int, int], None]
+"""Runs the kernel of a name by so many blocks of so many threads."""
 CACHE_VARIABLE = "GAUSSIAN_KERNEL_CACHE"
 """Environment variable that names the folder of compiled kernels."""
 
@@ -54,20 +56,31 @@ class Module:
         except RuntimeError as error:
             raise Unavailable(str(error)) from error
 
-    def launch(self, kernel: str, blocks: int, threads: int, argument: ctypes.Structure) -> None:
-        """Runs a kernel that takes `argument` by value, on torch's current stream of the device. Does not wait."""
+    @contextlib.contextmanager
+    def launching(self, argument: ctypes.Structure) -> Iterator[Launch]:
+        """Launches of kernels that take `argument` by value as it is then, on torch's current stream of the device.
+
+        A launch does not wait. What all of them need is asked for once: it takes longer than a launch.
+        """
         stream = c_void_p(torch.cuda.current_stream(self.device).cuda_stream)
-        arguments = (c_void_p * 1)(ctypes.cast(byref(argument), c_void_p))
+        arguments = (c_void_p * 1)(ctypes.addressof(argument))
+        start = self.driver.cuLaunchKernel
+
+        def launch(kernel: str, blocks: int, threads: int) -> None:
+            function = self.functions.get(kernel) or self._function(kernel)
+            status = start(function, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, None)
+            if status:
+                self._check(status, f"launch of {kernel}")
+
         with self._current():
-            if kernel not in self.functions:
-                function = c_void_p()
-                status = self.driver.cuModuleGetFunction(byref(function), self.handle, kernel.encode())
-                self._check(status, f"cuModuleGetFunction({kernel})")
-                self.functions[kernel] = function
-            status = self.driver.cuLaunchKernel(
-                *(self.functions[kernel], blocks, 1, 1, threads, 1, 1, 0, stream, arguments, None)
-            )
-            self._check(status, f"launch of {kernel}")
+            yield launch
+
+    def _function(self, kernel: str) -> c_void_p:
+        function = c_void_p()
+        status = self.driver.cuModuleGetFunction(byref(function), self.handle, kernel.encode())
+        self._check(status, f"cuModuleGetFunction({kernel})")
+        self.functions[kernel] = function
+        return function
 
     @contextlib.contextmanager
     def _current(self) -> Iterator[None]:

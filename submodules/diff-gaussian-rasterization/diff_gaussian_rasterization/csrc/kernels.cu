@@ -1,14 +1,17 @@
 // The CUDA kernels: plain CUDA C++, no headers but our own. `cuda.py` has NVRTC compile them, and launches them; the
 // tests run them on a CPU as well.
 //
-// All cameras of a batch share every launch. A Gaussian is projected into each view (gs_project); the host sorts all of
-// them by depth and adds up how many tiles they touch; pairs of tile and splat are listed in that order (gs_list_pairs)
-// and, sorted stably by tile, become the tiles' lists (gs_list_tiles). There is room for `capacity` pairs. If they are
-// more, which the host learns only later, every tile walks all Gaussians in order of depth instead: slower, the same image.
+// All cameras of a batch share every launch. A Gaussian is projected into each view (gs_project); all of them are sorted
+// by depth (gs_sort_depths, four passes) and it is added up how many tiles they touch (gs_add_up); pairs of tile and
+// splat are listed in that order (gs_list_pairs) and, sorted stably by the bits of the tile that are in use
+// (gs_count_tiles, gs_sort_tiles), become the tiles' lists (gs_list_tiles). There is room for `capacity` pairs. If they
+// are more, which the host learns only later, every tile walks all Gaussians in order of depth instead: slower, the same
+// image.
 //
 // A warp owns 8x4 pixels of a tile and takes splats 32 at a time: every lane tests one against the warp's pixels, and
 // those that reach them are blended one after the other. Warps do not wait for each other.
 #include "pair_math.h"
+#include "radix_sort.h"
 
 namespace gs {
 
@@ -20,21 +23,19 @@ struct CudaFrame {
     gs_gradients gradients;
     Splat* splats;    // (C, P)
     TileRect* rects;  // (C, P)
-    float* depths;    // (C, P): infinite where no tile is touched
     int32_t* radii;   // (C, P)
-    int32_t* touched;  // (C, P): tiles
-    const int64_t* order;  // (C P): all of them by depth, ties by index
-    const int64_t* ends;   // (C P): inclusive sums of `touched` in that order
-    void* keys;            // (capacity): tiles, of `key_bytes` each
-    const void* sorted_keys;
-    const int64_t* sorted_pairs;  // (capacity)
-    int32_t* pair_splats;         // (capacity)
-    int32_t* entries;             // (capacity)
-    int32_t* tile_starts;         // (C tiles + 1)
-    float* sums;                  // (C, P, kSumFloats), zero before the backward pass
-    int64_t* report;              // pairs, and bits of Broken
+    uint32_t* order;  // (C P): all of them by depth, ties by index; those that touch no tile last
+    uint32_t* ends;   // (C P): sums of the tiles touched in that order, each from the start of its chunk to itself
+    int64_t* totals;  // (sum_blocks): tiles touched in each chunk
+    uint32_t* broken;       // bits of Broken, zero before the first launch
+    uint32_t* entries;      // (capacity): the tiles' lists, one after the other
+    uint32_t* tile_starts;  // (C tiles + 1)
+    float* sums;            // (C, P, kSumStride), zero before the backward pass
+    int64_t* report;        // pairs, and bits of Broken
     int64_t capacity;
-    int64_t key_bytes;  // 2 or 4
+    int32_t sum_blocks;  // 1 to kMaxChunks
+    int32_t key_bytes;   // of a pair: 2 or 4
+    RadixPass sort;      // that this launch makes, or prepares
 };
 
 namespace {
@@ -44,14 +45,24 @@ using namespace GS_BUILD;
 // What is not finite; `cuda.py` has the names.
 enum Broken { kMeans = 1, kOpacities = 2, kColors = 4, kShapes = 8, kCameras = 16 };
 
-constexpr int kSumFloats = 16;
-constexpr int kWarp = 32, kWarpWidth = 8, kWarpHeight = 4, kTileWarps = kTile * kTile / kWarp;
-constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kSumFloats = 16;    // that a warp folds
+constexpr int kSumStride = kSums;  // in memory: 48 bytes, of which the 40 that most calls add to lie in two sectors
+constexpr int kWarpWidth = 8, kWarpHeight = 4, kTileWarps = kTile * kTile / kWarp;
+constexpr uint32_t kBeyondDepths = 0x7f800000u;  // the bits of an infinite float
+constexpr int kSumsAThread = 4, kMaxChunks = kSumsAThread * kThreads;
 
 __device__ int64_t global_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ int columns_of(const CudaFrame& f) { return (f.views.width + kTile - 1) / kTile; }
 __device__ int rows_of(const CudaFrame& f) { return (f.views.height + kTile - 1) / kTile; }
 __device__ int64_t tiles_of(const CudaFrame& f) { return f.views.count * columns_of(f) * rows_of(f); }
+__device__ int64_t splats_of(const CudaFrame& f) { return f.views.count * f.gaussians.count; }
+__device__ uint32_t area(const TileRect& r) { return uint32_t(r.x1 - r.x0) * uint32_t(r.y1 - r.y0); }
+// Known after gs_list_pairs: how many pairs are listed; none if they do not fit.
+__device__ int64_t listed_pairs(const CudaFrame& f) { return f.report[0] <= f.capacity ? f.report[0] : 0; }
+
+__device__ int64_t tile_of_pair(const CudaFrame& f, const void* keys, int64_t i) {
+    return f.key_bytes == 2 ? static_cast<const uint16_t*>(keys)[i] : static_cast<const uint32_t*>(keys)[i];
+}
 
 __device__ bool finite(const float* values, int count) {
     bool good = true;
@@ -60,7 +71,7 @@ __device__ bool finite(const float* values, int count) {
 }
 
 __device__ void report_broken(const CudaFrame& f, int what) {
-    if (what) atomicOr(reinterpret_cast<unsigned long long*>(f.report + 1), static_cast<unsigned long long>(what));
+    if (what) atomicOr(f.broken, static_cast<unsigned>(what));
 }
 
 __device__ bool camera_is_good(const gs_views& v, int64_t view) {
@@ -138,7 +149,7 @@ __device__ void visit_splats(const CudaFrame& f, const TilePlace& t, Pixel& pixe
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     const bool walk = f.report[0] > f.capacity;
     const int64_t first = walk ? 0 : f.tile_starts[t.tile];
-    const int64_t last = walk ? f.views.count * f.gaussians.count : f.tile_starts[t.tile + 1];
+    const int64_t last = walk ? splats_of(f) : f.tile_starts[t.tile + 1];
     const float corner_x = static_cast<float>(t.inside_x - lane % kWarpWidth);
     const float corner_y = static_cast<float>(t.inside_y - lane / kWarpWidth);
     for (int64_t base = first; base < last; base += kWarp) {
@@ -205,7 +216,7 @@ struct ReplayedPixel {
         if (!__any_sync(kAllLanes, weight > 0.0f)) return;
         const float sum = warp_sums(sums);
         const int lane = threadIdx.x % kWarp;
-        if (lane % 2 == 0 && lane / 2 < (Absolute ? kSums : kAbsX)) atomicAdd(out + splat * kSumFloats + lane / 2, sum);
+        if (lane % 2 == 0 && lane / 2 < (Absolute ? kSums : kAbsX)) atomicAdd(out + splat * kSumStride + lane / 2, sum);
     }
 };
 
@@ -233,6 +244,86 @@ __device__ void scatter_shape(const CudaFrame& f, int64_t at, Shape<float>& g) {
     for (float& e : g.entries) e = 0.0f;
 }
 
+// ---------------------------------------------------------------------------------------------- pairs
+
+// Where the pairs of each chunk of Gaussians start. All threads of the block; `starts` has room for kMaxChunks + 1.
+__device__ void starts_of_chunks(const CudaFrame& f, int64_t* starts) {
+    __shared__ int64_t sums[kThreads];
+    const int thread = threadIdx.x;
+    int64_t mine[kSumsAThread], sum = 0;
+    for (int k = 0; k < kSumsAThread; ++k) {
+        const int chunk = thread * kSumsAThread + k;
+        mine[k] = chunk < f.sum_blocks ? f.totals[chunk] : 0;
+        sum += mine[k];
+    }
+    int64_t start = sum_up_to_here(sum, sums) - sum;
+    for (int k = 0; k < kSumsAThread; ++k) {
+        starts[thread * kSumsAThread + k] = start;
+        start += mine[k];
+    }
+    if (thread == kThreads - 1) starts[kMaxChunks] = start;
+    __syncthreads();
+}
+
+// One pair after the other, in order: tiles of a Gaussian row by row, then those of the next one in depth.
+struct PairWalk {
+    int64_t place;  // in order of depth
+    int64_t left;   // pairs of this Gaussian that are still to come, this one included
+    uint32_t splat, first_tile;  // of the view
+    TileRect rect;
+    int x, y;
+
+    // Begins at pair i, which there is.
+    __device__ PairWalk(const CudaFrame& f, const int64_t* starts, int64_t i) {
+        int low = 0, high = kMaxChunks - 1;  // the first chunk of Gaussians that ends beyond i
+        while (low < high) {
+            const int middle = (low + high) / 2;
+            if (starts[middle + 1] > i)
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        const auto within = static_cast<uint32_t>(i - starts[low]);
+        const int64_t splats = splats_of(f), size = chunk_size(splats, f.sum_blocks, kThreads);
+        place = low * size;  // and in it the first Gaussian whose end lies beyond i
+        int64_t last = (place + size < splats ? place + size : splats) - 1;
+        while (place < last) {
+            const int64_t middle = (place + last) / 2;
+            if (f.ends[middle] > within)
+                last = middle;
+            else
+                place = middle + 1;
+        }
+        enter(f);
+        const int nth = static_cast<int>(within - (f.ends[place] - area(rect))), width = rect.x1 - rect.x0;
+        left -= nth;
+        x += nth % width;
+        y += nth / width;
+    }
+
+    __device__ void enter(const CudaFrame& f) {
+        splat = f.order[place];
+        rect = f.rects[splat];
+        left = area(rect);
+        x = rect.x0;
+        y = rect.y0;
+        first_tile = splat / static_cast<uint32_t>(f.gaussians.count) * (columns_of(f) * rows_of(f));
+    }
+
+    __device__ uint32_t tile(const CudaFrame& f) const { return first_tile + y * columns_of(f) + x; }
+
+    // To the next pair, which there is. All Gaussians up to the last pair's touch a tile.
+    __device__ void next(const CudaFrame& f) {
+        if (--left == 0) {
+            ++place;
+            enter(f);
+        } else if (++x == rect.x1) {
+            x = rect.x0;
+            ++y;
+        }
+    }
+};
+
 }  // namespace
 }  // namespace gs
 
@@ -243,7 +334,7 @@ extern "C" __global__ void gs_project(CudaFrame f) {
     const gs_gaussians& g = f.gaussians;
     const int64_t at = global_thread();
     if (at < f.views.count && !camera_is_good(f.views, at)) report_broken(f, kCameras);
-    if (at >= f.views.count * g.count) return;
+    if (at >= splats_of(f)) return;
     const int64_t view = at / g.count, index = at % g.count;
     const Camera<float> camera = camera_of(f.views, view);
     const float* mean = g.means + 3 * index;
@@ -276,52 +367,100 @@ extern "C" __global__ void gs_project(CudaFrame f) {
     Splat splat = {};
     TileRect rect;
     f.radii[at] = place(planar, !g.colors, f.views.width, f.views.height, splat, rect);
-    const int touched = (rect.x1 - rect.x0) * (rect.y1 - rect.y0);
     f.splats[at] = splat;
     f.rects[at] = rect;
-    f.touched[at] = touched;
-    f.depths[at] = touched ? planar.depth : kLargest;
+    // Depths that are drawn are positive, so their bits are ordered as they are. Behind them come those that touch no
+    // tile, in whatever order: bits of their own, so that not all of them are counted in one place.
+    const auto place = static_cast<uint32_t>(at);
+    const uint32_t key = area(rect) ? __float_as_uint(planar.depth) : kBeyondDepths | (place & 0x7fffffu);
+    static_cast<uint32_t*>(f.sort.keys)[at] = key;
+    count_digit(f.sort, chunk_size(splats_of(f), f.sort.blocks, kBatch), place, key, f.sort.shift, f.sort.counts);
 }
 
-// One thread for each pair that there is room for, at least one.
-extern "C" __global__ void gs_list_pairs(CudaFrame f) {
-    const int64_t i = global_thread(), count = f.views.count * f.gaussians.count;
-    const int64_t total = count ? f.ends[count - 1] : 0;
-    if (i == 0) f.report[0] = total;
-    if (i >= f.capacity) return;
-    int64_t key = tiles_of(f), splat = 0;
-    if (total <= f.capacity && i < total) {
-        int64_t low = 0, high = count - 1;  // the first whose end lies beyond i
-        while (low < high) {
-            const int64_t middle = (low + high) / 2;
-            if (f.ends[middle] > i)
-                high = middle;
-            else
-                low = middle + 1;
-        }
-        splat = f.order[low];
-        const TileRect r = f.rects[splat];
-        const int within = static_cast<int>(i - (f.ends[low] - f.touched[splat])), width = r.x1 - r.x0;
-        key = (splat / f.gaussians.count * rows_of(f) + r.y0 + within / width) * columns_of(f) + r.x0 + within % width;
+// A pass of the sort by depth.
+extern "C" __global__ void __launch_bounds__(256) gs_sort_depths(CudaFrame f) {
+    scatter<uint32_t>(f.sort, splats_of(f));
+}
+
+// `sum_blocks` blocks, one for each chunk of the Gaussians in order of depth.
+extern "C" __global__ void __launch_bounds__(256) gs_add_up(CudaFrame f) {
+    __shared__ uint32_t sums[kThreads];
+    const Chunk chunk = chunk_of_block(splats_of(f), f.sum_blocks, kThreads);
+    int64_t total = 0;
+    for (int64_t base = chunk.first; base < chunk.last; base += kThreads) {
+        const int64_t at = base + threadIdx.x;
+        const uint32_t end = sum_up_to_here(at < chunk.last ? area(f.rects[f.order[at]]) : 0u, sums);
+        // If 32 bits do not hold it, the pairs are more than there is ever room for, and nobody reads it.
+        if (at < chunk.last) f.ends[at] = static_cast<uint32_t>(total) + end;
+        total += sums[kThreads - 1];
+        __syncthreads();
     }
+    if (threadIdx.x == 0) f.totals[blockIdx.x] = total;
+}
+
+// `sort.blocks` blocks: each lists its chunk of the pairs, and counts what the first pass of their sort wants to know.
+// A thread walks along a few pairs, which takes one search; by way of shared memory they are written side by side.
+extern "C" __global__ void __launch_bounds__(256) gs_list_pairs(CudaFrame f) {
+    __shared__ int64_t starts[kMaxChunks + 1];
+    __shared__ uint32_t found[kThreads], tiles[kBatch], splats[kBatch];
+    const int thread = threadIdx.x;
+    starts_of_chunks(f, starts);
+    const int64_t total = starts[kMaxChunks];
+    if (blockIdx.x == 0 && thread == 0) {
+        f.report[0] = total;
+        f.report[1] = *f.broken;
+    }
+    if (total > f.capacity) return;
+    ChunkCounts counts(found);
+    const Chunk chunk = chunk_of_block(total, f.sort.blocks, kBatch);
+    for (int64_t batch = chunk.first; batch < chunk.last; batch += kBatch) {
+        const int size = static_cast<int>(chunk.last - batch < kBatch ? chunk.last - batch : kBatch);
+        const int first = thread * kItems, last = first + kItems < size ? first + kItems : size;
+        if (first < last) {
+            PairWalk walk(f, starts, batch + first);
+            for (int i = first; i < last; ++i) {
+                if (i > first) walk.next(f);
+                tiles[i] = walk.tile(f);
+                splats[i] = walk.splat;
+            }
+        }
+        __syncthreads();
+        for (int i = thread; i < size; i += kThreads) {
+            if (f.key_bytes == 2)
+                static_cast<uint16_t*>(f.sort.keys)[batch + i] = static_cast<uint16_t>(tiles[i]);
+            else
+                static_cast<uint32_t*>(f.sort.keys)[batch + i] = tiles[i];
+            f.sort.values[batch + i] = splats[i];
+            counts.add(f.sort, tiles[i]);
+        }
+        __syncthreads();
+    }
+    counts.store(f.sort);
+}
+
+// A pass of the sort by tile, and before every pass but the first its counts.
+extern "C" __global__ void __launch_bounds__(256) gs_sort_tiles(CudaFrame f) {
     if (f.key_bytes == 2)
-        static_cast<int16_t*>(f.keys)[i] = static_cast<int16_t>(key);
+        scatter<uint16_t>(f.sort, listed_pairs(f));
     else
-        static_cast<int32_t*>(f.keys)[i] = static_cast<int32_t>(key);
-    f.pair_splats[i] = static_cast<int32_t>(splat);
+        scatter<uint32_t>(f.sort, listed_pairs(f));
+}
+extern "C" __global__ void __launch_bounds__(256) gs_count_tiles(CudaFrame f) {
+    __shared__ uint32_t found[kThreads];
+    const Chunk chunk = chunk_of_block(listed_pairs(f), f.sort.blocks, kBatch);
+    ChunkCounts counts(found);
+    for (int64_t i = chunk.first + threadIdx.x; i < chunk.last; i += kThreads)
+        counts.add(f.sort, static_cast<uint32_t>(tile_of_pair(f, f.sort.keys, i)));
+    counts.store(f.sort);
 }
 
 // One thread for each pair that there is room for, and one more.
 extern "C" __global__ void gs_list_tiles(CudaFrame f) {
-    const int64_t i = global_thread(), tiles = tiles_of(f);
-    if (i > f.capacity) return;
-    const auto key = [&](int64_t k) -> int64_t {
-        if (f.key_bytes == 2) return static_cast<const int16_t*>(f.sorted_keys)[k];
-        return static_cast<const int32_t*>(f.sorted_keys)[k];
-    };
-    if (i < f.capacity) f.entries[i] = f.pair_splats[f.sorted_pairs[i]];
-    const int64_t here = i < f.capacity ? key(i) : tiles, before = i ? key(i - 1) : -1;
-    for (int64_t tile = before + 1; tile <= here; ++tile) f.tile_starts[tile] = static_cast<int32_t>(i);
+    const int64_t i = global_thread(), pairs = listed_pairs(f), tiles = tiles_of(f);
+    if (i > pairs) return;
+    const int64_t here = i < pairs ? tile_of_pair(f, f.sort.sorted_keys, i) : tiles;
+    const int64_t before = i ? tile_of_pair(f, f.sort.sorted_keys, i - 1) : -1;
+    for (int64_t tile = before + 1; tile <= here; ++tile) f.tile_starts[tile] = static_cast<uint32_t>(i);
 }
 
 // One block of 256 threads for each tile of each view.
@@ -354,8 +493,8 @@ extern "C" __global__ void gs_project_backward(CudaFrame f) {
     for (int64_t view = 0; view < f.views.count; ++view) {
         const int64_t at = view * g.count + index;
         float planar[2] = {}, absolute[2] = {}, g_color[3] = {};
-        if (f.touched[at] > 0) {
-            const float* sums = f.sums + kSumFloats * at;
+        if (area(f.rects[at]) > 0) {
+            const float* sums = f.sums + kSumStride * at;
             const Camera<float> camera = camera_of(f.views, view);
             Projection<float> p;
             load_shape(f, view, index, shape);

@@ -1,19 +1,11 @@
 """Everything that only a card can show, in one command and eight minutes: `python -m benchmarks.card`.
 
-<<<<<<< HEAD
 Runs the tests that need a GPU, compute-sanitizer on a small scene, the image encoder by layout and algorithm with
 its kernels, the rasterizer beside gsplat if that is installed, floor and iteration of the paper's setting (random
-weights) compiled, the same eager under every memory plan, a second compiled start, and the quick start with its scores;
-and ends with one table. Every part is a process of its own with a time limit: one that fails, hangs or is not installed
-does not end the others. Parts that only have to pass run side by side, timed ones run alone.
-=======
-Runs the tests that ask for a GPU, compute-sanitizer on a small scene, the image encoder by layout and algorithm with
-its kernels, the rasterizer beside gsplat where that is installed, floor and iteration of the paper's setting (random
-weights) compiled, and without CUDA graphs, which are also timed where launches count most, in the quick start, the same
-eager under every memory plan, a second compiled start, the encoder with several kernels tried, and the quick start with
-its judge; one table comes last. Every part is a process of its own with a time limit: one that fails, hangs or is not
-installed ends no other. What only has to pass runs side by side, what is timed runs alone.
->>>>>>> graphs
+weights) compiled, with and without CUDA graphs, the same of the quick start, the paper's setting eager under every
+memory plan, a second compiled start, the encoder with several kernels tried, and the quick start with its scores; and
+ends with one table. Every part is a process of its own with a time limit: one that fails, hangs or is not installed does
+not end the others. Parts that only have to pass run side by side, timed ones run alone.
 
 A bare machine needs torch and the wheels of `WHEELS`, the two submodules, and no network. `--device cpu --tiny` runs
 all parts as far as a CPU can, on sizes that say nothing about speed.

@@ -118,3 +118,14 @@ def test_pages_name_files_that_exist(page: str) -> None:
     folders = "|".join((*PACKAGES, "configs", "docs", "tests", "submodules"))
     named = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.-]*\w/?)", (ROOT / page).read_text())
     assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_no_file_holds_the_marks_of_a_merge() -> None:
+    marks = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
+    texts = [
+        *sources(),
+        *(ROOT / page for page in PAGES),
+        *(ROOT / "dreammapping").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+    ]
+    assert [str(path) for path in texts if marks.search(path.read_text(encoding="utf-8"))] == []

@@ -101,7 +101,8 @@ class Replayed:
             return [each.clone() for each in found]
 
         pairs = zip(results(graph), results(self.function), strict=True)
-        return max(float((found - own).norm() / own.norm().clamp_min(1e-12)) for found, own in pairs)
+        distances = [float((found - own).norm() / own.norm().clamp_min(1e-12)) for found, own in pairs]
+        return float(torch.tensor(distances).max())  # NaN if any is, where Python's max may lose it
 
     def _is_open(self) -> bool:
         opened = self._open() if self._open is not None else None

@@ -4,8 +4,8 @@ Runs the tests that need a GPU, compute-sanitizer on a small scene, the image en
 its kernels, the rasterizer beside gsplat if that is installed, floor and iteration of the paper's setting (random
 weights) compiled, with and without CUDA graphs, the same of the quick start, the paper's setting eager under every
 memory plan, a second compiled start, the encoder with several kernels tried, and the quick start with its scores; and
-ends with one table. Every part is a process of its own with a time limit: one that fails, hangs or is not installed does
-not end the others. Parts that only have to pass run side by side, timed ones run alone.
+ends with one table. Every part is a process of its own with a time limit: one that fails, hangs or is missing does not
+end the others. Parts that only have to pass run side by side, timed ones run alone.
 
 A bare machine needs torch and the wheels of `WHEELS`, the two submodules, and no network. `--device cpu --tiny` runs
 all parts as far as a CPU can, on sizes that say nothing about speed.

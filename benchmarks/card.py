@@ -50,8 +50,8 @@ SCENE = (
 """A small scene, forward and backward, twice; our kernels have their devices' names."""
 GPU_TESTS = ("submodules", "tests/test_score_model.py", "tests/test_training.py")
 SANITIZERS = ("memcheck", "racecheck")
-USED, GRAPHS = "HardwareParams.graphs", ("auto", "never")
-"""The setting of CUDA graphs, and its values that are compared."""
+SETTING, GRAPHS = "HardwareParams.graphs", ("auto", "never")
+"""Of CUDA graphs, and the values that are compared."""
 UNTIMED = ("model", "gpu tests", "scene", *SANITIZERS)
 """Parts that only have to pass, and so may run side by side."""
 
@@ -192,7 +192,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         Part(
             "launches", 120,
             [
-                module("iteration", *toybox, "--iterations", fewer, f"{USED}={graphs}", file=f"toybox_{graphs}")
+                module("iteration", *toybox, "--iterations", fewer, f"{SETTING}={graphs}", file=f"toybox_{graphs}")
                 for graphs in GRAPHS
             ],
             launch_rows,
@@ -209,9 +209,9 @@ def _parts(options: argparse.Namespace) -> list[Part]:
             lambda _: [],
         ),
         Part(
-            "no graphs", 60,
-            [module("iteration", *setting, *small, *compiled, f"{USED}=never", "--iterations", fewer, file="bare")],
-            lambda folder: [("iteration", _iteration_line(_json(folder / "bare.json")))],
+            "graphs", 60,
+            [module("iteration", *setting, *small, *compiled, f"{SETTING}=auto", "--iterations", fewer, file="graphs")],
+            lambda folder: [("iteration", _iteration_line(_json(folder / "graphs.json")))],
         ),
         Part(
             "autotuned", 90,

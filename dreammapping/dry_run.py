@@ -66,7 +66,7 @@ def dry_run(config: Config, build: Build | None = None) -> str:
         f"estimate  {trial.gib:.2f} GiB of memory ({parts}), plan {prior.plan.name}\n"
         f"memory    {peak_memory(device) / GIB:.2f} GiB at its peak so far\n"
         f"time      {seconds:.2f} s an iteration, about {seconds * config.iterations / 60:.0f} min "
-        f"for {config.iterations} iterations, after {optimization.warm_up_seconds:.0f} s of compiling\n"
+        f"for {config.iterations} iterations, after {optimization.warm_up_seconds:.0f} s of preparation\n"
         f"folder    {config.ModelParams.run_folder}\n"
     )
 

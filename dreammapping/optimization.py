@@ -246,10 +246,17 @@ class Optimization:
         if self.score_model.compiled:
             self.score_model.warm_up(views, branches)
         if self._records():
-            self.score_model.record(views, branches)
-            self.guidance.record(views)
+            self._record(views, branches)
         if self.score_model.compiled or self._records():
             self.warm_up_seconds = round(time.perf_counter() - began, 2)
+
+    def _record(self, views: int, branches: int) -> None:
+        is_picture = self.config.ModelParams.representation == "image"
+        encodes = not (is_picture and self.config.ImageParams.particle == "latent")
+        if self.score_model.record(views, branches, encodes=encodes):
+            self.guidance.record(views)
+        else:
+            log.info("memory is too short for CUDA graphs: none is recorded")
 
     def _records(self) -> bool:
         """Whether kernels are replayed as CUDA graphs: in one process, because recording hears of others' messages."""

@@ -107,7 +107,7 @@ def test_on_a_card_what_is_timed_runs_alone_and_both_tools_are_asked_for(tmp_pat
     compiled = [
         each.name for stage in order for each in stage if "HardwareParams.compile=always" in each.commands[0]
     ]
-    assert compiled == ["iteration", "second start", "no graphs"]
+    assert compiled == ["iteration", "second start", "graphs"]
     assert card.TOTAL < 8 * 60
 
 

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,10 +41,12 @@ def test_compiled_code_is_kept_in_the_users_cache(cache):
     assert os.environ[CACHE_VARIABLE] == str(cache) == str(compiled_folder()) and cache.is_dir()
 
 
-def test_a_folder_that_is_set_stays(cache, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, "/elsewhere")
+@pytest.mark.parametrize("name", ["elsewhere", "torchinductor_mine"])
+def test_a_folder_that_is_set_stays(cache, monkeypatch, name):
+    folder = str(Path(tempfile.gettempdir()) / name)
+    monkeypatch.setenv(CACHE_VARIABLE, folder)
     keep_compiled()
-    assert os.environ[CACHE_VARIABLE] == "/elsewhere" and not cache.exists()
+    assert os.environ[CACHE_VARIABLE] == folder and not cache.exists()
 
 
 def test_what_pytorch_itself_has_set_does_not_stay(cache):

@@ -17,6 +17,7 @@ from tests.settings import config_of
 from tests.test_memory import model_of, relative
 from tests.tiny_models import save_pipeline
 from tests.tolerances import NETWORK
+from utils.errors import UserError
 from utils.replay import Replayed
 
 
@@ -118,15 +119,32 @@ def test_a_wrong_gradient_is_as_bad_as_a_wrong_result(caplog):
     assert "its results were others" in caplog.text
 
 
-def test_what_cannot_be_recorded_runs_without_and_says_why(caplog, monkeypatch):
+def test_a_gradient_that_is_not_a_number_is_as_bad_as_a_wrong_one(caplog):
+    class Odd(torch.autograd.Function):
+        factors = itertools.chain(
+            [1.0] * 3, [float("nan")], itertools.repeat(1.0)
+        )  # three to warm up, then recorded
+
+        @staticmethod
+        def forward(_ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(_ctx, incoming):
+            return incoming * next(Odd.factors)
+
+    recorded(Odd.apply, 3)
+    assert "its results were others" in caplog.text
+
+
+def test_what_cannot_be_recorded_stops_the_run_and_names_the_way_out(monkeypatch):
     def refuse(*_args, **_options):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
-    function = recorded(square, 3)
-    assert "it runs without a CUDA graph: it could not be recorded (operation not permitted" in caplog.text
-    x = torch.randn(3)
-    assert all(map(torch.equal, gradient(function, x), gradient(square, x)))
+    said = r"it cannot be recorded as a CUDA graph \(operation not permitted .*capturing\); .*graphs=never$"
+    with pytest.raises(UserError, match=said):
+        recorded(square, 3)
 
 
 @pytest.mark.parametrize("timed", [False, True])
@@ -201,7 +219,7 @@ def test_an_iteration_has_the_gradients_of_the_eager_one_and_runs_no_network_its
 def test_where_memory_is_short_or_the_unet_is_trained_nothing_is_recorded(folder, monkeypatch):
     for memory in ("8gb", "12gb"):
         short = model_of(folder, memory=memory)
-        short.record(views=2, branches=4)
+        assert not short.record(views=2, branches=4)
         assert short._replayed == {}
     roomy = model_of(folder, memory="max")
     tensors = roomy.estimate_bytes(2, 4) - sum(
@@ -209,12 +227,26 @@ def test_where_memory_is_short_or_the_unet_is_trained_nothing_is_recorded(folder
     )
     for free, recorded in ((3 * tensors - 1, False), (3 * tensors, True)):
         monkeypatch.setattr(score_model, "free_bytes", lambda _device, free=free: free)
-        roomy.record(views=2, branches=4)
+        assert roomy.record(views=2, branches=4) is recorded
         assert bool(roomy._replayed) is recorded
     trained = model_of(folder, memory="max")
     trained.estimators([torch.nn.Parameter(torch.zeros(1))])
     trained.record(views=2, branches=4)
     assert trained._replayed == {}
+
+
+def test_latents_need_no_encoder_and_what_was_not_recorded_is_not_padded(folder, monkeypatch):
+    model, sizes = model_of(folder, memory="max"), []
+    model.record(views=2, branches=4, encodes=False)
+    assert model._replayed.keys() == {"unet"}
+    eager = model_of(folder, memory="max")
+    monkeypatch.setattr(Replayed, "record", lambda *_: False)
+    assert eager.record(views=2, branches=4)
+    assert eager._replayed == {}
+    eager.unet.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    latents = torch.zeros(3, eager.latent_channels, *eager.latent_size)
+    eager.predict_noise(latents, torch.ones(3).long(), torch.zeros(3, *eager.text_shape))
+    assert sizes == [3]
 
 
 def test_another_run_of_the_same_weights_has_none_of_the_graphs(folder):
@@ -227,9 +259,17 @@ def test_another_run_of_the_same_weights_has_none_of_the_graphs(folder):
 
 
 @pytest.mark.parametrize(
-    ("device", "graphs", "wanted"), [("cuda", "auto", True), ("cuda", "never", False), ("cpu", "auto", False)]
+    ("device", "graphs", "room", "wanted"),
+    [
+        ("cuda", "auto", True, 2),
+        ("cuda", "auto", False, 1),
+        ("cuda", "never", True, 0),
+        ("cpu", "auto", True, 0),
+    ],
 )
-def test_graphs_are_recorded_on_a_card_unless_the_settings_say_never(folder, device, graphs, wanted):
+def test_graphs_are_recorded_on_a_card_where_the_settings_ask_and_memory_has_room(
+    folder, device, graphs, room, wanted
+):
     config = config_of(
         model_key=str(folder),
         text="a cat",
@@ -242,8 +282,8 @@ def test_graphs_are_recorded_on_a_card_unless_the_settings_say_never(folder, dev
     found = Optimization(config)
     found.device = torch.device(device)
     recorded = []
-    found.score_model.record = lambda *sizes: recorded.append(sizes)
+    found.score_model.record = lambda *sizes, encodes: recorded.append((*sizes, encodes)) or room
     found.guidance.record = lambda views: recorded.append(views)
     found.warm_up()
     views = config.GuidanceParams.C_batch_size
-    assert recorded == ([(views, config.GuidanceParams.branches), views] if wanted else [])
+    assert recorded == [(views, config.GuidanceParams.branches, True), views][:wanted]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.errors import UserError
+
 log = logging.getLogger(__name__)
 
 Inputs = tuple[Tensor, ...]
@@ -55,7 +57,7 @@ class Replayed:
         return output
 
     def record(self, sample: Callable[[], Inputs]) -> bool:
-        """Be replayed for inputs of this form from now on, if that gives the function's own numbers; else say why not.
+        """Be replayed for inputs of this form from now on, if that gives the function's own numbers; else warn.
 
         Args:
             sample: makes inputs, other ones each time, of the form of those to come: shapes, types, device, which of
@@ -63,15 +65,21 @@ class Replayed:
 
         Returns:
             Whether it is.
+
+        Raises:
+            UserError: recording failed. A run cannot go on: a capture that breaks off leaves PyTorch's stream and
+                allocator in the middle of it.
         """
+        inputs = sample()
         try:
-            inputs = sample()
             graph = self._recorded(inputs)
-            far = self._distance(graph, sample())
-        except Exception as error:  # noqa: BLE001 - whatever drivers and libraries raise: a run goes on without it
+        except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            log.warning("%s runs without a CUDA graph: it could not be recorded (%s)", self.name, reason)
-            return False
+            raise UserError(
+                f"HardwareParams.graphs: {self.name} cannot be recorded as a CUDA graph ({reason}); start again with "
+                "HardwareParams.graphs=never"
+            ) from error
+        far = self._distance(graph, sample())
         if not far <= AGREEMENT:
             log.warning("%s runs without a CUDA graph: its results were others (by %.2g)", self.name, far)
             return False

@@ -21,10 +21,10 @@ class HardwareParams:
         choices=("auto", "float32", "float16", "bfloat16"),
     )
     graphs: str = option(
-        "auto",
-        "launch U-Net, image encoder and degradation operator as one CUDA graph each; auto: on CUDA, where nothing is "
-        "done in parts and a graph gives the same numbers",
-        choices=("auto", "never"),
+        "never",
+        "launch U-Net, image encoder and degradation operator as one CUDA graph each; auto: on CUDA, where memory has "
+        "room and a graph gives the same numbers. Not yet tried on a card",
+        choices=("never", "auto"),
     )
     compile: str = option(
         "auto",

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
@@ -28,7 +27,9 @@ def keep_compiled() -> None:
 
 def _is_pytorchs_own(folder: Path) -> bool:
     """Whether nobody has set this folder: PyTorch names its default there as soon as its compiler is imported."""
-    return folder.name.startswith("torchinductor_") and folder.parent == Path(tempfile.gettempdir())
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    return folder == Path(default_cache_dir())
 
 
 def compiled_folder() -> Path:

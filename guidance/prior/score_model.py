@@ -131,9 +131,7 @@ class ScoreModel:
             from guidance.prior.lora import remove_adapters
 
             remove_adapters(self.unet)
-        if (
-            self._replayed
-        ):  # one for all runs of these weights; what they hold of a card's memory is for the next
+        if self._replayed:  # what graphs hold of a card's memory is for the next run
             self._replayed.clear()
             gc.collect()
         other = copy.copy(self)
@@ -186,16 +184,27 @@ class ScoreModel:
         images = torch.zeros(views, 3, *self.image_size, device=self.device, requires_grad=True)
         self._posterior(images).sum().backward()
 
-    def record(self, views: int, branches: int) -> None:
+    def record(self, views: int, branches: int, *, encodes: bool = True) -> bool:
         """Let a card launch U-Net and image encoder as one CUDA graph each, for the batches that `warm_up` runs.
 
         Not where memory is short: a graph keeps the memory that it computes in. Not where something within the U-Net is
-        trained: it is switched on and off there.
+        trained: it is switched on and off there. Batches of other sizes are run as before.
+
+        Args:
+            encodes: images are encoded; False where latents themselves are optimised.
+
+        Returns:
+            Whether there is room for graphs.
+
+        Raises:
+            UserError: recording failed, see `Replayed.record`.
         """
-        if self.plan.views is not None or self.plan.latents is not None or self._has_estimators:
-            return
+        if self.plan.views is not None or self.plan.latents is not None:
+            return False
         if free_bytes(self.device) < self._room_of_graphs(views, branches):
-            return
+            return False
+        if self._has_estimators:
+            return True
         rng = torch.Generator(self.device).manual_seed(0)
 
         def random(*shape: int) -> Tensor:
@@ -217,10 +226,12 @@ class ScoreModel:
                     timesteps = torch.randint(last, (count,), generator=rng, device=self.device)
                     return noisy, timesteps, text
 
-                unet.record(latents)
+                if unet.record(latents):
+                    self._replayed["unet"] = unet
         encoder = Replayed("the image encoder", self._encode)
-        encoder.record(images)
-        self._replayed |= {"unet": unet, "encoder": encoder}
+        if encodes and encoder.record(images):
+            self._replayed["encoder"] = encoder
+        return True
 
     def _room_of_graphs(self, views: int, branches: int) -> int:
         """Free bytes from which U-Net and image encoder are recorded."""
@@ -352,7 +363,7 @@ class ScoreModel:
         count = len(noisy_latents)
         inputs = (noisy_latents.to(self.dtype), timesteps, text.to(self.dtype))
         # in one layout, whatever made them: another one would be compiled anew
-        if self.compiled or self._replayed:
+        if self.compiled or "unet" in self._replayed:
             inputs = tuple(_padded(each, -count % COMPILED_MULTIPLE).contiguous() for each in inputs)
         return self._replayed.get("unet", self._evaluate)(*inputs)[:count]
 

@@ -129,3 +129,19 @@ def test_no_file_holds_the_marks_of_a_merge() -> None:
         *(ROOT / "tests").rglob("*.py"),
     ]
     assert [str(path) for path in texts if marks.search(path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("diff-gaussian-rasterization/compiler.py", "simple-knn/compiler.py"),
+        (
+            "diff-gaussian-rasterization/diff_gaussian_rasterization/nvrtc.py",
+            "simple-knn/simple_knn/nvrtc.py",
+        ),
+    ],
+)
+def test_what_both_packages_need_is_the_same_file_in_each(names: tuple[str, str]) -> None:
+    """Each is installed without the other."""
+    first, second = ((ROOT / "submodules" / name).read_bytes() for name in names)
+    assert first == second

@@ -21,7 +21,7 @@ from diff_gaussian_rasterization import (
     nvrtc,
     rasterize,
 )
-from gaussian_scenes import SCENES, assert_agrees, cloud, draw, orbit
+from gaussian_scenes import SCENES, assert_agrees, beyond_floats, cloud, draw, orbit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -75,6 +75,19 @@ def test_views_may_differ_in_scales_colours_and_degree():
     scene["colors_precomp"] = torch.rand(3, 200, 3)
     del scene["shs"]
     assert_agrees(draw(scene, cameras, backend="cuda"), draw(scene, cameras, torch.float64, backend="torch"))
+
+
+@pytest.mark.usefixtures("emulation")
+def test_gaussians_at_an_infinite_depth_are_drawn_last():
+    scene, camera = beyond_floats()
+    given = {"means2D": torch.zeros(1, 4, 3), "sh_degree": 0, **scene, **camera}
+    slow = rasterize(**given, backend="torch")
+    assert torch.equal(slow.radii[0] > 0, torch.tensor([False, True, True, True]))
+    for backend in ("cpu", "cuda"):
+        fast = rasterize(**given, backend=backend)
+        assert torch.equal(fast.radii, slow.radii)
+        torch.testing.assert_close(fast.color, slow.color)
+        torch.testing.assert_close(fast.alpha, slow.alpha)
 
 
 def assert_same_image(one, other) -> None:

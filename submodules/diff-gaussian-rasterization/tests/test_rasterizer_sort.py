@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from diff_gaussian_rasterization import cuda, rasterize
-from gaussian_scenes import cloud, orbit
+from gaussian_scenes import beyond_floats, cloud, orbit
 from torch import Tensor
 
 GAP, PATTERN = 1024, 0xA5
@@ -283,6 +283,7 @@ SCENES = {
     "one": (lambda: cloud(1, size=0.2), orbit(1, 33, 17)),
     "equal depths": (lambda: at_one_place(70), orbit(2, 50, 50)),
     "around the camera": (lambda: cloud(600, size=0.2, spread=2.0), orbit(3, 67, 45)),
+    "infinite depths": (lambda: beyond_floats()[0], beyond_floats()[1]),
     "none visible": (lambda: cloud(300) | {"means3D": torch.full((300, 3), 40.0)}, orbit(1, 40, 24)),
     "more than a batch": (lambda: cloud(700, size=0.1), orbit(3, 67, 45)),
     "one tile": (lambda: cloud(300), orbit(1, 16, 16)),

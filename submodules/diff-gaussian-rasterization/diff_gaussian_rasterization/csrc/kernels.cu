@@ -370,9 +370,11 @@ extern "C" __global__ void gs_project(CudaFrame f) {
     f.splats[at] = splat;
     f.rects[at] = rect;
     // Depths that are drawn are positive, so their bits are ordered as they are. Behind them come those that touch no
-    // tile, in whatever order: bits of their own, so that not all of them are counted in one place.
+    // tile, in whatever order: bits of their own, so that not all of them are counted in one place. A depth may be
+    // infinite, and still lies before them.
     const auto place = static_cast<uint32_t>(at);
-    const uint32_t key = area(rect) ? __float_as_uint(planar.depth) : kBeyondDepths | (place & 0x7fffffu);
+    const uint32_t depth_key = __float_as_uint(fminf(planar.depth, kLargest));
+    const uint32_t key = area(rect) ? depth_key : kBeyondDepths | (place & 0x7fffffu);
     static_cast<uint32_t*>(f.sort.keys)[at] = key;
     count_digit(f.sort, chunk_size(splats_of(f), f.sort.blocks, kBatch), place, key, f.sort.shift, f.sort.counts);
 }

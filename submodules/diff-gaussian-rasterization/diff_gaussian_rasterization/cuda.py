@@ -7,6 +7,7 @@ A call whose pairs do not fit draws the same image by a slower path.
 
 import functools
 import logging
+import threading
 from collections import deque
 from contextlib import AbstractContextManager
 from ctypes import Structure, c_int32, c_int64, c_void_p
@@ -133,17 +134,26 @@ class _Report:
 
 @dataclass
 class _Device:
-    """What one device remembers between calls."""
+    """What one device remembers between calls, of whatever thread."""
 
     needs: dict[Kind, deque[Need]] = field(default_factory=dict)
     last: Need = field(default_factory=lambda: Need(0, 0))
     reports: deque[_Report] = field(default_factory=deque)
     spare: list[_Report] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send_report(self, found: Tensor, kind: Kind, splats: int) -> None:
-        report = self.spare.pop() if self.spare else _Report(found.device)
-        report.send(found, kind, splats)
-        self.reports.append(report)
+        with self.lock:
+            report = self.spare.pop() if self.spare else _Report(found.device)
+            report.send(found, kind, splats)
+            self.reports.append(report)
+
+    def wait(self) -> None:
+        """Until all reports that have been sent arrive."""
+        with self.lock:
+            sent = list(self.reports)
+        for report in sent:
+            report.wait()
 
     def read_reports(self) -> None:
         """Takes in what has arrived.
@@ -151,17 +161,18 @@ class _Device:
         Raises:
             ValueError: an earlier call was given a NaN or an infinity.
         """
-        while self.reports and self.reports[0].arrived():
-            report = self.reports.popleft()
-            pairs, broken = report.values.tolist()
-            self.spare.append(report)
-            self.note(report.kind, Need(pairs, report.splats))
-            names = [name for bit, name in BROKEN.items() if broken & bit]
-            if names:
-                raise ValueError(
-                    f"{'; '.join(names)}: expected finite numbers and positive fields of view, got others "
-                    f"(in this call or an earlier one on {report.device}; debug=True finds it at once)"
-                )
+        with self.lock:  # to ask whether one has arrived lets other threads run
+            while self.reports and self.reports[0].arrived():
+                report = self.reports.popleft()
+                pairs, broken = report.values.tolist()
+                self.spare.append(report)
+                self.note(report.kind, Need(pairs, report.splats))
+                names = [name for bit, name in BROKEN.items() if broken & bit]
+                if names:
+                    raise ValueError(
+                        f"{'; '.join(names)}: expected finite numbers and positive fields of view, got others "
+                        f"(in this call or an earlier one on {report.device}; debug=True finds it at once)"
+                    )
 
     def note(self, kind: Kind, need: Need) -> None:
         needs = self.needs.pop(kind, None) or deque(maxlen=RECENT_CALLS)
@@ -176,7 +187,8 @@ class _Device:
 
         A whole number of sixteenths of a power of two, so that the allocator meets the same sizes again.
         """
-        most = max(self.needs.get(kind, [self.last])).of(splats)
+        with self.lock:
+            most = max(need.of(splats) for need in self.needs.get(kind, [self.last]))
         most += most // 8
         step = 1 << max(most.bit_length() - 4, 0)
         return min(max(-(-most // step) * step, FIRST_CAPACITY), MAX_CAPACITY)
@@ -228,8 +240,7 @@ def render(gaussians: Gaussians, views: Views, absgrad: bool = False, debug: boo
         gaussians.means2D.absgrad = gaussians.means2D.new_zeros(*gaussians.means2D.shape[:2], 2)
     drawn = Outputs(*_Rasterize.apply(views, absgrad, *(getattr(gaussians, name) for name in INPUTS)))
     if debug:
-        for report in state.reports:
-            report.wait()
+        state.wait()
         state.read_reports()
     return drawn
 

@@ -1,5 +1,6 @@
 """The CUDA kernels against the PyTorch reference in float64: emulated on the CPU, and on a GPU where there is one."""
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -8,6 +9,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,6 +157,56 @@ def test_room_follows_what_is_needed_upwards_at_once_and_downwards_after_a_while
     # The host knows of more Gaussians before the device knows of more pairs.
     assert device.room(kind, 900_000) >= 1_500_000
     assert room_after(10**12, 600_000) == cuda.MAX_CAPACITY
+
+
+class SlowEvent:
+    """Lets other threads run while it is asked, as a device's does."""
+
+    def __init__(self, meeting: threading.Barrier, arrived: bool) -> None:
+        self.meeting, self.arrived = meeting, arrived
+
+    def query(self) -> bool:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.meeting.wait(timeout=0.5)
+        return self.arrived
+
+
+def run_together(*tasks: Callable[[], object]) -> None:
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        for done in [pool.submit(task) for task in tasks]:
+            done.result(timeout=60)
+
+
+def test_two_threads_do_not_read_a_report_that_is_still_on_its_way():
+    device, meeting = cuda._Device(), threading.Barrier(2)
+    kinds = [cuda.Kind(tiles=4, bits=bits) for bits in (5, 6)]
+    for kind, arrived in zip(kinds, (True, False), strict=True):
+        device.send_report(torch.tensor([7, 0]), kind, 9)
+        device.reports[-1].event = SlowEvent(meeting, arrived)
+    run_together(device.read_reports, device.read_reports)
+    assert list(device.needs) == kinds[:1]
+    assert [report.kind for report in device.reports] == kinds[1:]
+
+
+def test_threads_share_what_a_device_remembers():
+    """Reports come and go, and needs are added, while others look."""
+    device, kind = cuda._Device(), cuda.Kind(tiles=4, bits=5)
+
+    def call() -> None:
+        for _ in range(300):
+            device.read_reports()
+            device.room(kind, 9)
+            device.send_report(torch.tensor([7, 0]), kind, 9)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        run_together(*[call] * 4)
+    finally:
+        sys.setswitchinterval(interval)
+    device.read_reports()
+    assert not device.reports
+    assert len({id(report) for report in device.spare}) == len(device.spare)
 
 
 def test_only_so_many_kinds_of_calls_are_remembered():

@@ -228,14 +228,21 @@ def fits(means3D: Tensor) -> bool:
     return means3D.device.type == "cuda" and means3D.dtype == torch.float32
 
 
+def _is_captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def render(gaussians: Gaussians, views: Views, absgrad: bool = False, debug: bool = False) -> Outputs:
     """Draws every view; as `reference.render`, but a NaN or an infinity is found late unless `debug` is set.
 
     Raises:
         ValueError: an input of this call (with `debug`) or of an earlier one was not finite.
-        RuntimeError: the kernels cannot be compiled, or there is more to draw than their indices can count.
+        RuntimeError: the kernels cannot be compiled, there is more to draw than their indices can count, or the
+            stream is being captured: what a call finds could not be read on the host.
     """
     device = gaussians.means3D.device
+    if _is_captured(device):
+        raise RuntimeError("the CUDA rasterizer cannot be captured: draw outside of torch.cuda.graph")
     if len(views) * len(gaussians.means3D) >= 1 << 31:
         raise RuntimeError("more than 2^31 Gaussians times views: draw fewer at once")
     state = _devices.setdefault(device, _Device())

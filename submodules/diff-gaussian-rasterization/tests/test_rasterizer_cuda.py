@@ -242,6 +242,17 @@ def test_threads_share_what_a_device_remembers():
     assert len({id(report) for report in device.spare}) == len(device.spare)
 
 
+@pytest.mark.usefixtures("emulation")
+def test_a_call_in_a_stream_that_is_captured_is_refused_and_does_no_harm(monkeypatch):
+    call = {"means2D": torch.zeros(1, 9, 3), "sh_degree": 0, "backend": "cuda", **cloud(9), **orbit(1, 9, 9)}
+    with monkeypatch.context() as capture:
+        capture.setattr(cuda, "_is_captured", lambda _: True)
+        with pytest.raises(RuntimeError, match="captured"):
+            rasterize(**call)
+    assert not any(device.reports for device in cuda._devices.values())
+    rasterize(**call)
+
+
 def test_only_so_many_kinds_of_calls_are_remembered():
     device = cuda._Device()
     for tiles in range(3 * cuda.KINDS):

@@ -14,13 +14,15 @@ GAP, PATTERN = 1024, 0xA5
 
 
 class Guarded(cuda._Arrays):
-    """Behind every array lie bytes that nobody may write."""
+    """Behind every array lie bytes that nobody may write; and what is not zero in it is nothing to read."""
 
     made: list["Guarded"] = []  # noqa: RUF012
 
     def __init__(self, device: torch.device, zero: bool = False, **sizes: int) -> None:
         super().__init__(device, zero, **{name: size + GAP for name, size in sizes.items()})
         self.sizes = sizes
+        if not zero:
+            self.memory.fill_(PATTERN)
         for guard in self.guards():
             guard.fill_(PATTERN)
         self.made.append(self)

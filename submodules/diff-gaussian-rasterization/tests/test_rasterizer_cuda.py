@@ -260,7 +260,7 @@ def test_only_so_many_kinds_of_calls_are_remembered():
     assert list(device.needs) == [cuda.Kind(tiles, 20) for tiles in range(2 * cuda.KINDS, 3 * cuda.KINDS)]
 
 
-def test_nothing_depends_on_the_order_in_which_threads_begin(emulation):
+def test_nothing_depends_on_the_order_in_which_blocks_and_threads_begin(emulation):
     forward = draw(cloud(300), SMALL, backend="cuda")
     emulation.reverse = True
     backward = draw(cloud(300), SMALL, backend="cuda")
@@ -274,6 +274,17 @@ def test_nothing_depends_on_the_order_in_which_threads_begin(emulation):
 def test_the_emulation_finds_collectives_that_not_all_threads_reach(emulation, kernel, message):
     with emulation.launching(cuda.CFrame()) as launch, pytest.raises(AssertionError, match=message):
         launch(kernel, 1, 64)
+
+
+def test_in_reverse_a_block_misses_what_a_lower_one_writes(emulation):
+    found = []
+    for reverse in (False, True):
+        emulation.reverse = reverse
+        counts = torch.zeros(4, dtype=torch.int32)
+        with emulation.launching(cuda.CFrame(radii=counts.data_ptr())) as launch:
+            launch("after_a_lower_block", 4, 32)
+        found.append(counts.tolist())
+    assert found == [[1, 2, 3, 4], [1, 1, 1, 1]]
 
 
 @pytest.mark.usefixtures("emulation")

@@ -312,6 +312,15 @@ def test_long_chunks_are_added_up_and_listed_in_several_turns(reverse, emulation
     assert_lists_are_those_of_torch(kept, tiles, cameras)
 
 
+@pytest.mark.usefixtures("emulation")
+def test_nothing_is_listed_of_pairs_that_do_not_fit(monkeypatch, guarded):
+    monkeypatch.setattr(cuda._Device, "room", lambda *_: 7)
+    kept, _ = lists_of_call(cloud(20), orbit(1, 40, 24), guarded, "cpu")
+    assert kept.read("report", torch.int64)[0] > 7
+    for name in ("entries", "tile_starts"):
+        assert (kept.read(name, torch.uint8) == PATTERN).all()
+
+
 class NoKernels:
     """Launches nothing."""
 

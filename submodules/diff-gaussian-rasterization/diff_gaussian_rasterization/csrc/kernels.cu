@@ -459,7 +459,7 @@ extern "C" __global__ void __launch_bounds__(256) gs_count_tiles(CudaFrame f) {
 // One thread for each pair that there is room for, and one more.
 extern "C" __global__ void gs_list_tiles(CudaFrame f) {
     const int64_t i = global_thread(), pairs = listed_pairs(f), tiles = tiles_of(f);
-    if (i > pairs) return;
+    if (i > pairs || f.report[0] > f.capacity) return;  // then nobody reads the lists
     const int64_t here = i < pairs ? tile_of_pair(f, f.sort.sorted_keys, i) : tiles;
     const int64_t before = i ? tile_of_pair(f, f.sort.sorted_keys, i - 1) : -1;
     for (int64_t tile = before + 1; tile <= here; ++tile) f.tile_starts[tile] = static_cast<uint32_t>(i);

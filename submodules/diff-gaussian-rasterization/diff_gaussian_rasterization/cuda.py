@@ -318,7 +318,7 @@ def _blocks(threads: int) -> int:
 
 
 class _Drawing:
-    """A forward call: its frame, and the arrays of it that the backward pass reads."""
+    """A forward call: its frame, which the backward pass takes up again."""
 
     def __init__(self, views: Views, inputs: dict[str, Tensor | None], images: tuple[Tensor, ...]) -> None:
         means = inputs["means3D"]
@@ -331,14 +331,14 @@ class _Drawing:
             gaussians=structures.gaussians(inputs), views=described, images=CImages(*map(pointer, images))
         )
 
-    def draw(self, radii: Tensor, capacity: int) -> Tensor:
-        """Fills the images and `radii`; returns what there is to report."""
+    def draw(self, radii: Tensor, capacity: int) -> _Arrays:
+        """Fills the images and `radii`; returns the arrays that the backward pass reads at their addresses."""
         frame, splats = self.frame, self.splats
         by_depth, by_tile = _Sort(DEPTH_BITS, splats), _Sort((self.tiles - 1).bit_length(), capacity)
         frame.radii, frame.capacity = pointer(radii), capacity
         frame.key_bytes = 2 if self.tiles <= SHORT_KEYS else 4
         frame.sum_blocks = min(_blocks(splats), MAX_CHUNKS)
-        self.kept = _Arrays(
+        kept = _Arrays(
             self.device,
             splats=SPLAT_BYTES * splats,
             rects=RECT_BYTES * splats,
@@ -359,14 +359,14 @@ class _Drawing:
             other_entries=4 * capacity,
             counts=by_tile.passes * by_tile.count_bytes,
         )
-        for name in self.kept.offsets:
-            setattr(frame, name, self.kept[name])
+        for name in kept.offsets:
+            setattr(frame, name, kept[name])
         frame.broken, frame.totals = zeros["broken"], passing["totals"]
         frame.ends = passing["depths"]  # nobody reads these any more by then
 
         depths = by_depth.steps(
             (passing["depths"], passing["other_depths"]),
-            (self.kept["order"], passing["other_order"]),
+            (kept["order"], passing["other_order"]),
             zeros["counts"],
         )
         for step, following in pairwise(depths):
@@ -374,7 +374,7 @@ class _Drawing:
         depths[0].values = depths[-1].sorted_keys = None
         pairs = by_tile.steps(
             (passing["keys"], passing["other_keys"]),
-            (self.kept["entries"], passing["other_entries"]),
+            (kept["entries"], passing["other_entries"]),
             passing["counts"],
         )
         with self.kernels.launching(frame) as launch:
@@ -397,7 +397,7 @@ class _Drawing:
         for name in ("radii", "ends", "totals", "broken"):
             setattr(frame, name, None)
         frame.sort = CRadixPass()
-        return self.kept.whole_numbers("report", 2)
+        return kept
 
 
 class _Rasterize(torch.autograd.Function):
@@ -411,11 +411,11 @@ class _Rasterize(torch.autograd.Function):
         radii = torch.empty(len(views), len(like), dtype=torch.int32, device=like.device)
         state = _devices.setdefault(like.device, _Device())
         drawing = _Drawing(views, inputs, (color, depth, alpha))
-        report = drawing.draw(radii, state.room(drawing.kind, drawing.splats))
-        state.send_report(report, drawing.kind, drawing.splats)
-        # Inputs and images live in the saved tensors alone, or autograd could not free them.
+        kept = drawing.draw(radii, state.room(drawing.kind, drawing.splats))
+        state.send_report(kept.whole_numbers("report", 2), drawing.kind, drawing.splats)
+        # Inputs, images and lists live in the saved tensors alone, or autograd could not free them.
         ctx.absgrad, ctx.drawing = tensors[1] if absgrad else None, drawing
-        ctx.save_for_backward(*inputs.values(), color, depth, alpha)
+        ctx.save_for_backward(*inputs.values(), color, depth, alpha, kept.memory)
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
         return color, radii, depth, alpha
@@ -423,7 +423,7 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g_color, _radii, g_depth, g_alpha):
-        *tensors, color, depth, alpha = ctx.saved_tensors
+        *tensors, color, depth, alpha, _kept = ctx.saved_tensors  # the frame has its addresses
         inputs = dict(zip(INPUTS, tensors, strict=True))
         needed = dict(zip(INPUTS, ctx.needs_input_grad[2:], strict=True))
         out = {name: torch.empty_like(t) if needed[name] else None for name, t in inputs.items()}

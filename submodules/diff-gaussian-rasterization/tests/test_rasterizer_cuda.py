@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -92,6 +93,24 @@ def test_gaussians_at_an_infinite_depth_are_drawn_last():
         assert torch.equal(fast.radii, slow.radii)
         torch.testing.assert_close(fast.color, slow.color)
         torch.testing.assert_close(fast.alpha, slow.alpha)
+
+
+@pytest.mark.usefixtures("emulation")
+def test_a_backward_pass_frees_the_lists_though_the_image_lives_on(monkeypatch):
+    made = []
+
+    class Arrays(cuda._Arrays):
+        def __init__(self, *given, **sizes) -> None:
+            super().__init__(*given, **sizes)
+            made.append(weakref.ref(self.memory))
+
+    monkeypatch.setattr(cuda, "_Arrays", Arrays)
+    scene = cloud(9) | {"means3D": cloud(9)["means3D"].requires_grad_()}
+    drawn = rasterize(means2D=torch.zeros(1, 9, 3), sh_degree=0, backend="cuda", **scene, **orbit(1, 9, 9))
+    assert sum(memory() is not None for memory in made) == 1
+    drawn.color.sum().backward()
+    assert all(memory() is None for memory in made)
+    assert drawn.color.grad_fn is not None
 
 
 def assert_same_image(one, other) -> None:

@@ -2,7 +2,8 @@
 
 How many pairs of Gaussian and tile there are, and whether an input was not finite, is known on the device first. It
 is copied to the host behind the call and read by a later one: that sizes the lists of pairs, and raises the error.
-A call whose pairs do not fit draws the same image by a slower path.
+A call whose pairs do not fit draws the same image by a slower path, and so do those that the host makes before it has
+read that.
 """
 
 import functools
@@ -43,7 +44,7 @@ MAX_CHUNKS = 1024
 FIRST_CAPACITY = 1 << 16
 """Pairs of Gaussian and tile that there is always room for."""
 MAX_CAPACITY = 1 << 28
-"""Pairs that are ever listed, about 3 GB; beyond, the slower path draws."""
+"""Pairs that are ever listed, about 3 GB, or 4.3 with long keys; beyond, the slower path draws."""
 RECENT_CALLS, KINDS = 32, 16
 """Calls of a kind after which room that none of them needed is given back; kinds that are remembered."""
 ALIGNMENT = 256

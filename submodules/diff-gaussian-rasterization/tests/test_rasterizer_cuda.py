@@ -414,7 +414,7 @@ def test_any_scene_is_drawn_like_the_reference(count, width, height, size, sprea
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90", "sm_120"])
 def test_nvcc_compiles_the_kernels(architecture, tmp_path):
     command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-cubin", "-Werror", "all-warnings"]
     target = tmp_path / "kernels.cubin"

@@ -2,11 +2,13 @@
 
 How many pairs of Gaussian and tile there are, and whether an input was not finite, is known on the device first. It
 is copied to the host behind the call and read by a later one: that sizes the lists of pairs, and raises the error.
-A call whose pairs do not fit draws the same image by a slower path.
+A call whose pairs do not fit draws the same image by a slower path, and so do those that the host makes before it has
+read that.
 """
 
 import functools
 import logging
+import threading
 from collections import deque
 from contextlib import AbstractContextManager
 from ctypes import Structure, c_int32, c_int64, c_void_p
@@ -42,7 +44,7 @@ MAX_CHUNKS = 1024
 FIRST_CAPACITY = 1 << 16
 """Pairs of Gaussian and tile that there is always room for."""
 MAX_CAPACITY = 1 << 28
-"""Pairs that are ever listed, about 3 GB; beyond, the slower path draws."""
+"""Pairs that are ever listed, about 3 GB, or 4.3 with long keys; beyond, the slower path draws."""
 RECENT_CALLS, KINDS = 32, 16
 """Calls of a kind after which room that none of them needed is given back; kinds that are remembered."""
 ALIGNMENT = 256
@@ -133,17 +135,26 @@ class _Report:
 
 @dataclass
 class _Device:
-    """What one device remembers between calls."""
+    """What one device remembers between calls, of whatever thread."""
 
     needs: dict[Kind, deque[Need]] = field(default_factory=dict)
     last: Need = field(default_factory=lambda: Need(0, 0))
     reports: deque[_Report] = field(default_factory=deque)
     spare: list[_Report] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send_report(self, found: Tensor, kind: Kind, splats: int) -> None:
-        report = self.spare.pop() if self.spare else _Report(found.device)
-        report.send(found, kind, splats)
-        self.reports.append(report)
+        with self.lock:
+            report = self.spare.pop() if self.spare else _Report(found.device)
+            report.send(found, kind, splats)
+            self.reports.append(report)
+
+    def wait(self) -> None:
+        """Until all reports that have been sent arrive."""
+        with self.lock:
+            sent = list(self.reports)
+        for report in sent:
+            report.wait()
 
     def read_reports(self) -> None:
         """Takes in what has arrived.
@@ -151,17 +162,18 @@ class _Device:
         Raises:
             ValueError: an earlier call was given a NaN or an infinity.
         """
-        while self.reports and self.reports[0].arrived():
-            report = self.reports.popleft()
-            pairs, broken = report.values.tolist()
-            self.spare.append(report)
-            self.note(report.kind, Need(pairs, report.splats))
-            names = [name for bit, name in BROKEN.items() if broken & bit]
-            if names:
-                raise ValueError(
-                    f"{'; '.join(names)}: expected finite numbers and positive fields of view, got others "
-                    f"(in this call or an earlier one on {report.device}; debug=True finds it at once)"
-                )
+        with self.lock:  # to ask whether one has arrived lets other threads run
+            while self.reports and self.reports[0].arrived():
+                report = self.reports.popleft()
+                pairs, broken = report.values.tolist()
+                self.spare.append(report)
+                self.note(report.kind, Need(pairs, report.splats))
+                names = [name for bit, name in BROKEN.items() if broken & bit]
+                if names:
+                    raise ValueError(
+                        f"{'; '.join(names)}: expected finite numbers and positive fields of view, got others "
+                        f"(in this call or an earlier one on {report.device}; debug=True finds it at once)"
+                    )
 
     def note(self, kind: Kind, need: Need) -> None:
         needs = self.needs.pop(kind, None) or deque(maxlen=RECENT_CALLS)
@@ -172,12 +184,17 @@ class _Device:
         self.last = need
 
     def room(self, kind: Kind, splats: int) -> int:
-        """Pairs to make room for: an eighth more than recent calls of the kind needed, or the last call of another.
+        """Pairs to make room for: half as many again as recent calls of the kind needed, or the last call of another.
 
-        A whole number of sixteenths of a power of two, so that the allocator meets the same sizes again.
+        So much more, because the slower path costs a call far more than memory does: of needs that vary by a third
+        from call to call, an eighth more would be too little for one in a hundred, and half as many again for one in
+        five hundred. Calls that go beyond what is ever listed ask for no room. A whole number of sixteenths of a
+        power of two, so that the allocator meets the same sizes again.
         """
-        most = max(self.needs.get(kind, [self.last])).of(splats)
-        most += most // 8
+        with self.lock:
+            expected = [need.of(splats) for need in self.needs.get(kind, [self.last])]
+        most = max((pairs for pairs in expected if pairs <= MAX_CAPACITY), default=0)
+        most = min(most + most // 2, splats * kind.tiles)  # each Gaussian in every tile
         step = 1 << max(most.bit_length() - 4, 0)
         return min(max(-(-most // step) * step, FIRST_CAPACITY), MAX_CAPACITY)
 
@@ -212,14 +229,21 @@ def fits(means3D: Tensor) -> bool:
     return means3D.device.type == "cuda" and means3D.dtype == torch.float32
 
 
+def _is_captured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def render(gaussians: Gaussians, views: Views, absgrad: bool = False, debug: bool = False) -> Outputs:
     """Draws every view; as `reference.render`, but a NaN or an infinity is found late unless `debug` is set.
 
     Raises:
         ValueError: an input of this call (with `debug`) or of an earlier one was not finite.
-        RuntimeError: the kernels cannot be compiled, or there is more to draw than their indices can count.
+        RuntimeError: the kernels cannot be compiled, there is more to draw than their indices can count, or the
+            stream is being captured: what a call finds could not be read on the host.
     """
     device = gaussians.means3D.device
+    if _is_captured(device):
+        raise RuntimeError("the CUDA rasterizer cannot be captured: draw outside of torch.cuda.graph")
     if len(views) * len(gaussians.means3D) >= 1 << 31:
         raise RuntimeError("more than 2^31 Gaussians times views: draw fewer at once")
     state = _devices.setdefault(device, _Device())
@@ -228,8 +252,7 @@ def render(gaussians: Gaussians, views: Views, absgrad: bool = False, debug: boo
         gaussians.means2D.absgrad = gaussians.means2D.new_zeros(*gaussians.means2D.shape[:2], 2)
     drawn = Outputs(*_Rasterize.apply(views, absgrad, *(getattr(gaussians, name) for name in INPUTS)))
     if debug:
-        for report in state.reports:
-            report.wait()
+        state.wait()
         state.read_reports()
     return drawn
 
@@ -296,7 +319,7 @@ def _blocks(threads: int) -> int:
 
 
 class _Drawing:
-    """A forward call: its frame, and the arrays of it that the backward pass reads."""
+    """A forward call: its frame, which the backward pass takes up again."""
 
     def __init__(self, views: Views, inputs: dict[str, Tensor | None], images: tuple[Tensor, ...]) -> None:
         means = inputs["means3D"]
@@ -309,14 +332,14 @@ class _Drawing:
             gaussians=structures.gaussians(inputs), views=described, images=CImages(*map(pointer, images))
         )
 
-    def draw(self, radii: Tensor, capacity: int) -> Tensor:
-        """Fills the images and `radii`; returns what there is to report."""
+    def draw(self, radii: Tensor, capacity: int) -> _Arrays:
+        """Fills the images and `radii`; returns the arrays that the backward pass reads at their addresses."""
         frame, splats = self.frame, self.splats
         by_depth, by_tile = _Sort(DEPTH_BITS, splats), _Sort((self.tiles - 1).bit_length(), capacity)
         frame.radii, frame.capacity = pointer(radii), capacity
         frame.key_bytes = 2 if self.tiles <= SHORT_KEYS else 4
         frame.sum_blocks = min(_blocks(splats), MAX_CHUNKS)
-        self.kept = _Arrays(
+        kept = _Arrays(
             self.device,
             splats=SPLAT_BYTES * splats,
             rects=RECT_BYTES * splats,
@@ -337,14 +360,14 @@ class _Drawing:
             other_entries=4 * capacity,
             counts=by_tile.passes * by_tile.count_bytes,
         )
-        for name in self.kept.offsets:
-            setattr(frame, name, self.kept[name])
+        for name in kept.offsets:
+            setattr(frame, name, kept[name])
         frame.broken, frame.totals = zeros["broken"], passing["totals"]
         frame.ends = passing["depths"]  # nobody reads these any more by then
 
         depths = by_depth.steps(
             (passing["depths"], passing["other_depths"]),
-            (self.kept["order"], passing["other_order"]),
+            (kept["order"], passing["other_order"]),
             zeros["counts"],
         )
         for step, following in pairwise(depths):
@@ -352,7 +375,7 @@ class _Drawing:
         depths[0].values = depths[-1].sorted_keys = None
         pairs = by_tile.steps(
             (passing["keys"], passing["other_keys"]),
-            (self.kept["entries"], passing["other_entries"]),
+            (kept["entries"], passing["other_entries"]),
             passing["counts"],
         )
         with self.kernels.launching(frame) as launch:
@@ -375,7 +398,7 @@ class _Drawing:
         for name in ("radii", "ends", "totals", "broken"):
             setattr(frame, name, None)
         frame.sort = CRadixPass()
-        return self.kept.whole_numbers("report", 2)
+        return kept
 
 
 class _Rasterize(torch.autograd.Function):
@@ -389,11 +412,11 @@ class _Rasterize(torch.autograd.Function):
         radii = torch.empty(len(views), len(like), dtype=torch.int32, device=like.device)
         state = _devices.setdefault(like.device, _Device())
         drawing = _Drawing(views, inputs, (color, depth, alpha))
-        report = drawing.draw(radii, state.room(drawing.kind, drawing.splats))
-        state.send_report(report, drawing.kind, drawing.splats)
-        # Inputs and images live in the saved tensors alone, or autograd could not free them.
+        kept = drawing.draw(radii, state.room(drawing.kind, drawing.splats))
+        state.send_report(kept.whole_numbers("report", 2), drawing.kind, drawing.splats)
+        # Inputs, images and lists live in the saved tensors alone, or autograd could not free them.
         ctx.absgrad, ctx.drawing = tensors[1] if absgrad else None, drawing
-        ctx.save_for_backward(*inputs.values(), color, depth, alpha)
+        ctx.save_for_backward(*inputs.values(), color, depth, alpha, kept.memory)
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
         return color, radii, depth, alpha
@@ -401,7 +424,7 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g_color, _radii, g_depth, g_alpha):
-        *tensors, color, depth, alpha = ctx.saved_tensors
+        *tensors, color, depth, alpha, _kept = ctx.saved_tensors  # the frame has its addresses
         inputs = dict(zip(INPUTS, tensors, strict=True))
         needed = dict(zip(INPUTS, ctx.needs_input_grad[2:], strict=True))
         out = {name: torch.empty_like(t) if needed[name] else None for name, t in inputs.items()}

@@ -163,7 +163,8 @@ struct Register {
     static const emulation::Register register_##kernel( \
         #kernel, [](const void* argument) { kernel(*static_cast<const Argument*>(argument)); })
 
-// Runs a kernel of one argument; returns an error, empty if there was none. `reverse`: threads begin in reverse order.
+// Runs a kernel of one argument; returns an error, empty if there was none. `reverse`: blocks run, and threads of a
+// block begin, in reverse order; so a block that reads what a lower one writes in the same launch finds it missing.
 extern "C" __attribute__((visibility("default"))) const char* emulate(const char* name, unsigned blocks, unsigned threads, const void* argument, int reverse) {
     using namespace emulation;
     machine.error.clear();
@@ -178,7 +179,7 @@ extern "C" __attribute__((visibility("default"))) const char* emulate(const char
     gridDim = {blocks, 1, 1};
     blockDim = {threads, 1, 1};
     for (unsigned b = 0; b < blocks && machine.error.empty(); ++b) {
-        blockIdx = {b, 0, 0};
+        blockIdx = {machine.reverse ? blocks - 1 - b : b, 0, 0};
         run_block();
     }
     return machine.error.c_str();

@@ -18,7 +18,7 @@ FLAGS = [
 
 
 class Emulation:
-    """Launches kernels as `nvrtc.Module` does. With `reverse`, threads of a block begin in reverse order."""
+    """Launches kernels as `nvrtc.Module` does. With `reverse`, blocks and their threads begin in reverse order."""
 
     def __init__(self, library: Path) -> None:
         self.library = ctypes.CDLL(str(library))

@@ -30,6 +30,10 @@ void two_collectives(CudaFrame) {
 void half_a_block(CudaFrame) {
     if (threadIdx.x < 32) __syncthreads();
 }
+void after_a_lower_block(CudaFrame f) {
+    if (threadIdx.x == 0) f.radii[blockIdx.x] = blockIdx.x ? f.radii[blockIdx.x - 1] + 1 : 1;
+}
+EMULATE(after_a_lower_block, CudaFrame);
 EMULATE(half_a_warp, CudaFrame);
 EMULATE(two_collectives, CudaFrame);
 EMULATE(half_a_block, CudaFrame);

@@ -127,6 +127,23 @@ SCENES: dict[str, tuple[Callable[[], Scene], dict]] = {
 """By name: a scene and further keyword arguments of `rasterize`."""
 
 
+def beyond_floats() -> tuple[Scene, dict]:
+    """Finite inputs whose view depths are negative, 3e38, and twice infinite; and the camera, 32 pixels wide."""
+    scene = cloud(4, size=1.0) | {"opacities": torch.tensor([[0.9], [0.5], [0.6], [0.7]])}
+    scene["means3D"] = torch.zeros(4, 3)
+    scene["means3D"][:, 2] = torch.tensor([-3.3e38, 0.0, 3e38, 3e38])
+    scene["shs"] = 2.0 * torch.eye(4)[:, None, 1:]  # red, green and blue, from the second on
+    camera = orbit(1, 32, 32)
+    focal = 1.0 / float(camera["tanfovx"])
+    view, clip = torch.eye(4), torch.diag(torch.tensor([focal, focal, 1.0, 0.0]))
+    view[3, 2], clip[2, 3] = 3e38, 1.0
+    return scene, camera | {
+        "viewmatrix": view[None],
+        "projmatrix": (view @ clip)[None],
+        "campos": torch.tensor([[0.0, 0.0, -3e38]]),
+    }
+
+
 def draw(
     scene: Scene,
     cameras: dict,

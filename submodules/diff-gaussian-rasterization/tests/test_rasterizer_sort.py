@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from diff_gaussian_rasterization import cuda, rasterize
-from gaussian_scenes import cloud, orbit
+from gaussian_scenes import beyond_floats, cloud, orbit
 from torch import Tensor
 
 GAP, PATTERN = 1024, 0xA5
 
 
 class Guarded(cuda._Arrays):
-    """Behind every array lie bytes that nobody may write."""
+    """Behind every array lie bytes that nobody may write; and what is not zero in it is nothing to read."""
 
     made: list["Guarded"] = []  # noqa: RUF012
 
     def __init__(self, device: torch.device, zero: bool = False, **sizes: int) -> None:
         super().__init__(device, zero, **{name: size + GAP for name, size in sizes.items()})
         self.sizes = sizes
+        if not zero:
+            self.memory.fill_(PATTERN)
         for guard in self.guards():
             guard.fill_(PATTERN)
         self.made.append(self)
@@ -283,6 +285,7 @@ SCENES = {
     "one": (lambda: cloud(1, size=0.2), orbit(1, 33, 17)),
     "equal depths": (lambda: at_one_place(70), orbit(2, 50, 50)),
     "around the camera": (lambda: cloud(600, size=0.2, spread=2.0), orbit(3, 67, 45)),
+    "infinite depths": (lambda: beyond_floats()[0], beyond_floats()[1]),
     "none visible": (lambda: cloud(300) | {"means3D": torch.full((300, 3), 40.0)}, orbit(1, 40, 24)),
     "more than a batch": (lambda: cloud(700, size=0.1), orbit(3, 67, 45)),
     "one tile": (lambda: cloud(300), orbit(1, 16, 16)),
@@ -307,6 +310,15 @@ def test_long_chunks_are_added_up_and_listed_in_several_turns(reverse, emulation
     kept, tiles = lists_of_call(cloud(700, size=0.1), cameras, guarded, "cpu")
     assert kept.read("report", torch.int64)[0] > 2 * 2048
     assert_lists_are_those_of_torch(kept, tiles, cameras)
+
+
+@pytest.mark.usefixtures("emulation")
+def test_nothing_is_listed_of_pairs_that_do_not_fit(monkeypatch, guarded):
+    monkeypatch.setattr(cuda._Device, "room", lambda *_: 7)
+    kept, _ = lists_of_call(cloud(20), orbit(1, 40, 24), guarded, "cpu")
+    assert kept.read("report", torch.int64)[0] > 7
+    for name in ("entries", "tile_starts"):
+        assert (kept.read(name, torch.uint8) == PATTERN).all()
 
 
 class NoKernels:

@@ -370,9 +370,11 @@ extern "C" __global__ void gs_project(CudaFrame f) {
     f.splats[at] = splat;
     f.rects[at] = rect;
     // Depths that are drawn are positive, so their bits are ordered as they are. Behind them come those that touch no
-    // tile, in whatever order: bits of their own, so that not all of them are counted in one place.
+    // tile, in whatever order: bits of their own, so that not all of them are counted in one place. A depth may be
+    // infinite, and still lies before them.
     const auto place = static_cast<uint32_t>(at);
-    const uint32_t key = area(rect) ? __float_as_uint(planar.depth) : kBeyondDepths | (place & 0x7fffffu);
+    const uint32_t depth_key = __float_as_uint(fminf(planar.depth, kLargest));
+    const uint32_t key = area(rect) ? depth_key : kBeyondDepths | (place & 0x7fffffu);
     static_cast<uint32_t*>(f.sort.keys)[at] = key;
     count_digit(f.sort, chunk_size(splats_of(f), f.sort.blocks, kBatch), place, key, f.sort.shift, f.sort.counts);
 }
@@ -457,7 +459,7 @@ extern "C" __global__ void __launch_bounds__(256) gs_count_tiles(CudaFrame f) {
 // One thread for each pair that there is room for, and one more.
 extern "C" __global__ void gs_list_tiles(CudaFrame f) {
     const int64_t i = global_thread(), pairs = listed_pairs(f), tiles = tiles_of(f);
-    if (i > pairs) return;
+    if (i > pairs || f.report[0] > f.capacity) return;  // then nobody reads the lists
     const int64_t here = i < pairs ? tile_of_pair(f, f.sort.sorted_keys, i) : tiles;
     const int64_t before = i ? tile_of_pair(f, f.sort.sorted_keys, i - 1) : -1;
     for (int64_t tile = before + 1; tile <= here; ++tile) f.tile_starts[tile] = static_cast<uint32_t>(i);

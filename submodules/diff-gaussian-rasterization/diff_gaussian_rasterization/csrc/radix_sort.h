@@ -9,9 +9,10 @@
 // many (pairs), so many instructions would take longer than to read the keys again, and a launch of its own counts in
 // shared memory.
 //
-// A block reads all of `counts`, so there are at most 128 chunks of 256 digits, or 256 of 64: 128 KB a block, and still
-// every multiprocessor works. Two other ways: to count, add up and put apart is three launches a pass; blocks that look
-// back at what their neighbours have added up need no counts, but wait for each other, which only a card can try out.
+// A block reads all of `counts`, so there are at most 128 chunks of 256 digits (128 KB a block), or 256 of 64 (64 KB).
+// A card of more than 128 multiprocessors has some idle in a pass of 256 digits. Two other ways: to count, add up and
+// put apart is three launches a pass; blocks that look back at what their neighbours have added up need no counts, but
+// wait for each other, which only a card can try out.
 #pragma once
 
 #include "scene.h"

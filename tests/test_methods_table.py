@@ -1,5 +1,6 @@
 """The tables over methods: every method has its row, and the page has its places."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,15 @@ def result(method: str, r_precision: float, seed: int = 0) -> dict:
     return known | {"asset": scores(r_precision), "start": scores(0.1)}
 
 
-def test_every_method_has_a_row_whose_settings_are_valid():
+def test_every_method_has_a_row_whose_settings_are_valid_and_named_as_today(caplog):
+    caplog.set_level(logging.INFO)
     rows = methods.settings_of([])
     ran = set()
     for words in rows.values():
         config, _ = load(["--opt", str(QUICKSTART), *words])
         ran.add(config.GuidanceParams.guidance_method)
     assert ran == set(METHODS)
+    assert caplog.messages == []  # nothing is taken from a former place, nor without effect
 
 
 def test_a_row_that_does_not_exist_is_refused():

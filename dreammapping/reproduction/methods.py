@@ -44,7 +44,7 @@ METHODS: Overrides = {
     "sds": (),
     "sds_100": ("GuidanceParams.guidance=sds", "GuidanceParams.guidance_scale=100"),
     "vsd": LORA,
-    "dreamflow": (*LORA, "GuidanceParams.dreamflow_t_range=[0.02,0.98]"),
+    "dreamflow": (*LORA, "DreamFlowParams.dreamflow_t_range=[0.02,0.98]"),
     "asd": LORA,
     "lods": ("GuidanceParams.lambda_guidance=0.75",),  # its bracket is 1/s of SDS's
     "lods_lora": ("GuidanceParams.lambda_guidance=0.75", "LODSParams.lods_lora_lr=0.00001"),
@@ -53,7 +53,7 @@ METHODS: Overrides = {
     "nfsd": (),
     "ism": ("GuidanceParams.delta_t=50",),
     "ssd": (),
-    "consistent3d": ("GuidanceParams.consistent3d_t_range=[0.02,0.7]",),
+    "consistent3d": ("Consistent3DParams.consistent3d_t_range=[0.02,0.7]",),
 }
 """What each method is given beside the quick start; `guidance` is the row's name where it is not said."""
 HEADINGS = ("R-precision", "over the start", "view word", "similarity", "saturation", "minutes")

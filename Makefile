@@ -77,7 +77,7 @@ $(READY):
 		if $(INSTALL) -c constraints.txt --target $(COMPILER) $$needed; then \
 			echo "No C++ compiler works here: $$needed compiles the kernels, which takes a minute or two, and is removed again"; \
 		else \
-			echo "No C++ compiler works here and $$needed cannot be fetched: everything runs, but an iteration takes about 55 times as long (7.8 s for 0.14 s). With a compiler, or the network, \`make clean demo\` builds the kernels" >&2; \
+			echo "No C++ compiler works here and $$needed cannot be fetched: everything runs, but the renderer takes 70 to 332 times as long (docs/rasterizer.md). With a compiler, or the network, \`make clean demo\` builds the kernels" >&2; \
 		fi; \
 	fi
 	@trap 'rm -rf $(COMPILER)' EXIT; \

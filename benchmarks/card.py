@@ -7,8 +7,8 @@ memory plan, a second compiled start, the encoder with several kernels tried, an
 ends with one table. Every part is a process of its own with a time limit: one that fails, hangs or is missing does not
 end the others. Parts that only have to pass run side by side, timed ones run alone.
 
-A bare machine needs torch and the wheels of `WHEELS`, the two submodules, and no network. `--device cpu --tiny` runs
-all parts as far as a CPU can, on sizes that say nothing about speed.
+A bare machine needs torch, the packages that the list WHEELS in benchmarks/card.py names, and no network.
+`--device cpu --tiny` runs all parts as far as a CPU can, on sizes that say nothing about speed.
 """
 
 import argparse

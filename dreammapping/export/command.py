@@ -1,7 +1,9 @@
-"""Write a run's Gaussians in the formats of viewers and engines: `... export output/quickstart --format glb spz`.
+"""Write a run's Gaussians in the formats of viewers and engines:
+`python -m dreammapping export output/quickstart --format glb spz`.
 
-Every format gets the axes that its readers expect, so that the object stands upright and shows its front; cameras.json
-is written too, in the frame of the .ply.
+Every format gets the axes that its readers expect, so that the object stands
+upright and shows its front; cameras.json is written too, in the frame of the
+.ply.
 """
 
 import argparse

@@ -1,8 +1,10 @@
-"""Make a figure or a table of the paper, or a table of the documents: `python -m dreammapping reproduce NAME`.
+"""Make a figure or a table of the paper, or a table of the documents:
+`python -m dreammapping reproduce NAME`.
 
-Each prompt, variant and seed is a run as `train.py` makes it, in the sweep `output/bench_CODE`, and is then scored.
-Finished runs are kept: repeat a stopped command to continue it. Runs that several figures need are made only once.
-`python -m dreammapping sweep status output/bench_CODE` shows the progress.
+Each prompt, variant and seed is a run as `train.py` makes it, in the sweep
+`output/bench_CODE`, and is then scored. Finished runs are kept: repeat a
+stopped command to continue it. Runs that several figures need are made only
+once. `python -m dreammapping sweep status output/bench_CODE` shows progress.
 """
 
 import argparse
@@ -21,16 +23,16 @@ FIGURES = {
     "fig7": "the operator: linear, with noise, noise-free",
     "fig8": "the cut-off of DCA: 100, 300, 500",
     "fig9": "on a radiance field: SDS, VSD, VDM + DCA",
-    "fig10": "text to 2D, all methods from one start; figure 14 with another --model",
-    "fig11": "variance of the predicted noise, and its correlation with the noise, over t",
+    "fig10": "text to 2D from one start; figure 14 with another --model",
+    "fig11": "the predicted noise over t: variance, correlation with the noise",
     "table1": "the methods: number of evaluations of the score model",
     "table2": "the systems: CLIP score and time",
     "table3": "the systems: 3D-FID",
-    "table4": "the systems: a page for participants, and mean ranks from their answers",
+    "table4": "the systems: a page for participants, mean ranks of their answers",
 }
 TABLES = {
-    "prompts": "VDM against SDS over prompts that nothing was tuned on (docs/results.md)",
-    "methods": "every method of Table 1 on the same prompts and seeds (docs/methods.md)",
+    "prompts": "VDM against SDS, prompts that nothing was tuned on: docs/results.md",
+    "methods": "every method of Table 1, same prompts and seeds: docs/methods.md",
 }
 
 
@@ -68,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompts",
         metavar="FILE|N",
-        help="a file with one prompt a line (not for the documents' tables), or a number of our own",
+        help="a file with one prompt a line (not for the documents' tables), or how many of our own",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds of each prompt and variant")
     parser.add_argument(

@@ -1,7 +1,9 @@
-"""A user study: `python -m dreammapping study build RUNS... --output DIR`, then `study score ANSWERS...`.
+"""A user study: `python -m dreammapping study build RUNS... --output DIR`,
+then `python -m dreammapping study score ANSWERS...`.
 
-`build` writes one page on which people rank the systems' pictures without seeing names, and save a file of answers;
-nothing is sent anywhere. `score` prints mean ranks with intervals, and how far people agree.
+`build` writes one page on which people rank the systems' pictures without
+seeing names, and save a file of answers; nothing is sent anywhere. `score`
+prints mean ranks with intervals, and how far people agree.
 """
 
 import argparse

@@ -16,9 +16,9 @@ VERBS = {
     ),
     "study": (
         "dreammapping.study.command",
-        "ask people: a page to rank systems on, and mean ranks of its answers",
+        "ask people: a page to rank systems on, and mean ranks",
     ),
-    "export": ("dreammapping.export.command", "write its Gaussians in the formats of viewers and engines"),
+    "export": ("dreammapping.export.command", "write a run's Gaussians for viewers and engines"),
     "page": ("dreammapping.page.command", "write a run's page, which a browser opens from the disk"),
     "mesh": ("dreammapping.mesh.command", "make a textured mesh of a run: .glb, .obj, .ply"),
     "sweep": ("dreammapping.sweep.command", "make many assets: prompts x settings x seeds"),
@@ -55,7 +55,7 @@ def usage() -> str:
     return (
         "usage: python -m dreammapping VERB ...\n\n"
         f"{''.join(lines)}\n"
-        "`python -m dreammapping VERB --help` has the options of one. Runs are made by train.py.\n"
+        "`python -m dreammapping VERB --help` has the options of one.\nRuns are made by train.py.\n"
     )
 
 

@@ -73,7 +73,7 @@ class Picture(Subject):
         if not self.images().isfinite().all():
             raise UserError(
                 f"{folder / 'picture.png'}: expected finite colours, got NaN or infinity; start anew with a lower "
-                "guidance_scale or ImageParams.lr, or precision=fp32"
+                "guidance_scale or ImageParams.lr, or precision=float32"
             )
         if not (folder / "picture.png").is_file():
             self.save(folder, step)

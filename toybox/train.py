@@ -344,21 +344,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="what to do (default: all)")
     parser.add_argument(
         "--start",
-        help="an earlier prior of this architecture, trained further, or none (default: toybox/prior on a cpu)",
+        help="a prior of this architecture to train further, or none (default: toybox/prior on a CPU, else none)",
     )
     parser.add_argument("--steps", type=int, help="steps of each stage, instead of minutes")
     parser.add_argument(
-        "--batches", type=float, default=1.0, help="batches times this, for a trial (default: 1)"
+        "--batches", type=float, default=1.0, help="factor on the batch sizes, for a trial (default: 1)"
     )
     parser.add_argument(
-        "--pools", type=float, default=1.0, help="renders and latents times this, for a trial (default: 1)"
+        "--pools",
+        type=float,
+        default=1.0,
+        help="factor on the numbers of renders and latents, for a trial (default: 1)",
     )
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)"
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
     parser.add_argument(
-        "--cache", type=Path, default=CACHE, help="renders of the disk cache (default: toybox/cache)"
+        "--cache", type=Path, default=CACHE, help="folder that keeps renders on disk (default: toybox/cache)"
     )
     settings = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -1,7 +1,9 @@
-"""Score finished runs or pictures: `python -m dreammapping evaluate output/quickstart`.
+"""Score finished runs or pictures:
+`python -m dreammapping evaluate output/quickstart`.
 
-CLIP score and R-precision against the prompt; with --references or --against also FID, KID, CMMD and MIND; saturation
-and, where the true object is known, fine detail; seconds, evaluations and memory as the run noted them.
+CLIP score and R-precision against the prompt; with --references or --against
+also FID, KID, CMMD and MIND; saturation and, where the true object is known,
+fine detail; seconds, evaluations and memory as the run noted them.
 """
 
 import argparse
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CLIP",
-        help="toybox, vit-l-14, vit-bigg-14, a CLIP's folder or a hub id; can be given again "
+        help="toybox, vit-l-14, vit-l-14-336, vit-bigg-14, a CLIP's folder or a hub id; can be given again "
         "(default: toybox for its own captions, else vit-l-14)",
     )
     parser.add_argument(

@@ -1,11 +1,13 @@
-"""Make many assets: every prompt with every combination of settings and every seed, each an ordinary run.
+"""Make many assets: every prompt with every combination of settings and every
+seed, each an ordinary run.
 
-A sweep is a folder, and its files are the truth: repeated, the same command continues, does what is new in the list,
-and leaves what is done. Several commands, terminals and machines may work at one folder.
+A sweep is a folder, and its files are the truth: repeated, the same command
+continues, does what is new in the list, and leaves what is done. Several
+commands, terminals and machines may work at one folder.
 
   sweep SWEEP.yaml                 what a file says (docs/sweeps.md)
-  sweep --prompts FILE --opt FILE  one prompt a line, with a file's settings; key=value changes one, and
-                                   key=[a,b,c] tries each
+  sweep --prompts FILE --opt FILE  one prompt a line, with a file's settings;
+                                   key=value changes one, key=[a,b,c] tries each
   sweep status FOLDER              how far a sweep is
   sweep results FOLDER             write its results.csv and results.json now
 """
@@ -81,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--losses", type=int, default=5, metavar="N",
                         help="give up a run after N workers died without a new checkpoint (default 5)")  # fmt: skip
     parser.add_argument("--stale", type=float, default=90.0, metavar="SECONDS",
-                        help="of silence after which another worker takes a run (default 90)")  # fmt: skip
+                        help="silence after which another worker takes a run (default 90)")  # fmt: skip
     parser.add_argument(
         "--judge", action="store_true", help="at the end, score every asset by the toybox's CLIP"
     )

@@ -35,9 +35,9 @@ def kernel() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         logger.warning(
-            "the compiled CPU rasterizer is missing (%s): the PyTorch path is used, and an iteration of training takes "
-            "about 55 times as long, or twice with a radiance field; reinstall diff-gaussian-rasterization where a C++ "
-            "compiler is found, or the network, to fetch one",
+            "the compiled CPU rasterizer is missing (%s): the PyTorch path is used and takes 70 to 332 times as long; "
+            "radiance fields take longer, too; reinstall diff-gaussian-rasterization where a C++ compiler is found, or "
+            "the network, to fetch one",
             error,
         )
         return None

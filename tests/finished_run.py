@@ -1,4 +1,4 @@
-"""A small finished run as the program leaves it, made without a training."""
+"""Small finished runs as the program leaves them, made without a training."""
 
 import json
 import shutil
@@ -9,9 +9,13 @@ import numpy as np
 from arguments import load, to_yaml
 from gaussian_renderer import render
 from scene.cameras import cameras_json, orbit
+from scene.field_file import write_field
+from scene.field_start import Blob
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians
-from tests.gaussians import random_gaussians
+from scene.radiance_field import RadianceField, hash_cells, new_hash_grid, new_voxel_grid
+from tests.balls import sides
+from tests.gaussians import random_gaussians, seeded
 from utils.checkpoint import save
 from utils.colormap import colored_depth
 from utils.images import to_uint8, write_picture
@@ -60,3 +64,24 @@ def finished_run(folder: Path, *words: str, gaussians: GaussianModel | None = No
         )
     shutil.rmtree(folder / "checkpoints")
     return folder
+
+
+def field_run(folder: Path, kind: str, text: str = "a red ball") -> tuple[Path, RadianceField]:
+    """A run folder with an opaque ball: red in front and blue behind in a grid, grey in hash tables."""
+    settings = [
+        f"representation={kind}", f"text={text}", "image_w=40", "image_h=40", "model_key=toybox", "device=cpu",
+        "FieldParams.bound=0.6", "FieldParams.samples=32", "FieldParams.occupancy_resolution=16",
+    ]  # fmt: skip
+    blob = Blob(200.0, 0.4)
+    if kind == "grid":
+        field = new_voxel_grid(blob, 0.6, 1.0, 25, lambda points: sides(points.t()))
+    else:
+        field = new_hash_grid(
+            blob, 0.6, 1.0, cells=hash_cells(2, 3, 8), power=9, features=2, width=8, layers=1, smoothstep=False,
+            rng=seeded(),
+        )  # fmt: skip
+    with Run(folder) as run:
+        run.claim(to_yaml(load(settings)[0]))
+        write_field(run.path("field.safetensors"), field, 7, text)
+        run.stands()
+    return folder, field

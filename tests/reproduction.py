@@ -43,8 +43,13 @@ def small_words(prior: Path, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def left(folder: Path, name: str, suffix: str) -> Path:
+    """A figure's file, with the name of its prior."""
+    return folder / "report" / f"{name}_prior.{suffix}"
+
+
 def numbers_of(folder: Path, name: str) -> dict:
-    return json.loads((folder / "report" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(left(folder, name, "json").read_text(encoding="utf-8"))
 
 
 def reproduce(name: str, *words: str) -> int:

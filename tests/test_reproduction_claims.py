@@ -19,7 +19,7 @@ HIGHER = (
 def comparison(low: float | None, high: float | None, verdict: str) -> dict:
     difference = {"mean": 1.5, "low": low, "high": high, "prompts": 2, "runs": 4, "spread": 0.1}
     each = {"first": "vdm", "second": "sds", "measure": CLIP, "difference": difference, "verdict": verdict}
-    return {"comparisons": [each]}
+    return {"comparisons": [each | {"needed": 12}]}
 
 
 def test_the_page_is_that_of_the_kept_numbers():
@@ -48,6 +48,7 @@ def test_a_claim_asks_for_what_its_figure_compares(claim):
                 "measure": each.measure,
                 "difference": found,
                 "verdict": verdict,
+                "needed": 12,
             }
             for each in figure.pairs
         ]
@@ -89,6 +90,7 @@ def test_a_verdict_is_that_of_the_interval(low, high, verdict, expected):
     judge = claims.differs("vdm", "sds", CLIP, "higher")
     said, found = judge(comparison(low, high, verdict))
     assert found == expected and said.startswith("CLIP score: 1.5")
+    assert said.endswith("; 12 runs of each would tell") == (expected == UNTOLD)
     assert claims.differs("vdm", "vsd", CLIP, "higher")(comparison(low, high, verdict)) is None
 
 
@@ -110,8 +112,10 @@ def test_without_numbers_a_claim_is_not_run_and_with_them_the_page_has_them(tmp_
     rows = [
         line for line in page.read_text().splitlines() if "fits the text better than SDS at CFG 7.5" in line
     ]
-    assert rows[0].endswith("| `command` | CLIP score: 1.50 (1.00 to 2.00); 9 runs, sd | holds |")
-    assert rows[1].endswith("| - | not run yet |")
+    assert rows[0].endswith("| `command` | CLIP score: 1.50 (1.00 to 2.00); 9 runs, sd | holds |  |")
+    assert all(row.endswith("| - | not run yet |  |") for row in rows[1:]) and len(rows) == 3
+    (tmp_path / "reproduction_fig6.png").write_bytes(b"")
+    assert "(images/reproduction_fig6.png)" in claims.table() and "fig7.png" not in claims.table()
 
 
 @pytest.mark.parametrize(("words", "expected"), [([], []), (["--write"], ["fig6"])])

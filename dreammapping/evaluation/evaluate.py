@@ -240,7 +240,7 @@ def toybox_captions(prompt: str) -> list[str]:
 
 def _beside_truth(source: Source, images: Tensor, protocol: Protocol) -> dict[str, Any]:
     """How renders of a toybox run look beside the true object, seen by the same cameras."""
-    if source.run is None or source.run.config.ModelParams.representation != "gaussians":
+    if not source.is_rendered:
         return {}
     exhibit = source.exhibit(protocol.views, protocol.seed)
     if exhibit.pair is None:

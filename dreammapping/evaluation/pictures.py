@@ -28,7 +28,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 class Source:
     """A run, or a folder of pictures, and the prompt that its pictures shall show; `open` makes it.
 
-    `run` is None for a folder of pictures; `iteration` is which of a run's Gaussians are seen, None for the last ones.
+    `run` is None for a folder of pictures; `iteration` is which of a run's assets is seen, None for the last ones.
     """
 
     folder: Path
@@ -48,10 +48,10 @@ class Source:
         """
         if (folder / SETTINGS).is_file():
             run = FinishedRun.open(folder)
-            if run.config.ModelParams.representation == "gaussians":
-                run.iteration(iteration)
-            else:
+            if _is_picture(run):
                 _left_by(run)
+            else:
+                run.iteration(iteration)
             return cls(folder, run.prompt if prompt is None else prompt, run, iteration)
         if not _pictures_in(folder):
             raise UserError(
@@ -74,14 +74,19 @@ class Source:
         return None if self.run is None else self.run.config.GuidanceParams
 
     @property
+    def is_rendered(self) -> bool:
+        """Whether there are Gaussians or a field to see from anywhere, and not only pictures."""
+        return self.run is not None and not _is_picture(self.run)
+
+    @property
     def seed(self) -> int:
         return 0 if self.run is None else self.run.config.seed
 
     def pictures(self, views: int | None = None, seed: int = 0) -> Float[Tensor, "V 3 H W"]:
         """What is scored, in 8 bits as a file has it.
 
-        Gaussians are rendered before white (a white object of the toybox before black) from the cameras of `RING`; of
-        other runs, and of folders, the pictures are those that lie there.
+        Gaussians and fields are rendered before white (a white object of the toybox before black) from the cameras of
+        `RING`; of pictures, and of folders, they are those that lie there.
 
         Args:
             views: how many of them, drawn by `seed` without replacement; all if None, or where there are fewer.
@@ -89,12 +94,12 @@ class Source:
         Raises:
             UserError: a picture cannot be read, or they are not of one size.
         """
-        if self.run is not None and self.run.config.ModelParams.representation == "gaussians":
-            exhibit = self.exhibit(views, seed)
-            return in_bytes(exhibit.render(exhibit.asset()))
         if self.run is None:
             return read_pictures(chosen(_pictures_in(self.folder), views, seed))
-        particles = self.run.config.ImageParams.particles if _is_picture(self.run) else 1
+        if self.is_rendered:
+            exhibit = self.exhibit(views, seed)
+            return in_bytes(exhibit.render(exhibit.asset()))
+        particles = self.run.config.ImageParams.particles
         found = read_pictures(_left_by(self.run))
         parts = torch.cat(found.chunk(particles, dim=3)) if particles > 1 else found
         return parts[chosen(list(range(len(parts))), views, seed)]
@@ -105,7 +110,7 @@ class Source:
         Raises:
             UserError: as `pictures`.
         """
-        if self.run is not None and self.run.config.ModelParams.representation == "gaussians":
+        if self.is_rendered:
             exhibit = Exhibit.of_run(
                 self.folder,
                 lambda params: orbit(count, params, polar_deg=90.0 - ELEVATION_DEG),
@@ -117,7 +122,7 @@ class Source:
         return found[sorted({len(found) * index // count for index in range(count)})]
 
     def exhibit(self, views: int | None = None, seed: int = 0) -> Exhibit:
-        """The run's Gaussians and the cameras that see them."""
+        """The run's Gaussians or field, and the cameras that see them."""
         return Exhibit.of_run(self.folder, ring(views, seed), self.prompt, self.iteration)
 
     def cost(self) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def _left_by(run: FinishedRun) -> list[Path]:
-    """The pictures that a run without Gaussians left: its own, or the test views of its last iteration."""
+    """The pictures that a run in two dimensions left: its own, or the test views of its last iteration."""
     own = run.folder / "picture.png"
     if _is_picture(run) and own.is_file():
         return [own]

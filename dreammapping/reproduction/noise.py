@@ -163,8 +163,8 @@ def draw(found: dict[str, Any], path: Path) -> bool:
     return bool(panels)
 
 
-def markdown(found: dict[str, Any], place: str, command: str, picture: str | None) -> str:
-    """The page: both curves as tables."""
+def markdown(found: dict[str, Any], place: str, command: str, picture: str | None, size_note: str) -> str:
+    """The page: both curves as tables, and what they stand on."""
     lines = [f"# {place}", "", f"`{command}`", ""]
     if picture is not None:
         lines += [f"![{place}]({picture})", ""]
@@ -184,4 +184,4 @@ def markdown(found: dict[str, Any], place: str, command: str, picture: str | Non
             f"{curve['noises']} noises of a picture at each t; in brackets 95 % intervals.",
             "",
         ]
-    return "\n".join(lines if found["curves"] else [*lines, "No run is finished yet.", ""])
+    return "\n".join([*lines, size_note, ""])

@@ -11,7 +11,7 @@ import torch
 from dreammapping.evaluation import encoders
 from dreammapping.evaluation.evaluate import Judges, Protocol, default_encoder, measure
 from dreammapping.evaluation.pictures import Source
-from dreammapping.evaluation.statistics import Scores, compare, interval
+from dreammapping.evaluation.statistics import Scores, Verdict, compare, interval
 from dreammapping.finished import FinishedRun
 from dreammapping.reproduction.cells import Result
 from dreammapping.reproduction.figures import (
@@ -176,9 +176,10 @@ def numbers(
         first, second = (scores(of[name], measures[pair.measure]) for name in (pair.first, pair.second))
         if first.keys() & second.keys():
             found = compare(first, second)
-            comparisons.append(
-                dataclasses.asdict(pair) | dataclasses.asdict(found) | {"verdict": found.verdict}
-            )
+            # runs that shared the machine took each other's time
+            shared = pair.measure == SECONDS and any(result["jobs"] > 1 for result in results)
+            verdict: Verdict = "not told apart" if shared else found.verdict
+            comparisons.append(dataclasses.asdict(pair) | dataclasses.asdict(found) | {"verdict": verdict})
     return {"variants": variants, "comparisons": comparisons}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,6 +107,12 @@ class Work:
         return {
             cell: run for cell, run in kept.items() if run is not None and not is_outdated(run, self.asked)
         }
+
+    @property
+    def stem(self) -> str:
+        """The name of its files: priors stand side by side, as in figure 14."""
+        model = re.sub(r"[^\w.-]+", "_", self.order.model.rstrip("/").rpartition("/")[2])
+        return self.figure.name if self.order.toybox else f"{self.figure.name}_{model}"
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -257,7 +264,9 @@ def _curves(work: Work, store: CellStore, results: list[Result]) -> str:
         results,
         found,
         draw=lambda path: noise.draw(found, path),
-        page=lambda picture: noise.markdown(found, work.figure.place, command(work), picture),
+        page=lambda picture: noise.markdown(
+            found, work.figure.place, command(work), picture, report.size_note(size(results))
+        ),
     )
 
 
@@ -334,7 +343,7 @@ def _preferred(work: Work, store: CellStore, results: list[Result]) -> str:
             f"Nobody has answered yet: {folder / study.PAGE} is for participants, whose files go beside it."
         )
     else:
-        said = "No run is finished yet."
+        said = "There is no page for participants yet."
     lines = [f"# {work.figure.place}", "", f"`{command(work)}`", ""]
     return leave(
         work,
@@ -342,7 +351,14 @@ def _preferred(work: Work, store: CellStore, results: list[Result]) -> str:
         {"study": None if ranks is None else ranks.as_dict()},
         draw=lambda path: report.draw(work.figure, results, path),
         page=lambda picture: "\n".join(
-            [*lines, *([f"![{work.figure.place}]({picture})", ""] if picture else []), said, ""]
+            [
+                *lines,
+                *([f"![{work.figure.place}]({picture})", ""] if picture else []),
+                said,
+                "",
+                report.size_note(size(results)),
+                "",
+            ]
         ),
     )
 
@@ -368,15 +384,15 @@ def leave(
         draw: writes the picture, if there is something to draw.
         page: makes the page of the picture's name.
     """
-    name, output = work.figure.name, work.order.output
-    picture = output / f"{name}.png"
+    name, stem, output = work.figure.name, work.stem, work.order.output
+    picture = output / f"{stem}.png"
     shown = picture.name if draw(picture) or picture.is_file() else None
     missing = len(work.cells) - len(results)
     text = page(shown) + (f"\nUnfinished: {missing} of {len(work.cells)} runs.\n" if missing else "")
     told = {"figure": name, "command": command(work), "model": work.order.model, "unfinished": missing}
     found = told | {"size": size(results)} | found
-    report.write_json(output / f"{name}.json", found)
-    write_text(output / f"{name}.md", text)
+    report.write_json(output / f"{stem}.json", found)
+    write_text(output / f"{stem}.md", text)
     if work.order.write:
         claims.keep(name, found, picture if shown else None)
     return text

@@ -22,7 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 DEMO := output/quickstart
 
-.PHONY: demo test test-matrix soak check format setup setup-dev clean
+.PHONY: demo test test-matrix soak check format setup setup-dev clean help
 
 demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 	@if grep -qs '"finished": true' $(DEMO)/run.json && ls $(DEMO)/videos/*/*.mp4 >/dev/null 2>&1; then \
@@ -36,13 +36,13 @@ demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 		if test -f "$$file"; then echo "Done. Open $$file in a browser; everything else is in $(DEMO)."; break; fi; \
 	done
 
-test: check  ## all checks and all tests, on as many as four cores; pytest has the last word
+test: check  ## all checks and all tests, on as many as four cores
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-test-matrix: $(READY_DEV)  ## all tests under other instruction sets, numbers of threads and orders; takes an hour or two
+test-matrix: $(READY_DEV)  ## all tests under other instruction sets, threads and orders: hours
 	@$(BIN)/python tests/matrix.py
 
-soak: $(READY_DEV)  ## hours of kills, damaged files and faults of the machine, of the day's seed; see docs/reliability.md
+soak: $(READY_DEV)  ## hours of kills and damaged files (docs/reliability.md)
 	@$(BIN)/python -m pytest -m slow tests/faults
 
 check: $(READY_DEV)  ## style, layers and types, without the tests
@@ -51,12 +51,12 @@ check: $(READY_DEV)  ## style, layers and types, without the tests
 	@$(BIN)/lint-imports
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: $(READY_DEV)
+format: $(READY_DEV)  ## put the code into the project's form
 	@$(BIN)/ruff check --fix-only --exit-zero .
 	@$(BIN)/ruff format .
 
-setup: $(READY)
-setup-dev: $(READY_DEV)
+setup: $(READY)  ## install the program into .venv
+setup-dev: $(READY_DEV)  ## and what the tests need
 
 $(READY):
 	@found=; for python in $(PYTHONS); do \
@@ -91,7 +91,10 @@ $(READY_DEV): $(READY)
 	@$(INSTALL) -c constraints.txt .[dev]
 	@touch $@
 
-clean:  ## removes what `make` built; finished runs in output/ stay
+clean:  ## remove what `make` built; runs in output/ stay
 	rm -rf $(VENV) build dreammapping.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf $(foreach folder,$(SUBMODULES),$(folder)/build $(folder)/*.egg-info)
+
+help:  ## these words
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1 \2/p' Makefile | while read -r name words; do printf '%-12s %s\n' "$$name" "$$words"; done

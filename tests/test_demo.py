@@ -41,3 +41,10 @@ def test_the_last_video_is_named_and_no_other(demo):
 def test_a_page_goes_before_the_video(demo):
     (demo / "index.html").touch()
     assert f"Open {demo}/index.html in a browser" in last_line(demo)
+
+
+def test_help_has_a_line_for_each_target():
+    run = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
+    assert sorted(line.split()[0] for line in run.stdout.splitlines()) == sorted(phony.split()[1:])
+    assert all(len(line) <= 80 and len(line.split()) > 1 for line in run.stdout.splitlines())

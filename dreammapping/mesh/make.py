@@ -20,7 +20,7 @@ from dreammapping.mesh.texture import Textured, paint
 from dreammapping.mesh.views import Source, around
 from utils.errors import UserError
 from utils.files import all_or_none, write_text
-from utils.own_files import note, refuse_others
+from utils.own_files import note, refuse_others, seal
 
 UNSEEN = 12
 """Views that a mesh is compared in, none of which made it."""
@@ -110,6 +110,7 @@ def mesh_run(
         seconds = time.monotonic() - start
         write_text(new / "mesh.json", json.dumps(numbers | {"seconds": round(seconds, 1)}, indent=2) + "\n")
         note(out, NAMES)
+    seal(out)
     return Made([out / name for name in WRITERS], len(mesh.faces), mesh.surface.watertight, likeness, seconds)
 
 

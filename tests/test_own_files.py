@@ -39,7 +39,9 @@ def test_a_file_of_ours_that_somebody_changed_is_theirs(tmp_path):
     (tmp_path / "a.glb").write_text("edited")
     note(tmp_path, ["b.obj"])
     seal(tmp_path)
-    with pytest.raises(UserError, match=r"a\.glb: expected .*, found one that was changed since; move it, or"):
+    with pytest.raises(
+        UserError, match=r"a\.glb: expected .*, found one that was changed since; move it, or"
+    ):
         note(tmp_path, ["a.glb"])
     (tmp_path / "never.ply").write_text("a user's")
     with pytest.raises(UserError, match=r"never\.ply: .* found another"):

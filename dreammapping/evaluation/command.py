@@ -12,6 +12,8 @@ from dreammapping.json_file import JsonFile, add_json_option
 from utils.errors import UserError
 from utils.paths import expanded
 
+MOST_VIEWS = 1000
+
 
 def main(words: list[str]) -> int:
     """The command line of `judge`; returns the exit code."""
@@ -27,8 +29,8 @@ def main(words: list[str]) -> int:
 
 
 def _judge(options: argparse.Namespace) -> int:
-    if options.views < 4:
-        raise UserError(f"--views: expected at least 4, got {options.views}; 16 to 32 are usual")
+    if not 4 <= options.views <= MOST_VIEWS:
+        raise UserError(f"--views: expected 4 to {MOST_VIEWS}, got {options.views}; 16 to 32 are usual")
     numbers = JsonFile(options.json, "run", "prompt", "views", "asset")
     from dreammapping.evaluation.judge import judge_run, table
 

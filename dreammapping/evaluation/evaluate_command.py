@@ -13,6 +13,9 @@ from dreammapping.json_file import JsonFile, add_json_option
 from utils.errors import UserError
 from utils.paths import expanded
 
+LIMITS = {"views": (1, 10**6), "references": (0, 10**6), "seed": (0, 2**32 - 1)}
+"""Least and most of each option."""
+
 
 def main(words: list[str]) -> int:
     """The command line of `evaluate`; returns the exit code."""
@@ -93,10 +96,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    for name, least in (("views", 1), ("references", 0)):
+    for name, (least, most) in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name}: expected at least {least}, got {value}; give a larger number")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name}: expected {least} to {most}, got {value}; give a number in that range")
     if options.features and not (options.references or options.against):
         raise UserError("--features: expected --references or --against beside it, got neither; add one")
     numbers = JsonFile(options.json, "protocol", "rows")

@@ -554,6 +554,10 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(dataset, "generate", stop)
+    assert dataset.main(["--cache", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from the shards that are written\n"
+
     monkeypatch.setattr(train, "Training", stop)
     assert train.main(["--output", str(tmp_path), "--threads", "1", "--device", "cpu"]) == 130
     assert capsys.readouterr().err == "stopped; the same command goes on from the checkpoints\n"

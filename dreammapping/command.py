@@ -1,6 +1,7 @@
 """The end of a command line: what a command's work comes to, as an exit code."""
 
 import signal
+import sys
 from collections.abc import Callable
 
 from utils.console import complain, forgiving_errors, show_every_letter
@@ -15,7 +16,7 @@ def exit_code(
     debug: bool = False,
 ) -> int:
     """Do a command's work: its own code, 2 for a user's mistake (one line on standard error), 128 plus the number
-    of a signal that ended it (130 for Ctrl-C).
+    of a signal that ended it (130 for Ctrl-C). What the file system refuses, and memory that is full, are a line too.
 
     Args:
         stopped: what a signal comes to, unless the interruption itself says it.
@@ -31,6 +32,28 @@ def exit_code(
                 raise
             complain(f"error: {error}")
             return 2
+        except OSError as error:
+            if debug:
+                raise
+            where = error.filename if error.filename is not None else "this machine"
+            complain(
+                f"error: {where}: cannot be used ({error.strerror or error}); correct the path, its permissions, or "
+                "what the disk lacks"
+            )
+            return 2
+        except (MemoryError, RuntimeError) as error:
+            if debug or not _is_out_of_memory(error):
+                raise
+            complain("error: memory is full; end what else uses it, or ask for less at once")
+            return 2
         except KeyboardInterrupt as error:
             complain(str(error) or stopped)
             return 128 + getattr(error, "number", signal.SIGINT)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:  # which no verb loads for its help
+        return isinstance(error, MemoryError)
+    from utils.device import is_out_of_memory
+
+    return is_out_of_memory(error)

@@ -222,8 +222,9 @@ def runs_in(folder: Path) -> list[Path]:
     """The folder, where it is a run; else the runs in it, by their names.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or can be no path.
     """
+    user_path(str(folder), "run folder")
     found = [folder] if (folder / SETTINGS).is_file() else sorted(folder.glob(f"*/{SETTINGS}"))
     if not found:
         raise UserError(f"{folder}: expected a run, or a folder of runs, found neither; name a run folder")

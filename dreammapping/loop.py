@@ -120,10 +120,10 @@ def _saved_when_full(optimization: Optimization, save: Callable[[], None]) -> It
 
 @contextmanager
 def _saved_when_it_fails(save: Callable[[], None]) -> Iterator[None]:
-    """Where a caller's function raises, the iteration before it is not lost."""
+    """Where a caller's function raises, or ends the program, the iteration before it is not lost."""
     try:
         yield
-    except Exception:
+    except (Exception, SystemExit):
         save()
         raise
 

@@ -24,6 +24,7 @@ from utils.device import choose_device, fullness, is_out_of_memory, plain_torch
 from utils.distributed import joined, rank
 from utils.errors import Stopped, UserError
 from utils.interruption import Interruption, told_apart
+from utils.repository import QUICKSTART
 from utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Result:
 
 def generate(
     prompt: str,
-    settings: str | Path = "configs/quickstart.yaml",
+    settings: str | Path = QUICKSTART,
     *,
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
@@ -65,7 +66,7 @@ def generate(
     """Make an asset of a prompt.
 
     Args:
-        settings: a settings file; what it does not name has its default.
+        settings: a settings file; what it does not name has its default. The quick start's, wherever the program lies.
         overrides: settings to change, such as `{"iterations": 300, "GuidanceParams.guidance_scale": 15}`; a key that
             only one group has needs no group.
         resume, force: go on with, or replace, the run that the folder already holds.

@@ -1,6 +1,7 @@
 """`evaluate`: runs and pictures by one protocol, references that are kept, and one line for whatever is missing."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -299,8 +300,10 @@ def test_a_prior_that_is_missing_is_named_before_anything_is_rendered(capsys, tm
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--views", "0"], "--views: expected at least 1, got 0"),
-        (["--references", "-1"], "--references: expected at least 0, got -1"),
+        (["--views", "0"], "--views: expected 1 to 1000000, got 0"),
+        (["--references", "-1"], "--references: expected 0 to 1000000, got -1"),
+        (["--seed", str(2**64)], f"--seed: expected 0 to 4294967295, got {2**64}"),
+        (["--scorer", ".mine:score"], "expected a module that can be imported, got .mine"),
         (["--features", "toybox"], "--features: expected --references or --against beside it"),
         (["--captions", "nowhere.txt"], "--captions: expected a text file, got nowhere.txt"),
         (["--iteration", "7"], "expected iteration 5, 10, got 7"),
@@ -310,6 +313,26 @@ def test_a_prior_that_is_missing_is_named_before_anything_is_rendered(capsys, tm
 )
 def test_words_that_cannot_be_used_are_named(capsys, run, pictures, words, message):
     assert message in error_of(capsys, run, *(word.replace("{pictures}", str(pictures)) for word in words))
+
+
+def test_pictures_to_compare_with_are_looked_for_before_anything_is_loaded(capsys, run, monkeypatch):
+    monkeypatch.setattr(evaluation.encoders, "load_encoder", lambda *_: pytest.fail("loaded"))
+    assert "nowhere: expected a run" in error_of(capsys, run, "--against", "nowhere")
+
+
+def test_a_mark_of_the_encoding_is_no_letter_of_a_prompt(tmp_path, pictures):
+    """As editors of Windows write one."""
+    (pictures / "prompt.txt").write_text("a red car\n", encoding="utf-8-sig")
+    assert Source.open(pictures).prompt == "a red car"
+    assert evaluation.read_captions(pictures / "prompt.txt") == ("a red car",)
+
+
+def test_a_folder_or_a_pipe_with_the_name_of_a_picture_is_none(tmp_path, pictures):
+    before = Source.open(pictures, "a red car").pictures()
+    (pictures / "old.png").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(pictures / "pipe.png")
+    assert torch.equal(Source.open(pictures, "a red car").pictures(), before)
 
 
 def test_a_folder_without_pictures_or_prompt_is_named(capsys, tmp_path, pictures):

@@ -280,3 +280,12 @@ def test_a_file_where_a_folder_is_expected_is_not_asked_of_a_hub(online, setting
     problems = [problem for problem in models.missing_models(config) if setting in problem]
     assert len(problems) == 1 and "or a hub id, got the file some/file.safetensors" in problems[0]
     assert not [request for request in online.requests if "file.safetensors" in request]
+
+
+def test_ctrl_c_while_something_is_fetched_is_one_line(monkeypatch, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("guidance.models.__main__.fetch", stop)
+    assert main(["fetch", "sd21-base"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"

@@ -1,14 +1,19 @@
 """Pictures and videos on disk, contact sheets, depth in colour, and the smoothness term."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from scene.regularizers import total_variation
 from utils.colormap import colored_depth
 from utils.contact_sheet import GAP, LINE, contact_sheet
+from utils.errors import UserError
 from utils.images import grid, read_picture, to_uint8, write_picture
-from utils.video import frame_count, video
+from utils.video import frame_count, try_encoder, video
 
 
 def test_total_variation_is_upstreams_formula():
@@ -29,6 +34,38 @@ def test_a_picture_comes_back_to_the_bit(tmp_path):
     write_picture(tmp_path / "a.png", image)
     assert np.array_equal(read_picture(tmp_path / "a.png"), to_uint8(image)[0])
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_picture_is_read_as_viewers_show_it(tmp_path):
+    """Before white where it is transparent, whatever colour is hidden there; of 16 bits the higher eight; upright."""
+    hidden = np.zeros((2, 3, 4), np.uint8)
+    hidden[0] = 255, 0, 0, 255
+    Image.fromarray(hidden).save(tmp_path / "a.png")
+    expected = np.full((2, 3, 3), 255, np.uint8)
+    expected[0] = 255, 0, 0
+    assert np.array_equal(read_picture(tmp_path / "a.png"), expected)
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    palette.putpalette([0, 0, 0, 0, 0, 255])
+    palette.save(tmp_path / "p.png", transparency=0)
+    assert read_picture(tmp_path / "p.png").tolist() == [[[255, 255, 255], [0, 0, 255]]]
+    grey = np.array([[0, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert read_picture(tmp_path / "grey.png")[..., 1].tolist() == [[0, 128, 255]]
+    turned = Image.Exif()
+    turned[0x0112] = 3  # half a turn
+    Image.fromarray(expected).save(tmp_path / "turned.png", exif=turned)
+    assert np.array_equal(read_picture(tmp_path / "turned.png"), expected[::-1, ::-1])
+
+
+def test_a_picture_that_is_broken_or_too_large_is_an_error_of_its_file(tmp_path, monkeypatch):
+    write_picture(tmp_path / "a.png", np.zeros((64, 64, 3), np.uint8))
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(content[:30] + b"\0\0\0" + content[33:])
+    with pytest.raises((OSError, ValueError)):
+        read_picture(tmp_path / "broken.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64)  # it warns from there on, and stops at twice as many
+    with pytest.raises(OSError, match="exceeds limit"):
+        read_picture(tmp_path / "a.png")
 
 
 def test_a_grid_has_a_row_for_each_batch_and_white_gaps():
@@ -126,6 +163,26 @@ def test_a_video_is_h264_with_every_frame(tmp_path):
     assert meta["codec"] == "h264" and meta["size"] == (48, 32) and meta["fps"] == 10
     np.testing.assert_allclose(read, [0, 100, 200], atol=3)
     assert frame_count(tmp_path / "a.mp4") == 3
+
+
+def test_a_colon_in_a_path_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("red: car", "a.mp4")
+    with video(path) as write:
+        write(np.zeros((16, 16, 3), np.uint8))
+    assert frame_count(path.absolute()) == 1
+
+
+def test_without_a_place_for_temporary_files_there_is_no_video(tmp_path, monkeypatch):
+    """A container whose own disk is read only, with a folder of the host's for the results."""
+
+    def refuse():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"no temporary file: No usable .*; set TMPDIR to a folder"):
+        try_encoder(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_video_has_no_frames(tmp_path):

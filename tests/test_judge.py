@@ -196,8 +196,17 @@ def test_an_iteration_that_was_not_saved_is_named(capsys, run):
     assert "expected iteration 5, 10, got 7" in error_of(capsys, run, "--iteration", 7)
 
 
-def test_too_few_views_are_refused(capsys, run):
-    assert "--views: expected at least 4, got 3" in error_of(capsys, run, "--views", 3)
+def test_too_few_views_and_too_many_are_refused(capsys, run):
+    for views in (3, 10**9):
+        assert f"--views: expected 4 to 1000, got {views}" in error_of(capsys, run, "--views", views)
+
+
+def test_scores_that_cannot_be_kept_are_told_all_the_same(run, clip, capsys, caplog):
+    """A run that is somebody else's: its folder cannot be written."""
+    (run / "judge.json").mkdir()
+    result = judge_run(run, views=4, clip=clip)
+    assert "judge.json: cannot be written" in caplog.text and "scores are not kept there" in caplog.text
+    assert "similarity" in table(result)
 
 
 def test_a_missing_clip_is_named(tmp_path):

@@ -253,6 +253,22 @@ def test_somebody_elses_page_is_left_alone(folder, tmp_path):
             write_page(opened(folder), tmp_path / "pipe.html")
 
 
+def test_folders_that_vanish_meanwhile_cost_nothing(tmp_path, monkeypatch):
+    """A run that goes on removes checkpoints, and renames what it has written."""
+    run = finished_run(tmp_path / "run")
+    for name in ("checkpoints/iteration_000010", "export/half"):
+        (run / name).mkdir(parents=True)
+    scan = os.scandir
+
+    def late(path="."):
+        if str(path).endswith(("iteration_000010", "half")):
+            os.rmdir(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert "run.json" in write_page(FinishedRun.open(run)).read_text(encoding="utf-8")
+
+
 def test_a_large_video_is_linked(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "MOST_VIDEO_BYTES", 10)
     sources = [

@@ -522,6 +522,47 @@ def test_a_drawn_picture_is_the_render_of_its_labels(pool):
         assert off.min() < 1e-5
 
 
+def test_no_other_model_is_trained_over(tmp_path, capsys):
+    """`--output` in the place of `--start`, with Stable Diffusion's folder."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"block_out_channels": [320, 640, 1280, 1280]}')
+    before = sorted(tmp_path.rglob("*"))
+    words = ["--preset", "cpu", "--device", "cpu", "--threads", "1", "--cache", str(tmp_path / "cache")]
+    assert train.main([*words, "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'unet'}: expected nothing, or what this command has trained" in error
+    assert error.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+    models.refuse_others(PRIOR)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threads", "0"], "--threads: expected more than 0, got 0"),
+        (["--minutes", "nan"], "--minutes: expected more than 0, got nan"),
+        (["--steps", "-1"], "--steps: expected more than 0, got -1"),
+        (["--device", "gpu"], "--device: expected cpu or cuda, got 'gpu'"),
+    ],
+)
+def test_a_number_that_no_training_can_have_is_one_line(tmp_path, capsys, words, message):
+    assert train.main([*words, "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset, "generate", stop)
+    assert dataset.main(["--cache", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from the shards that are written\n"
+
+    monkeypatch.setattr(train, "Training", stop)
+    assert train.main(["--output", str(tmp_path), "--threads", "1", "--device", "cpu"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from the checkpoints\n"
+
+
 def test_view_indices_are_those_of_the_words():
     azimuths = torch.tensor([0.0, 45.0, -45.0, 46.0, 134.0, -90.0, 270.0, 135.0, -135.0, 180.0, 540.0, 360.0])
     words = [world.VIEWS[index] for index in view_index(azimuths).tolist()]

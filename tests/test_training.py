@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -17,12 +18,13 @@ import pytest
 import torch
 import yaml
 
+from arguments import load
 from arguments.names import MOVED
 from dreammapping import gaussians, generate, optimize
 from dreammapping.optimization import Optimization
 from scene.ply import read_gaussians
 from train import main
-from utils.device import choose_device
+from utils.device import choose_device, plain_torch
 from utils.errors import UserError
 from utils.interruption import as_ctrl_c
 from utils.optimizers import step_unless
@@ -332,9 +334,27 @@ def test_python_may_call_from_anywhere(short, tmp_path, door):
     assert result.exit_code == 0 and len(result.gaussians) > 0
 
 
-def test_a_callback_that_raises_loses_nothing(short, tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        optimize(configured([*short, "checkpoint_interval=9"]), quiet=True, callback=lambda *_: 1 // 0)
+def test_the_random_numbers_of_a_caller_go_on_as_if_nothing_had_been_seeded():
+    before = torch.get_rng_state()
+    with plain_torch():
+        torch.manual_seed(7)
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_settings_of_python_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    default = inspect.signature(generate).parameters["settings"].default
+    assert load(["--opt", str(default)])[0].GuidanceParams.model_key == "toybox"
+
+
+@pytest.mark.parametrize("end", [ZeroDivisionError, SystemExit])
+def test_a_callback_that_raises_loses_nothing(short, tmp_path, end):
+    def callback(*_):
+        raise end
+
+    with pytest.raises(end):
+        optimize(configured([*short, "checkpoint_interval=9"]), quiet=True, callback=callback)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] == 1
     assert optimize(configured(short), resume=True, quiet=True).exit_code == 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dreammapping.__main__ import VERBS, main
+from dreammapping.command import exit_code
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "numpy", "scipy", "cv2", "PIL", "diffusers", "transformers", "omegaconf"}
@@ -53,6 +54,42 @@ def test_a_home_that_the_shell_left_is_found(tmp_path, monkeypatch, capsys, word
     (tmp_path / "run").mkdir()
     assert main([*words, "~/run"]) == 2
     assert str(tmp_path / "run") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["judge"], ["evaluate", "--prompt=x"], ["export", "--format=ply"], ["page"], ["mesh"], ["view"],
+        ["sweep", "status"], ["sweep", "results"], ["sweep"], ["study", "build", "--output=out"],
+        ["study", "build", "--output=out", "a=here"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_name_that_no_folder_can_have_is_one_line(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "x" * 300]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def raising(error):
+    def work():
+        raise error
+
+    return work
+
+
+def test_what_the_file_system_refuses_and_memory_that_is_full_are_one_line(capsys):
+    assert exit_code(raising(PermissionError(13, "Permission denied", "/their/run"))) == 2
+    assert "error: /their/run: cannot be used (Permission denied); correct" in capsys.readouterr().err
+    assert exit_code(raising(MemoryError())) == 2
+    assert exit_code(raising(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))) == 2
+    said = capsys.readouterr().err
+    assert said.count("error: memory is full; end what else uses it") == said.count("\n") == 2
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        exit_code(raising(RuntimeError("a fault of ours")))
+    with pytest.raises(MemoryError):
+        exit_code(raising(MemoryError()), debug=True)
 
 
 def test_methods_are_an_option_of_their_table_alone(capsys):

@@ -12,6 +12,8 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,8 +37,10 @@ from toybox.world import (
     train_pairs,
     view_word,
 )
+from utils.console import complain
 from utils.errors import UserError
 from utils.files import atomic
+from utils.interruption import as_ctrl_c
 
 CACHE = Path(__file__).parent / "cache"
 SHARD = 250
@@ -209,6 +213,7 @@ def generate(
 
 def _use_one_thread() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers, and says so in one line
 
 
 def _write_shard(
@@ -277,7 +282,7 @@ def _shard(folder: Path, start: int) -> Path:
     return folder / f"{start:07d}.npz"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m toybox.dataset", description="Render the toybox's data set."
     )
@@ -289,13 +294,19 @@ def main() -> None:
     parser.add_argument(
         "--cache", type=Path, default=CACHE, help="folder for the files (default: toybox/cache)"
     )
-    settings = parser.parse_args()
+    settings = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        generate(settings.views, settings.size, settings.seed, settings.cache)
+        with as_ctrl_c():
+            generate(settings.views, settings.size, settings.seed, settings.cache)
     except UserError as error:
-        parser.exit(2, f"{error}\n")
+        complain(f"error: {error}")
+        return 2
+    except KeyboardInterrupt as error:
+        complain("stopped; the same command goes on from the shards that are written")
+        return 128 + getattr(error, "number", signal.SIGINT)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,9 +5,11 @@ Everything is an ordinary `transformers` or `diffusers` class, so that `StableDi
 """
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -19,6 +21,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from toybox import world
 from toybox.starts import convolve, keep_words_apart, pass_colour_through, start_as_identity
+from utils.errors import UserError
 from utils.files import atomic
 
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 128, 32, 4
@@ -213,6 +216,35 @@ def save_pipeline(
         for part in sorted(Path(whole).iterdir()):
             with atomic(folder / part.name) as target:
                 part.rename(target)
+
+
+def refuse_others(folder: Path) -> None:
+    """Before a folder is trained into, that no part of another model lies there: it would be replaced.
+
+    Raises:
+        UserError: one does.
+    """
+    sizes = {
+        "vae": (
+            "encoder_block_out_channels",
+            lambda: list(build_autoencoder().config.encoder_block_out_channels),
+        ),
+        "unet": ("block_out_channels", lambda: list(build_unet().config.block_out_channels)),
+        "text_encoder": ("hidden_size", lambda: WIDTH),
+    }
+    for part, (key, ours) in sizes.items():
+        if os.path.lexists(folder / part) and _setting(folder / part / "config.json", key) != ours():
+            raise UserError(
+                f"{folder / part}: expected nothing, or what this command has trained, found another; choose another "
+                "--output"
+            )
+
+
+def _setting(path: Path, key: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def count_macs(forward: Callable[[], object]) -> float:

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,8 +31,10 @@ from toybox.objects import solids
 from toybox.speed import fastest, use_fast_arithmetic
 from toybox.train_loop import Budget, Loop
 from toybox.train_views import Pool, Source, Views
+from utils.console import complain
 from utils.errors import UserError
 from utils.files import atomic
+from utils.interruption import as_ctrl_c
 
 STAGES = ("vae", "clip", "unet", "report")
 _TRAINED = ("vae", "clip", "unet")
@@ -364,32 +367,49 @@ def main(arguments: list[str] | None = None) -> int:
         "--cache", type=Path, default=CACHE, help="folder that keeps renders on disk (default: toybox/cache)"
     )
     settings = parser.parse_args(arguments)
+    try:
+        with as_ctrl_c():
+            _train(settings, arguments)
+    except UserError as error:
+        complain(f"error: {error}")
+        return 2
+    except KeyboardInterrupt as error:
+        complain("stopped; the same command goes on from the checkpoints")
+        return 128 + getattr(error, "number", signal.SIGINT)
+    return 0
+
+
+def _train(settings: argparse.Namespace, arguments: list[str]) -> None:
+    for name in ("threads", "steps", "minutes", "batches", "pools"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name}: expected more than 0, got {value:g}; leave it out for the default")
+    try:
+        device = torch.device(settings.device)
+    except RuntimeError as error:
+        raise UserError(f"--device: expected cpu or cuda, got {settings.device!r}; correct it") from error
+    models.refuse_others(settings.output)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(settings.threads)
     use_fast_arithmetic()
     if "WORLD_SIZE" in os.environ:
         torch.distributed.init_process_group("gloo")
-    preset = PRESETS[settings.preset or ("card" if cuda else "cpu")].scaled(settings.batches, settings.pools)
+    preset = PRESETS[settings.preset or ("card" if torch.cuda.is_available() else "cpu")].scaled(
+        settings.batches, settings.pools
+    )
     if settings.minutes is not None:
         preset = replace(preset, minutes=settings.minutes)
     if settings.start is not None:
         preset = replace(preset, start=None if settings.start == "none" else Path(settings.start))
     if settings.output.resolve() == PRIOR:
         log.warning("toybox train: replaces the shipped prior in %s", PRIOR)
-    training = Training(
-        settings.output, settings.cache, torch.device(settings.device), preset, settings.steps
-    )
-    try:
-        if settings.stage == "all":
-            training.all(arguments)
-        else:
-            if settings.stage in ("clip", "unet"):
-                training.prepare()
-            getattr(training, settings.stage)()
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+    training = Training(settings.output, settings.cache, device, preset, settings.steps)
+    if settings.stage == "all":
+        training.all(arguments)
+    else:
+        if settings.stage in ("clip", "unet"):
+            training.prepare()
+        getattr(training, settings.stage)()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ def choose_device(name: str) -> torch.device:
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
     """Within the block new tensors are float32 and on the CPU unless they say otherwise, nothing is cast by itself, and
-    gradients are taken, whatever a caller has set or switched off around it."""
+    gradients are taken, whatever a caller has set or switched off around it; and what is seeded and drawn in it changes
+    none of the caller's random numbers."""
     number = torch.get_default_dtype()
     with contextlib.ExitStack() as kept:
         kept.enter_context(torch.inference_mode(False))
@@ -47,6 +48,8 @@ def plain_torch() -> Iterator[None]:
                 kept.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device() != torch.device("cpu"):  # such a context costs every operation a little
             kept.enter_context(torch.device("cpu"))
+        cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        kept.enter_context(torch.random.fork_rng(cards))
         torch.set_default_dtype(torch.float32)
         try:
             yield

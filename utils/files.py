@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -24,9 +25,11 @@ def atomic(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
         durable: what was written is on the disk before it is renamed; False for what can be made again.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written.
+        UserError: the disk is full, or the folder cannot be written; or a pipe or device has the name.
     """
     path = Path(path)
+    if is_stream(path):
+        raise UserError(f"{path}: expected a file or nothing, found a pipe or device; choose another name")
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +89,31 @@ def all_or_none(folder: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # files are in it
             if not existed:
                 folder.rmdir()
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a pipe, a device or a socket is there, which no file may take the place of."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def check_writable(folder: Path) -> None:
+    """Before a minute's work, that its result can be written into a folder, which need not be there yet.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(
+            f"{folder}: cannot be written ({there} is no folder that can be); choose another folder"
+        )
 
 
 def unfinished(folder: Path, parts: Collection[str]) -> list[Path]:

@@ -1,6 +1,7 @@
 """Pictures on disk. Tensors are `(B, C, H, W)` with values in [0, 1]."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,6 +9,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from utils.files import atomic
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def to_uint8(images: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B H W 3"]:
@@ -39,8 +43,27 @@ def write_picture(path: Path, image: Float[Tensor, "1 C H W"] | UInt8[np.ndarray
 
 
 def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Read an image as 8-bit RGB."""
+    """Read an image as 8-bit RGB, as viewers show it: upright, before white where it is transparent, 16 bits rounded.
+
+    Raises:
+        OSError, ValueError: it is no picture, a broken one, or one of more pixels than anybody has.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(_as_rgb(ImageOps.exif_transpose(image)))
+    except (SyntaxError, Image.DecompressionBombError) as error:  # what Pillow calls a broken PNG
+        raise OSError(str(error)) from error
+
+
+def _as_rgb(image: "Image") -> "Image":
     from PIL import Image
 
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    if image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
+        eight = np.rint(np.asarray(image, dtype=np.float64) / 257.0).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(eight).convert("RGB")
+    if image.has_transparency_data:
+        colors = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colors).convert("RGB")
+    return image.convert("RGB")

@@ -1,5 +1,7 @@
-"""Files of ours in a folder that anybody may use: replaced where this program made them, and never where others did."""
+"""Files of ours in a folder that anybody may use: replaced as this program left them, and never where others made or
+changed them."""
 
+import hashlib
 import json
 import os
 from collections.abc import Collection
@@ -9,49 +11,72 @@ from utils.errors import UserError
 from utils.files import write_text
 
 RECORD = ".dreammapping-files"
-"""In such a folder: the names of those that this program made."""
+"""In such a folder: the names of those that this program made, each with the SHA-256 of what it left there; null where
+it has not ended yet, or was killed."""
 
 
 def refuse_others(folder: Path, names: Collection[str]) -> None:
-    """Raise UserError where somebody else's file has one of the names."""
+    """Raise UserError where somebody else's file has one of the names, or one of ours was changed since."""
     ours = recorded(folder)
     for name in names:
-        if name not in ours and os.path.lexists(folder / name):
+        path = folder / name
+        if os.path.lexists(path) and not (name in ours and ours[name] in (None, _digest(path))):
+            found = "one that was changed since" if name in ours else "another"
             raise UserError(
-                f"{folder / name}: expected no file, or one that this program made there, found another; move it, or "
+                f"{path}: expected no file, or one that this program made there, found {found}; move it, or "
                 "choose another --output"
             )
 
 
 def note(folder: Path, names: Collection[str]) -> None:
-    """Note that this program makes files of these names; to be done before it does.
+    """Note that this program makes files of these names; to be done before it does, and `seal` after.
 
     Raises:
         UserError: as `refuse_others`, or the folder cannot be written.
     """
     refuse_others(folder, names)
-    ours = recorded(folder)
-    if not ours.issuperset(names):
-        write_text(folder / RECORD, json.dumps(sorted({*ours, *names}), indent=0) + "\n")
+    _write(folder, recorded(folder) | dict.fromkeys(names))
 
 
-def forget_absent(folder: Path) -> None:
-    """Of the names that were noted keep those of files that are there: what was not made is nobody's yet.
+def seal(folder: Path) -> None:
+    """Of the files that were noted keep what is in them: who changes one makes it their own. What was not made is
+    nobody's yet.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    there = [name for name in recorded(folder) if os.path.lexists(folder / name)]
-    if there:
-        write_text(folder / RECORD, json.dumps(sorted(there), indent=0) + "\n")
-    else:
+    ours = recorded(folder)
+    there = {name: digest or _digest(folder / name) for name, digest in ours.items()
+             if os.path.lexists(folder / name)}  # fmt: skip
+    if not there:
         (folder / RECORD).unlink(missing_ok=True)
+    elif there != ours:
+        _write(folder, there)
 
 
-def recorded(folder: Path) -> set[str]:
-    """The names of the files that this program made in a folder; none where it has no record, or a broken one."""
+def recorded(folder: Path) -> dict[str, str | None]:
+    """The files that this program made in a folder, as `RECORD` has them; none where it has no record, or a broken one.
+
+    An earlier version kept a list of names alone.
+    """
     try:
-        names = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return {name for name in names if isinstance(name, str)}
+        known = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        names = known.items() if isinstance(known, dict) else ((name, None) for name in known)
+        return {name: digest for name, digest in names if isinstance(name, str)}
     except (OSError, ValueError, TypeError, RecursionError):
-        return set()
+        return {}
+
+
+def _write(folder: Path, ours: dict[str, str | None]) -> None:
+    write_text(folder / RECORD, json.dumps(dict(sorted(ours.items())), indent=0) + "\n")
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; "" of what is none that can be read."""
+    try:
+        if path.is_symlink() or not path.is_file():  # a pipe would be waited for
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

@@ -53,7 +53,7 @@ def try_encoder(folder: Path) -> None:
 
 def frame_count(path: Path) -> int:
     """The frames that a video's index lists; 0 where no player opens it."""
-    reader = cv2.VideoCapture(str(path))
+    reader = cv2.VideoCapture(str(path.absolute()))  # "a:b" would be a protocol
     try:
         return int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if reader.isOpened() else 0
     finally:
@@ -63,7 +63,14 @@ def frame_count(path: Path) -> int:
 @contextlib.contextmanager
 def _encoder(target: Path, path: Path, fps: int) -> Iterator[Write]:
     """As `video`, into `target`, which messages call `path`."""
-    with tempfile.TemporaryFile() as said:  # a pipe that nobody reads would fill and stop FFmpeg
+    with contextlib.ExitStack() as kept:
+        try:  # a pipe that nobody reads would fill and stop FFmpeg
+            said = kept.enter_context(tempfile.TemporaryFile())
+        except OSError as error:  # a container whose own disk is read only
+            raise UserError(
+                f"{path}: the video cannot be encoded (no temporary file: {error.strerror}); set TMPDIR to a folder "
+                "that can be written"
+            ) from error
         encoder = _Encoder(target, path, fps, said)
         try:
             yield encoder.write
@@ -123,7 +130,7 @@ class _Encoder:
         words = f"-y -v error -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {self._fps} -i - -an".split()
         words += f"-vcodec libx264 -pix_fmt yuv420p -crf {QUALITY}".split()
         return subprocess.Popen(
-            [program, *words, str(self._target)],
+            [program, *words, str(self._target.absolute())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._said,

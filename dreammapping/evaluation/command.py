@@ -5,14 +5,14 @@ true object with the same cameras and background, and the untrained start of the
 """
 
 import argparse
-import json
 import logging
 
 from dreammapping.command import exit_code
-from utils.console import write_out
+from dreammapping.json_file import JsonFile, add_json_option
 from utils.errors import UserError
-from utils.files import atomic
 from utils.paths import expanded
+
+MOST_VIEWS = 1000
 
 
 def main(words: list[str]) -> int:
@@ -22,21 +22,18 @@ def main(words: list[str]) -> int:
     parser.add_argument("--views", type=int, default=24, help="views all around, at least 4 (default 24)")
     parser.add_argument("--prompt", help="judge by this prompt instead of the run's own")
     parser.add_argument("--iteration", type=int, help="saved iteration to judge (default: the last)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - for standard output")
+    add_json_option(parser)
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     return exit_code(lambda: _judge(options))
 
 
 def _judge(options: argparse.Namespace) -> int:
-    if options.views < 4:
-        raise UserError(f"--views: expected at least 4, got {options.views}; 16 to 32 are usual")
+    if not 4 <= options.views <= MOST_VIEWS:
+        raise UserError(f"--views: expected 4 to {MOST_VIEWS}, got {options.views}; 16 to 32 are usual")
+    numbers = JsonFile(options.json, "run", "prompt", "views", "asset")
     from dreammapping.evaluation.judge import judge_run, table
 
     result = judge_run(options.run, options.views, options.prompt, options.iteration)
-    text = json.dumps(result, indent=2)
-    if options.json not in (None, "-"):
-        with atomic(expanded(options.json)) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
-    write_out((text if options.json == "-" else table(result)) + "\n")
+    numbers.write(result, table(result))
     return 0

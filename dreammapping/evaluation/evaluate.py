@@ -100,6 +100,11 @@ class Judges:
         if protocol.references > 0 and protocol.against is None:
             for source in sources:
                 problems += _missing_prior(source, protocol)
+        if protocol.against is not None:
+            try:
+                Source.open(protocol.against, "")
+            except UserError as error:
+                problems.append(str(error))
         scorers = {}
         for name in protocol.scorers:
             try:
@@ -309,7 +314,7 @@ def read_captions(path: Path) -> tuple[str, ...]:
         UserError: it cannot be read, or has no line.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"--captions: expected a text file, got {path} ({error}); correct the path"

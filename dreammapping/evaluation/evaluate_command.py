@@ -7,15 +7,16 @@ fine detail; seconds, evaluations and memory as the run noted them.
 """
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
 from dreammapping.command import exit_code
-from utils.console import write_out
+from dreammapping.json_file import JsonFile, add_json_option
 from utils.errors import UserError
-from utils.files import write_text
 from utils.paths import expanded
+
+LIMITS = {"views": (1, 10**6), "references": (0, 10**6), "seed": (0, 2**32 - 1)}
+"""Least and most of each option."""
 
 
 def main(words: list[str]) -> int:
@@ -92,17 +93,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pool", action="store_true", help="one row for all: a system's results on many prompts (3D-FID)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - for standard output")
+    add_json_option(parser)
     return parser
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    for name, least in (("views", 1), ("references", 0)):
+    for name, (least, most) in LIMITS.items():
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name}: expected at least {least}, got {value}; give a larger number")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name}: expected {least} to {most}, got {value}; give a number in that range")
     if options.features and not (options.references or options.against):
         raise UserError("--features: expected --references or --against beside it, got neither; add one")
+    numbers = JsonFile(options.json, "protocol", "rows")
     from dreammapping.evaluation.evaluate import Protocol, evaluate, read_captions
     from dreammapping.evaluation.pictures import Source
     from dreammapping.evaluation.table import markdown
@@ -121,8 +123,5 @@ def _evaluate(options: argparse.Namespace) -> int:
     )
     sources = [Source.open(folder, options.prompt, options.iteration) for folder in options.folders]
     rows = evaluate(sources, protocol, pool=options.pool)
-    text = json.dumps({"protocol": protocol.as_dict(), "rows": rows}, indent=2, allow_nan=False) + "\n"
-    if options.json not in (None, "-"):
-        write_text(expanded(options.json), text)
-    write_out(text if options.json == "-" else markdown(rows) + "\n")
+    numbers.write({"protocol": protocol.as_dict(), "rows": rows}, markdown(rows))
     return 0

@@ -7,6 +7,7 @@ true object with the same cameras and background, and the untrained start of the
 import dataclasses
 import functools
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from toybox import world
 from toybox.clip import Clip
 from toybox.recognition import caption_pairs, parse_caption, recognise
 from utils.contact_sheet import contact_sheet
-from utils.files import atomic
+from utils.errors import UserError
+from utils.files import write_text
 from utils.images import write_picture
+
+log = logging.getLogger(__name__)
 
 ROWS = {"asset": "this asset", "truth": "true object", "start": "untrained start"}
 COLUMNS = {
@@ -106,7 +110,8 @@ def judge_run(
     iteration: int | None = None,
     clip: Clip | None = None,
 ) -> dict[str, Any]:
-    """Judge what a run folder holds; also leaves `judge.json` and the contact sheet `judge_views.png` in it.
+    """Judge what a run folder holds; also leaves `judge.json` and the contact sheet `judge_views.png` in it, where it
+    can be written.
 
     Args:
         folder: a run folder with `config.yaml` and `point_cloud/iteration_*/point_cloud.ply`.
@@ -137,9 +142,11 @@ def judge_run(
     }
     for name, images in pictures.items():
         result[name] = dataclasses.asdict(judge(images, exhibit.prompt, exhibit.cameras.azimuth_deg, clip))
-    with atomic(folder / "judge.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    _write_sheet(folder / "judge_views.png", pictures, exhibit.cameras.azimuth_deg.tolist())
+    try:
+        write_text(folder / "judge.json", json.dumps(result, indent=2) + "\n")
+        _write_sheet(folder / "judge_views.png", pictures, exhibit.cameras.azimuth_deg.tolist())
+    except UserError as error:  # of a run that is somebody else's, say
+        log.warning("%s; the scores are not kept there", error)
     return result
 
 

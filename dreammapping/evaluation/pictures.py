@@ -16,6 +16,7 @@ from dreammapping.finished import SETTINGS, FinishedRun
 from scene.cameras import Cameras, orbit
 from utils.errors import UserError
 from utils.images import read_picture, to_uint8
+from utils.paths import user_path
 
 RING, ELEVATION_DEG = 120, 15.0
 """The cameras of published CLIP scores: 120 evenly around, 15 degrees above the horizon."""
@@ -46,6 +47,7 @@ class Source:
         Raises:
             UserError: the folder has neither a run with a result nor pictures, or no prompt is known.
         """
+        user_path(str(folder), "folder")  # can be one
         if (folder / SETTINGS).is_file():
             run = FinishedRun.open(folder)
             if _is_picture(run):
@@ -60,7 +62,7 @@ class Source:
             )
         written = folder / PROMPT
         if prompt is None and written.is_file():
-            prompt = written.read_text(encoding="utf-8", errors="replace").strip() or None
+            prompt = written.read_text(encoding="utf-8-sig", errors="replace").strip() or None
         if prompt is None:
             raise UserError(
                 f"{folder}: expected a prompt for a folder of pictures, got none; give --prompt, or write it into "
@@ -183,7 +185,11 @@ def _is_picture(run: FinishedRun) -> bool:
 
 def _pictures_in(folder: Path) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def _left_by(run: FinishedRun) -> list[Path]:

@@ -25,7 +25,7 @@ def load_scorer(name: str) -> Scorer:
         raise UserError(f"--scorer: expected module:callable, got {name}; write it as my_scores:sharpness")
     try:
         found = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
+    except (ImportError, TypeError) as error:  # TypeError: of a name that begins with a dot
         raise UserError(
             f"--scorer: expected a module that can be imported, got {module} ({error}); start from its folder, "
             "or set PYTHONPATH"

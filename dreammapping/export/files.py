@@ -14,7 +14,7 @@ from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians
 from scene.splat_formats import compressed_ply, glb, splat, spz
 from utils.files import write_text
-from utils.own_files import forget_absent, note, refuse_others
+from utils.own_files import note, refuse_others, seal
 from utils.spherical_harmonics import coefficient_count
 
 CAMERAS = "cameras.json"
@@ -79,7 +79,7 @@ def export_run(
         write_text(path, cameras)
         yield f"{path}: the cameras of the test views, in the frame of the .ply"
     finally:
-        forget_absent(out)
+        seal(out)
 
 
 CHECKS: dict[str, Callable[[], object]] = {"sog": sog.splat_transform, "usd": usd.library}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from dreammapping.mesh.source import size_of, source_of
 from dreammapping.mesh.surface import Surface, tidy
 from dreammapping.mesh.texture import Textured, paint
 from dreammapping.mesh.views import Source, around
-from utils.errors import UserError
-from utils.files import all_or_none, write_text
-from utils.own_files import note, refuse_others
+from utils.files import all_or_none, check_writable, write_text
+from utils.own_files import note, refuse_others, seal
 
 UNSEEN = 12
 """Views that a mesh is compared in, none of which made it."""
@@ -82,7 +80,7 @@ def mesh_run(
             somebody else's file is in the place of one, or a file cannot be written.
     """
     start = time.monotonic()
-    _check_writable(out)
+    check_writable(out)
     refuse_others(out, NAMES)
     run = FinishedRun.open(folder)
     iteration = run.iteration(iteration)
@@ -110,6 +108,7 @@ def mesh_run(
         seconds = time.monotonic() - start
         write_text(new / "mesh.json", json.dumps(numbers | {"seconds": round(seconds, 1)}, indent=2) + "\n")
         note(out, NAMES)
+    seal(out)
     return Made([out / name for name in WRITERS], len(mesh.faces), mesh.surface.watertight, likeness, seconds)
 
 
@@ -140,15 +139,6 @@ def make(
     unseen = source.look(around(UNSEEN, params, size, reach, start=UNSEEN_START), depths=False)
     background = torch.full((3,), float(run.config.ModelParams.white_background))
     return mesh, compare(unseen, mesh, background)
-
-
-def _check_writable(folder: Path) -> None:
-    """Before a minute's work, that its result can be written."""
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UserError(
-            f"{folder}: cannot be written ({there} is no folder that can be); choose another with --output"
-        )
 
 
 def view_size(image_size: int) -> int:

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,10 @@ def _videos(run: FinishedRun, place: Path) -> list[dict[str, str]]:
     """Each video: what it shows, and where it is, embedded or linked."""
     found = []
     for name, path in run.videos().items():
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+        except OSError:  # of a run that goes on: gone by now
+            continue
         source = data_uri(path, "video/mp4") if size <= MOST_VIDEO_BYTES else link(path, place)
         if source and size:
             found.append({"about": VIDEOS[name], "source": source})
@@ -161,13 +166,18 @@ def _files(folder: Path, place: Path) -> list[tuple[str, str, str]]:
     """Link, name and size of what there is to take along: the assets, whatever was exported, the records."""
     skipped = ("checkpoints", "test_six_views", "train_process", "process_videos", "videos", KEPT)
     found = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in name.parts)
-        wanted = path.suffix in DOWNLOADS or (len(name.parts) == 1 and path.suffix in RECORDS)
-        if wanted and not hidden and name.parts[0] not in skipped and path.is_file():
-            found.append((link(path, place), name.as_posix(), _size(path.stat().st_size)))
-    return found
+    for above, folders, files in os.walk(folder):
+        top = Path(above) == folder
+        folders[:] = [name for name in folders if name[0] != "." and not (top and name in skipped)]
+        suffixes = (*DOWNLOADS, *RECORDS) if top else DOWNLOADS
+        found += [Path(above, name) for name in files if name[0] != "." and Path(name).suffix in suffixes]
+    listed = []
+    for path in sorted(found):
+        with suppress(OSError):  # of a run that goes on: gone by now
+            if path.is_file():
+                name = path.relative_to(folder).as_posix()
+                listed.append((link(path, place), name, _size(path.stat().st_size)))
+    return listed
 
 
 def _size(count: int) -> str:

@@ -24,7 +24,7 @@ from dreammapping.evaluation.pictures import Source
 from utils.errors import UserError
 from utils.files import write_text
 from utils.images import grid, to_uint8
-from utils.own_files import note
+from utils.own_files import note, seal
 
 QUESTIONS = {
     "alignment": "Which fits the text best?",
@@ -69,8 +69,11 @@ class Study:
                 f"{KEY}; choose another --output"
             )
         note(folder, (PAGE, KEY))
-        write_text(folder / PAGE, self.page)
-        write_text(folder / KEY, json.dumps(self.key, indent=2, ensure_ascii=False) + "\n")
+        try:
+            write_text(folder / PAGE, self.page)
+            write_text(folder / KEY, json.dumps(self.key, indent=2, ensure_ascii=False) + "\n")
+        finally:
+            seal(folder)
 
 
 def _study_of(key: Path) -> str | None:

@@ -7,13 +7,12 @@ prints mean ranks with intervals, and how far people agree.
 """
 
 import argparse
-import json
 import logging
 
 from dreammapping.command import exit_code
+from dreammapping.json_file import JsonFile, add_json_option
 from utils.console import write_out
 from utils.errors import UserError
-from utils.files import write_text
 from utils.paths import expanded
 
 
@@ -56,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the folder with key.json (default: that of the answers)",
     )
-    score.add_argument("--json", metavar="FILE", help="write the numbers as JSON; - for standard output")
+    add_json_option(score)
     return parser
 
 
@@ -80,12 +79,10 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
+    numbers = JsonFile(options.json, "participants", "ranks", "agreement")
     from dreammapping.study.build import KEY
     from dreammapping.study.score import markdown, score
 
     result = score(options.answers, (options.study or options.answers[0].parent) / KEY)
-    text = json.dumps(result.as_dict(), indent=2) + "\n"
-    if options.json not in (None, "-"):
-        write_text(expanded(options.json), text)
-    write_out(text if options.json == "-" else markdown(result) + "\n")
+    numbers.write(result.as_dict(), markdown(result))
     return 0

@@ -204,7 +204,7 @@ def _rankings(path: Path, key: dict[str, Any]) -> tuple[str, dict[tuple[str, str
 
 def _read(path: Path, what: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: expected the {what}, found none; give --study, or correct the path"

@@ -63,8 +63,10 @@ class Document:
         """That the file holds what its description promises, in a form that can be read.
 
         Raises:
-            UserError: the meshes are compressed, or the parts of the file are larger than itself.
+            UserError: there are no meshes, or compressed ones, or the parts of the file are larger than itself.
         """
+        if not self.tree.get("meshes"):
+            raise UserError(f"{self.path}: expected a mesh, got a scene without any; export its objects, too")
         used = [name for name in COMPRESSIONS if name in self.tree.get("extensionsUsed", [])]
         if used:
             raise UserError(

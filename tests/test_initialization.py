@@ -599,6 +599,12 @@ def test_numbers_of_gltf_that_would_be_read_as_others_are_refused(tmp_path, what
     assert said in error(tmp_path / "a.gltf")
 
 
+@pytest.mark.parametrize("change", [lambda tree: tree.pop("meshes"), lambda tree: tree.update(meshes=[])])
+def test_a_gltf_of_cameras_or_lights_alone_is_no_mesh(tmp_path, change):
+    gltf_of(tmp_path / "a.gltf", quad(), change)
+    assert "expected a mesh, got a scene without any" in error(tmp_path / "a.gltf")
+
+
 def test_what_changes_colours_of_gltf_and_is_not_read_is_told(tmp_path, caplog):
     def change(tree):
         tree["extensionsUsed"] = ["KHR_texture_transform"]

@@ -409,19 +409,28 @@ def test_a_resume_that_fails_has_changed_nothing(tmp_path):
     assert contents(tmp_path / "a")["config.yaml"] == before["config.yaml"]
 
 
-@pytest.mark.parametrize("broken", ["", "{", "[1]", "1", "[" * 100_000, "\udcff", "pipe"])
+@pytest.mark.parametrize("broken", ["", "{", "[1]", "1", "[" * 100_000, "\udcff"])
 def test_a_damaged_manifest_does_not_keep_a_checkpoint_from_going_on(tmp_path, caplog, broken):
     make(tmp_path / "a")
-    if broken == "pipe" and hasattr(os, "mkfifo"):  # which is not waited for
-        (tmp_path / "a" / "run.json").unlink()
-        os.mkfifo(tmp_path / "a" / "run.json")
-    else:
-        (tmp_path / "a" / "run.json").write_bytes(broken.encode(errors="surrogateescape"))
+    (tmp_path / "a" / "run.json").write_bytes(broken.encode(errors="surrogateescape"))
     with Run(tmp_path / "a", resume=True) as run:
         run.claim("seed: 0\n")
         run.write_manifest(finished=False)
     assert "cannot be read" in caplog.text
     assert json.loads((tmp_path / "a" / "run.json").read_text())["finished"] is False
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_manifest_that_is_a_pipe_is_neither_waited_for_nor_replaced(tmp_path):
+    make(tmp_path / "a")
+    (tmp_path / "a" / "run.json").unlink()
+    os.mkfifo(tmp_path / "a" / "run.json")
+    with (
+        Run(tmp_path / "a", resume=True) as resumed,
+        pytest.raises(UserError, match=r"run\.json: expected a file, got a pipe"),
+    ):
+        resumed.claim("seed: 0\n")
+    assert (tmp_path / "a" / "run.json").is_fifo()
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe"])

@@ -22,7 +22,7 @@ from typing import Any
 from utils import aside
 from utils.checkpoint import checkpoints, drop_old
 from utils.errors import UserError
-from utils.files import remove_unfinished, unfinished, write_text
+from utils.files import is_stream, remove_unfinished, unfinished, write_text
 from utils.inputs import regular_file
 from utils.lock import Lock
 
@@ -260,7 +260,13 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """`run.json`, or nothing, with a warning, where it is damaged: the checkpoint holds all that a restart needs."""
+    """`run.json`, or nothing, with a warning, where it is damaged: the checkpoint holds all that a restart needs.
+
+    Raises:
+        UserError: a pipe or device has its name, and would not be replaced either.
+    """
+    if is_stream(path):
+        raise UserError(f"{path}: expected a file, got a pipe or device; move it away")
     try:
         if path.exists():
             regular_file(path)

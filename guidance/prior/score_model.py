@@ -134,6 +134,9 @@ class ScoreModel:
         if self._replayed:  # what graphs hold of a card's memory is for the next run
             self._replayed.clear()
             gc.collect()
+        # PyTorch remembers what it compiled, should the other run compile likewise
+        self.unet._compiled_call_impl = self.vae.encoder._compiled_call_impl = None
+        torch.backends.cudnn.benchmark = False
         other = copy.copy(self)
         other.__dict__.pop("plan", None)
         other.__dict__.pop("provenance", None)
@@ -141,7 +144,7 @@ class ScoreModel:
         other.evaluations = Evaluations()
         other._estimator_scale = other._gradient_scale()
         other._has_estimators = False
-        other.compiled = getattr(self.unet, "_compiled_call_impl", None) is not None
+        other.compiled = False
         return other
 
     @cached_property

@@ -43,6 +43,10 @@ class LMCGuidance(Guidance, name="lmc"):
         self.corrective.to(self.device).requires_grad_(False)
         self.register_buffer("trained", torch.tensor(bool(self.lmc.lmc_init)))  # on the host, where it is asked
 
+    def batches(self, views: int) -> set[int]:
+        """What the corrective learns from is the prediction for one prompt."""
+        return super().batches(views) | {views}
+
     def prepare(self, draw: Draw) -> Draw:
         """At the first iteration, train the corrective."""
         if not self.trained:

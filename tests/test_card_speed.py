@@ -141,7 +141,7 @@ def test_after_the_warm_up_nothing_is_compiled(folder, cache, monkeypatch, memor
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=counter))
     model = model_of(folder, memory=memory)
     model.compile()
-    model.warm_up(views=2, branches=4)
+    model.warm_up(views=2, batches=range(2 * 2, 4 * 2 + 1))
     warmed = counter.frame_count
     assert warmed > 0
     for layout in (torch.contiguous_format, torch.channels_last):

@@ -77,12 +77,13 @@ EVALUATIONS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, load_model):
+def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, load_model, monkeypatch):
     model = load_model()
     for settings, step, forward, backward in EVALUATIONS[method]:
         model = load_model() if model.evaluations.forward else model
         config = config_of(guidance=method, iterations=100, **{**SMALL, **settings})
         guidance = build_guidance(config, model)
+        asked = sizes_asked(model, monkeypatch)
         text = ViewPrompts(model, config.GuidanceParams)(torch.tensor([0.0, 90.0]), poses())
         if (
             method == "lmc"
@@ -98,6 +99,16 @@ def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, 
         spent = model.evaluations.forward - before, model.evaluations.backward
         assert spent == (forward * VIEWS, backward * VIEWS)
         assert images.grad.abs().sum() > 0
+        assert asked and asked <= guidance.batches(VIEWS)  # known before the run, to be compiled
+
+
+def sizes_asked(model, monkeypatch):
+    """How many latents the frozen U-Net is asked for at once, as they come."""
+    sizes, predict = set(), type(model).predict_noise.__get__(model)
+    monkeypatch.setattr(
+        model, "predict_noise", lambda latents, *given: (sizes.add(len(latents)), predict(latents, *given))[1]
+    )
+    return sizes
 
 
 SETTINGS = Path(__file__).parents[1] / "configs"

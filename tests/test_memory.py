@@ -274,7 +274,7 @@ def test_warming_up_compiles_every_batch_of_an_iteration_and_none_larger(folder,
     model.compiled = True
     sizes, forward = set(), model.unet.forward
     monkeypatch.setattr(model.unet, "forward", lambda x, *a, **k: (sizes.add(len(x)), forward(x, *a, **k))[1])
-    model.warm_up(views=3, branches=4)
+    model.warm_up(views=3, batches=range(2 * 3, 4 * 3 + 1))
     warmed = sizes.copy()
     sizes.clear()
     for count in range(2 * 3, 4 * 3 + 1):

@@ -35,6 +35,10 @@ def square(x):
     return (x * x + x.sum()).sin()
 
 
+PERP_NEG = range(2 * 2, 4 * 2 + 1)
+"""What two views may ask of the U-Net at once."""
+
+
 def recorded(function, *shape, requires_grad=True, name="it"):
     found = Replayed(name, function)
     found.record(lambda: (torch.randn(shape).requires_grad_(requires_grad),))
@@ -178,7 +182,7 @@ def image_gradient(model, record, azimuths):
     guidance = build_guidance(config, model, torch.Generator().manual_seed(0))
     prompts = ViewPrompts(model, config.GuidanceParams)
     if record:
-        model.record(views=len(azimuths[0]), branches=4)
+        model.record(views=len(azimuths[0]), batches=guidance.batches(len(azimuths[0])))
         guidance.record(len(azimuths[0]))
     rng, found = torch.Generator().manual_seed(2), []
     for step, angles in enumerate(azimuths, start=1):
@@ -219,7 +223,7 @@ def test_an_iteration_has_the_gradients_of_the_eager_one_and_runs_no_network_its
 def test_where_memory_is_short_or_the_unet_is_trained_nothing_is_recorded(folder, monkeypatch):
     for memory in ("8gb", "12gb"):
         short = model_of(folder, memory=memory)
-        assert not short.record(views=2, branches=4)
+        assert not short.record(views=2, batches=PERP_NEG)
         assert short._replayed == {}
     roomy = model_of(folder, memory="max")
     tensors = roomy.estimate_bytes(2, 4) - sum(
@@ -227,21 +231,21 @@ def test_where_memory_is_short_or_the_unet_is_trained_nothing_is_recorded(folder
     )
     for free, recorded in ((3 * tensors - 1, False), (3 * tensors, True)):
         monkeypatch.setattr(score_model, "free_bytes", lambda _device, free=free: free)
-        assert roomy.record(views=2, branches=4) is recorded
+        assert roomy.record(views=2, batches=PERP_NEG) is recorded
         assert bool(roomy._replayed) is recorded
     trained = model_of(folder, memory="max")
     trained.estimators([torch.nn.Parameter(torch.zeros(1))])
-    trained.record(views=2, branches=4)
+    trained.record(views=2, batches=PERP_NEG)
     assert trained._replayed == {}
 
 
 def test_latents_need_no_encoder_and_what_was_not_recorded_is_not_padded(folder, monkeypatch):
     model, sizes = model_of(folder, memory="max"), []
-    model.record(views=2, branches=4, encodes=False)
+    model.record(views=2, batches=PERP_NEG, encodes=False)
     assert model._replayed.keys() == {"unet"}
     eager = model_of(folder, memory="max")
     monkeypatch.setattr(Replayed, "record", lambda *_: False)
-    assert eager.record(views=2, branches=4)
+    assert eager.record(views=2, batches=PERP_NEG)
     assert eager._replayed == {}
     eager.unet.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
     latents = torch.zeros(3, eager.latent_channels, *eager.latent_size)
@@ -252,7 +256,7 @@ def test_latents_need_no_encoder_and_what_was_not_recorded_is_not_padded(folder,
 def test_another_run_of_the_same_weights_has_none_of_the_graphs(folder):
     kept = model_of(folder, memory="max")
     first = kept.anew(GuidanceParams(model_key=str(folder)), kept._hardware)
-    first.record(views=1, branches=2)
+    first.record(views=1, batches={2})
     assert first._replayed.keys() == {"unet", "encoder"}
     second = kept.anew(GuidanceParams(model_key=str(folder)), kept._hardware)
     assert first._replayed == second._replayed == {}
@@ -286,4 +290,4 @@ def test_graphs_are_recorded_on_a_card_where_the_settings_ask_and_memory_has_roo
     found.guidance.record = lambda views: recorded.append(views)
     found.warm_up()
     views = config.GuidanceParams.C_batch_size
-    assert recorded == [(views, config.GuidanceParams.branches, True), views][:wanted]
+    assert recorded == [(views, {*range(2 * views, 4 * views + 1)}, True), views][:wanted]

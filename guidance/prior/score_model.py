@@ -6,6 +6,7 @@ With `pipeline.py` and `shap_e.py` the only importer of diffusers and transforme
 import copy
 import dataclasses
 import gc
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
@@ -175,10 +176,14 @@ class ScoreModel:
             self.vae.encoder.compile(**options)
             self.compiled = True
 
-    def warm_up(self, views: int, branches: int) -> None:
-        """Run what an iteration runs, for every number of branches from 2, so that nothing compiles later."""
+    def warm_up(self, views: int, batches: Collection[int]) -> None:
+        """Run what an iteration runs without gradient to the U-Net, so that nothing of it compiles later.
+
+        Args:
+            batches: how many latents the U-Net may get at once, as `Guidance.batches` says.
+        """
         text = torch.zeros(1, *self.text_shape, device=self.device)
-        for count in self._batches(views, branches):
+        for count in self._sizes(batches):
             latents = torch.zeros(count, self.latent_channels, *self.latent_size, device=self.device)
             with torch.no_grad():
                 self._run_unet(
@@ -187,13 +192,14 @@ class ScoreModel:
         images = torch.zeros(views, 3, *self.image_size, device=self.device, requires_grad=True)
         self._posterior(images).sum().backward()
 
-    def record(self, views: int, branches: int, *, encodes: bool = True) -> bool:
+    def record(self, views: int, batches: Collection[int], *, encodes: bool = True) -> bool:
         """Let a card launch U-Net and image encoder as one CUDA graph each, for the batches that `warm_up` runs.
 
         Not where memory is short: a graph keeps the memory that it computes in. Not where something within the U-Net is
         trained: it is switched on and off there. Batches of other sizes are run as before.
 
         Args:
+            batches: as for `warm_up`.
             encodes: images are encoded; False where latents themselves are optimised.
 
         Returns:
@@ -204,7 +210,7 @@ class ScoreModel:
         """
         if self.plan.views is not None or self.plan.latents is not None:
             return False
-        if free_bytes(self.device) < self._room_of_graphs(views, branches):
+        if free_bytes(self.device) < self._room_of_graphs(views, batches):
             return False
         if self._has_estimators:
             return True
@@ -218,7 +224,7 @@ class ScoreModel:
 
         unet = Replayed("the U-Net", self._evaluate)
         with torch.no_grad():
-            for count in self._batches(views, branches):
+            for count in self._sizes(batches):
 
                 def latents(count: int = count) -> tuple[Tensor, ...]:
                     noisy, text = (
@@ -236,18 +242,18 @@ class ScoreModel:
             self._replayed["encoder"] = encoder
         return True
 
-    def _room_of_graphs(self, views: int, branches: int) -> int:
+    def _room_of_graphs(self, views: int, batches: Collection[int]) -> int:
         """Free bytes from which U-Net and image encoder are recorded."""
+        branches = -(-max(batches) // views)
         return ROOM_OF_GRAPHS * (self.estimate_bytes(views, branches) - self._weight_bytes())
 
     def _weight_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for each in (self.unet, self.vae) for p in each.parameters())
 
-    def _batches(self, views: int, branches: int) -> list[int]:
-        """The U-Net's batches in an iteration, for every number of branches from 2, in the multiples that are run."""
-        limit = self.plan.latents or branches * views
-        totals = range(2 * views, branches * views + 1)
-        parts = {min(left, limit) for total in totals for left in range(total, 0, -limit)}
+    def _sizes(self, batches: Collection[int]) -> list[int]:
+        """In what sizes the U-Net runs such batches: in parts as planned, and in multiples."""
+        limit = self.plan.latents or max(batches)
+        parts = {min(left, limit) for total in batches for left in range(total, 0, -limit)}
         return sorted({part + -part % COMPILED_MULTIPLE for part in parts})
 
     def encode_images(

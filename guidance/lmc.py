@@ -15,6 +15,7 @@ from guidance.interface import Draw, Guidance, Residual
 from guidance.noise import noise_of_views, seeded
 from guidance.warm_start import load_part
 from utils.distributed import drawn, gathered, part_of_mean, sum_gradients
+from utils.optimizers import fused_on_card
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ class LMCGuidance(Guidance, name="lmc"):
         spent = self.score_model.evaluations.forward
         params, bank = self.lmc, self.generate(draw)
         self.corrective.requires_grad_(True)
-        optimizer = torch.optim.AdamW(self.corrective.parameters(), lr=params.lmc_lr)
+        optimizer = torch.optim.AdamW(
+            self.corrective.parameters(), lr=params.lmc_lr, **fused_on_card(self.device)
+        )
         for step in range(1, params.lmc_steps + 1):
             chosen = drawn(
                 lambda views: torch.randint(len(bank), (views,), generator=draw.rng), len(draw.latents)

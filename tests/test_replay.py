@@ -141,6 +141,46 @@ def test_a_gradient_that_is_not_a_number_is_as_bad_as_a_wrong_one(caplog):
     assert "its results were others" in caplog.text
 
 
+class Trained(torch.nn.Module):
+    """A parameter and what is made of it; `late` is how many calls later than the recording it is something else."""
+
+    def __init__(self, of, start=0.0):
+        super().__init__()
+        self.weight, self.of, self.calls = torch.nn.Parameter(torch.full((3,), start)), of, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.of(self.weight, x, self.calls - RECORDED)
+
+
+RECORDED = 4
+"""Calls with which a function is recorded: three to warm up, then that which is kept."""
+UNSEEN = {
+    "an old parameter": lambda weight, x, late: x * (weight - weight.detach() + 1 if late <= 0 else weight),
+    "what a zero hides": lambda weight, x, late: x + weight**2 * (torch.ones(3) if late <= 0 else x),
+    "the gradient of a small part": lambda weight, x, late: 100 * x + weight * (1 if late <= 0 else 2),
+    "what a replay leaves for the next": lambda weight, x, late: x * weight * (1 if late <= 1 else 2),
+}
+"""Functions whose graph is wrong, though not for the parameters, the norm or the replay that it is recorded with."""
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_what_only_a_trained_run_would_show_is_seen_when_it_is_recorded(kind, caplog):
+    module = Trained(UNSEEN[kind], start=float(kind == "an old parameter"))
+    before = module.weight.detach().clone()
+    function = Replayed("it", module)
+    assert not function.record(lambda: (torch.randn(3).requires_grad_(),))
+    assert "its results were others" in caplog.text
+    assert torch.equal(module.weight, before) and module.weight.grad is None
+
+
+def test_what_is_right_is_recorded_and_its_parameters_keep_their_bits():
+    module = Trained(lambda weight, x, _late: 1e3 * x + weight * x.sum(), start=0.3)
+    before = module.weight.detach().clone()
+    assert Replayed("it", module).record(lambda: (torch.randn(3),))
+    assert torch.equal(module.weight, before)
+
+
 def test_what_cannot_be_recorded_stops_the_run_and_names_the_way_out(monkeypatch):
     def refuse(*_args, **_options):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")

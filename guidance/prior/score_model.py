@@ -385,7 +385,8 @@ class ScoreModel:
     def estimate_bytes(self, views: int, branches: int, plan: MemoryPlan | None = None) -> int:
         """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content.
 
-        With `estimators`, the pass that trains them counts too, with a learned text in the place of a LoRA.
+        With `estimators`, the pass that trains them counts too, with a learned text in the place of a LoRA. Once graphs
+        are recorded, what each computes in is its own.
 
         Args:
             branches: texts of a view.
@@ -393,7 +394,8 @@ class ScoreModel:
         """
         plan = plan or self.plan
         architecture = tuple((type(each), str(each.config)) for each in (self.unet, self.vae))
-        key = (architecture, self.text_shape, self.dtype, views, branches, plan, self._has_estimators)
+        kind = (self.dtype, self._has_estimators, bool(self._replayed))
+        key = (architecture, self.text_shape, kind, views, branches, plan)
         if key not in _COUNTED:
             _COUNTED[key] = self._count_peak(views, branches, plan)
         return self._weight_bytes() + _COUNTED[key]
@@ -408,16 +410,21 @@ class ScoreModel:
         text = torch.zeros(count, *self.text_shape, device="meta")
         images = torch.zeros(views, 3, *self.image_size, device="meta", requires_grad=True)
 
+        @torch.no_grad()
+        def predict() -> None:
+            bare._run_unet(latents, timesteps, text)
+
         def evaluate() -> None:
             loss = bare._posterior(images).sum()
-            with torch.no_grad():
-                bare._run_unet(latents, timesteps, text)
+            predict()
             if self._has_estimators:
                 learned = text.new_zeros(views, *self.text_shape, requires_grad=True)
                 again = (each[:1].expand(views, *each.shape[1:]) for each in (latents, timesteps))
                 loss = loss + bare._run_unet(*again, learned).sum()
             loss.backward()
 
+        if self._replayed:
+            return peak_bytes(lambda: bare._posterior(images).sum().backward()) + peak_bytes(predict)
         return peak_bytes(evaluate)
 
     def _without_content(self) -> "ScoreModel":

@@ -256,6 +256,7 @@ class Optimization:
         encodes = not (is_picture and self.config.ImageParams.particle == "latent")
         if self.score_model.record(views, batches, encodes=encodes):
             self.guidance.record(views)
+            self.subject.record()
         else:
             log.info("memory is too short for CUDA graphs: none is recorded")
 

@@ -128,11 +128,14 @@ def test_a_stage_is_over_when_the_last_of_its_lanes_is():
 
 
 @pytest.mark.parametrize(
-    ("first", "state"), [("pass", "done"), ("import time; time.sleep(600)", "over its limit")]
+    ("first", "seconds", "state"),
+    [("pass", 60, "done"), ("import time; time.sleep(600)", 1, "over its limit")],
 )
-def test_a_part_has_what_is_left_over_before_it_and_no_time_of_others(first, state, tmp_path, monkeypatch):
+def test_a_part_has_what_is_left_over_before_it_and_no_time_of_others(
+    first, seconds, state, tmp_path, monkeypatch
+):
     longer = "import time; time.sleep(1)" if state == "done" else first
-    codes = {"before": (6, first), "longer": (0.5, longer), "last": (60, "pass")}
+    codes = {"before": (seconds, first), "longer": (0.5, longer), "last": (60, "pass")}
     order = [
         [Part(name, limit, [[sys.executable, "-S", "-c", code]], lambda _: [])]
         for name, (limit, code) in codes.items()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from arguments import GuidanceParams, load
+from arguments import GuidanceParams, HardwareParams, load
 from arguments.groups.guidance import METHODS
 from dreammapping.optimization import Optimization
 from guidance import ScoreModel, ViewPrompts, build_guidance
@@ -212,6 +212,24 @@ def test_a_lora_that_is_told_the_camera_answers_to_it(load_model):
     untold, zeros = asked(model, lora), asked(model, lora, poses=torch.zeros(VIEWS, 4, 4))
     assert not torch.allclose(front, turned, atol=1e-4)
     assert torch.equal(untold, zeros)
+
+
+@pytest.mark.parametrize(("memory", "padded"), [("8gb", False), ("max", True), ("8gb", True)])
+def test_a_view_is_told_its_own_camera_in_parts_and_in_padded_batches(folder, memory, padded):
+    views, rng = 6, torch.Generator().manual_seed(2)
+    noisy, timesteps = torch.randn(views, 4, 16, 16, generator=rng), torch.arange(100, 700, 100)
+    cameras = torch.randn(views, 4, 4, generator=rng)
+    found = []
+    for plan, compiled in (("max", False), (memory, padded)):
+        params, hardware = GuidanceParams(model_key=str(folder)), HardwareParams(memory=plan)
+        model = ScoreModel.from_pretrained(params, "cpu", hardware)
+        model.compiled = compiled  # that is, batches of the multiples that are compiled
+        lora, text = lora_of(model, with_camera=True), torch.zeros(views, *model.text_shape)
+        output = lora(noisy, timesteps, text, cameras)
+        output.square().mean().backward()
+        found.append((output.detach(), torch.cat([each.grad.flatten() for each in lora.camera.parameters()])))
+    for plain, other in zip(*found, strict=True):
+        assert (other - plain).norm() < NETWORK[torch.float32] * plain.norm()
 
 
 def test_a_loras_gradient_reaches_every_adapter_and_the_camera_and_nothing_else(load_model):

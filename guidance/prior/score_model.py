@@ -6,7 +6,8 @@ With `pipeline.py` and `shap_e.py` the only importer of diffusers and transforme
 import copy
 import dataclasses
 import gc
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -330,9 +331,14 @@ class ScoreModel:
         noisy_latents: Float[Tensor, "M C h w"],
         timesteps: Int[Tensor, " M"],
         text: Float[Tensor, "M L D"],
+        camera: Float[Tensor, "M E"] | None = None,
     ) -> Float[Tensor, "M C h w"]:
-        """ε_φ(x_t, t, y), float32, with gradient to the text and to a LoRA; its backward is counted when it runs."""
-        output = self._predict_noise(noisy_latents, timesteps, text)
+        """ε_φ(x_t, t, y), float32, with gradient to the text and to a LoRA; its backward is counted when it runs.
+
+        Args:
+            camera: added to the U-Net's time embedding, with gradient to it.
+        """
+        output = self._predict_noise(noisy_latents, timesteps, text, *_given(camera))
         if output.requires_grad:
             output.register_hook(self._count_backward)
         return self._estimator_scale.grow(output)
@@ -357,28 +363,32 @@ class ScoreModel:
 
         return LoRA(self, rank=rank, scale=scale, with_camera=with_camera, rng=rng)
 
-    def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def _predict_noise(
+        self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, *camera: Tensor
+    ) -> Tensor:
         """A v-prediction is converted: ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
         self.evaluations.forward += len(noisy_latents)
         limit = self.plan.latents or len(noisy_latents)
-        parts = zip(noisy_latents.split(limit), timesteps.split(limit), text.split(limit), strict=True)
+        parts = zip(*(each.split(limit) for each in (noisy_latents, timesteps, text, *camera)), strict=True)
         output = torch.cat([self._run_unet(*part) for part in parts])
         if self.prediction_type == "epsilon":
             return output
         alphas_cumprod = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alphas_cumprod.sqrt() * output + (1 - alphas_cumprod).sqrt() * noisy_latents
 
-    def _run_unet(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def _run_unet(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, *camera: Tensor) -> Tensor:
         count = len(noisy_latents)
-        inputs = (noisy_latents.to(self.dtype), timesteps, text.to(self.dtype))
+        inputs = (noisy_latents.to(self.dtype), timesteps, *(each.to(self.dtype) for each in (text, *camera)))
         # in one layout, whatever made them: another one would be compiled anew
         if self.compiled or "unet" in self._replayed:
             inputs = tuple(_padded(each, -count % COMPILED_MULTIPLE).contiguous() for each in inputs)
         return self._replayed.get("unet", self._evaluate)(*inputs)[:count]
 
-    def _evaluate(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def _evaluate(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, *camera: Tensor) -> Tensor:
         """The U-Net's output in float32."""
-        return self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)[0].float()
+        with added_to(self.unet.time_embedding, *camera) if camera else nullcontext():
+            output = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
+        return output[0].float()
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
@@ -460,6 +470,20 @@ def _text_shape(pipeline: Any) -> tuple[int, int]:
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _given(each: Tensor | None) -> tuple[Tensor, ...]:
+    return () if each is None else (each,)
+
+
+@contextmanager
+def added_to(module: nn.Module, tensor: Tensor) -> Iterator[None]:
+    """Within the block, a tensor is added to what a module gives."""
+    handle = module.register_forward_hook(lambda _module, _inputs, output: output + tensor.to(output.dtype))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _padded(batch: Tensor, rows: int) -> Tensor:

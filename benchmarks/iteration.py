@@ -78,6 +78,7 @@ def measure(config: Config, iterations: int) -> dict[str, Any]:
         "batch": floor.batch,
         "evaluations_per_iteration": evaluations,
         "iterations": iterations,
+        "warm_up_seconds": optimization.warm_up_seconds,
         "floor_parts": unavoidable,
         "floor": sum(unavoidable.values()),
         "iteration": watch.median("iteration"),

@@ -35,6 +35,7 @@ from utils.errors import UserError
 from utils.files import atomic
 from utils.optimizers import load_moments
 from utils.paths import user_path
+from utils.replay import Replayed
 from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
 
 SH_DEGREE_INTERVAL = 500
@@ -89,6 +90,7 @@ class Gaussians(Subject):
         self.gaussians = start.to(device)
         self.optimizer = build_optimizer(self.gaussians, config.OptimizationParams, self.extent)
         self.last: tuple[Views, Tensor] | None = None
+        self._roughness = Replayed("the renders' roughness", roughness)
 
     def show(self, step: int, rng: torch.Generator) -> Shown:
         params, gaussians = self.config.OptimizationParams, self.gaussians
@@ -111,7 +113,7 @@ class Gaussians(Subject):
 
         def losses() -> dict[str, Tensor]:
             return {
-                "tv": params.lambda_tv * (total_variation(views.images) + total_variation(shapes)),
+                "tv": params.lambda_tv * self._roughness(views.images, shapes),
                 "scale": params.lambda_scale * scales.mean(),
             }
 
@@ -141,6 +143,15 @@ class Gaussians(Subject):
             **_options(self.config),
         )
         return views, scales
+
+    def record(self) -> None:
+        rng, size = torch.Generator(self.device).manual_seed(0), self.config.GenerateCamParams.image_w
+
+        def sample() -> tuple[Tensor, ...]:
+            shapes = ((self.views, channels, size, size) for channels in (3, 1))
+            return tuple(torch.rand(s, generator=rng, device=self.device).requires_grad_() for s in shapes)
+
+        self._roughness.record(sample)
 
     def grow(self, step: int, rng: torch.Generator) -> None:
         if self.last is None:
@@ -240,6 +251,11 @@ class Gaussians(Subject):
         )
         tries += [f"a smaller C_batch_size (now {self.config.GuidanceParams.C_batch_size})"]
         return [*tries, f"smaller image_w and image_h (now {cameras.image_w} x {cameras.image_h})"]
+
+
+def roughness(images: Float[Tensor, "B 3 H W"], shapes: Float[Tensor, "B 1 H W"]) -> Float[Tensor, ""]:
+    """How little the renders are smooth: total variation of images and disparities."""
+    return total_variation(images) + total_variation(shapes)
 
 
 def footprint_of_all(footprint: Footprint) -> Footprint:

@@ -242,19 +242,21 @@ class Optimization:
 
     def warm_up(self) -> None:
         """Compile what will be compiled and record what will be replayed, so that no iteration has to."""
-        began, views, branches = time.perf_counter(), self.subject.views, self.config.GuidanceParams.branches
+        began, views = time.perf_counter(), self.subject.views
+        batches = self.guidance.batches(views)
         if self.score_model.compiled:
-            self.score_model.warm_up(views, branches)
+            self.score_model.warm_up(views, batches)
         if self._records():
-            self._record(views, branches)
+            self._record(views, batches)
         if self.score_model.compiled or self._records():
             self.warm_up_seconds = round(time.perf_counter() - began, 2)
 
-    def _record(self, views: int, branches: int) -> None:
+    def _record(self, views: int, batches: set[int]) -> None:
         is_picture = self.config.ModelParams.representation == "image"
         encodes = not (is_picture and self.config.ImageParams.particle == "latent")
-        if self.score_model.record(views, branches, encodes=encodes):
+        if self.score_model.record(views, batches, encodes=encodes):
             self.guidance.record(views)
+            self.subject.record()
         else:
             log.info("memory is too short for CUDA graphs: none is recorded")
 
@@ -265,8 +267,9 @@ class Optimization:
 
     def memory(self) -> dict[str, int]:
         """Bytes that an iteration will need, by part, counted without running one."""
-        branches = self.config.GuidanceParams.branches
-        model = self.score_model.estimate_bytes(self.subject.views, branches)
+        views = self.subject.views
+        branches = -(-max(self.guidance.batches(views)) // views)
+        model = self.score_model.estimate_bytes(views, branches)
         return {"diffusion model": model, **self.subject.memory()}
 
     def advice(self) -> str:

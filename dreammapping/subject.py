@@ -52,6 +52,9 @@ class Subject(ABC):
     def show(self, step: int, rng: torch.Generator) -> Shown:
         """Set the step's learning rates, choose what is seen of the subject, and render it."""
 
+    def record(self) -> None:  # noqa: B027 - few gain by it
+        """Let a card launch as one CUDA graph what an iteration always does alike, where that pays."""
+
     def grow(self, step: int, rng: torch.Generator) -> None:  # noqa: B027 - many never do
         """Change its parts, after the optimisers' step: density control, the resolution of a grid."""
 

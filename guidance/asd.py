@@ -22,6 +22,10 @@ class ASDGuidance(VSDGuidance, name="asd"):
     asd: ASDParams
     adam: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.99), "eps": 1e-15}
 
+    def batches(self, views: int) -> set[int]:
+        """The prompt's prediction that the LoRA is pushed from is asked for alone."""
+        return super().batches(views) | {views}
+
     def lora_loss(self, draw: Draw) -> Float[Tensor, ""]:
         lora_noise = self.lora_noise(draw, self.poses_with_dropout(draw))
         noise_cond = self.score_model.predict_noise(draw.noisy_latents, draw.timesteps, draw.text.positive)

@@ -17,6 +17,11 @@ class CSDGuidance(Guidance, name="csd"):
 
     csd: CSDParams
 
+    def batches(self, views: int) -> set[int]:
+        """With and without the third prompt."""
+        counts = super().batches(views)
+        return counts | {count + views for count in counts}
+
     def residual(self, draw: Draw) -> Residual:
         return self._of_table_1(draw) if self.csd.csd_form == "table" else self._own(draw)
 

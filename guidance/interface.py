@@ -130,6 +130,13 @@ class Guidance(nn.Module):
     def build(self, rng: torch.Generator) -> None:
         """Make what the method trains, on the score model's device."""
 
+    def batches(self, views: int) -> set[int]:
+        """How many latents a step may give the frozen U-Net at once, to be compiled and recorded before the first one.
+
+        Here prompt and base of every view, and of any number of views one or two of Perp-Neg's.
+        """
+        return set(range(2 * views, self.params.branches * views + 1))
+
     def record(self, views: int) -> None:
         """Let a card launch what the method trains as one CUDA graph, if it is worth that and can be."""
 

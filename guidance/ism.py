@@ -27,6 +27,10 @@ class ISMGuidance(Guidance, name="ism"):
     LucidDreamer's; where s is the lowest level its program spends one evaluation more, on a step of no length.
     """
 
+    def batches(self, views: int) -> set[int]:
+        """The inversion asks for one prompt alone."""
+        return super().batches(views) | {views}
+
     def draw(
         self, latents: Float[Tensor, "B C h w"], text: ViewText, step: int, rng: torch.Generator
     ) -> Inverted:

@@ -15,6 +15,7 @@ from guidance.interface import Draw, Guidance, Residual
 from guidance.noise import noise_of_views, seeded
 from guidance.warm_start import load_part
 from utils.distributed import drawn, gathered, part_of_mean, sum_gradients
+from utils.optimizers import fused_on_card
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ class LMCGuidance(Guidance, name="lmc"):
             load_part(self.corrective, self.lmc.lmc_init, "corrective", "LMCParams.lmc_init")
         self.corrective.to(self.device).requires_grad_(False)
         self.register_buffer("trained", torch.tensor(bool(self.lmc.lmc_init)))  # on the host, where it is asked
+
+    def batches(self, views: int) -> set[int]:
+        """What the corrective learns from is the prediction for one prompt."""
+        return super().batches(views) | {views}
 
     def prepare(self, draw: Draw) -> Draw:
         """At the first iteration, train the corrective."""
@@ -71,7 +76,9 @@ class LMCGuidance(Guidance, name="lmc"):
         spent = self.score_model.evaluations.forward
         params, bank = self.lmc, self.generate(draw)
         self.corrective.requires_grad_(True)
-        optimizer = torch.optim.AdamW(self.corrective.parameters(), lr=params.lmc_lr)
+        optimizer = torch.optim.AdamW(
+            self.corrective.parameters(), lr=params.lmc_lr, **fused_on_card(self.device)
+        )
         for step in range(1, params.lmc_steps + 1):
             chosen = drawn(
                 lambda views: torch.randint(len(bank), (views,), generator=draw.rng), len(draw.latents)

@@ -24,6 +24,10 @@ class LODSLoRAGuidance(LODSGuidance, name="lods_lora"):
         self.lora = self.score_model.build_lora(rank=rank, scale=scale, with_camera=False, rng=rng)
         return list(self.lora.parameters()), self.lods.lods_lora_lr
 
+    def batches(self, views: int) -> set[int]:
+        """Without the base, which the LoRA predicts."""
+        return {count - views for count in super().batches(views)}
+
     def predict_null(self, draw: Draw) -> Predictions:
         with torch.no_grad():
             null_noise = self.null_noise(draw)

@@ -15,6 +15,10 @@ class NFSDGuidance(Guidance, name="nfsd"):
 
     nfsd: NFSDParams
 
+    def batches(self, views: int) -> set[int]:
+        """Beside those of every method the negative prompt, for the views with a t from the cut-off on."""
+        return {count + noisy for count in super().batches(views) for noisy in range(views + 1)}
+
     def residual(self, draw: Draw) -> Residual:
         cutoff = self.nfsd.nfsd_cutoff
         predicted = self.predict(

@@ -8,7 +8,9 @@ import psutil
 import pytest
 
 from benchmarks import card
-from benchmarks.card import Part, carry_out, main
+from benchmarks.card import main
+from benchmarks.card_rows import encoder_rows, sanitizer_summary
+from benchmarks.timed_parts import SIDE_BY_SIDE, Part, carry_out, longest
 
 
 def part(*code: str, limit=60.0, rows=lambda _: [], **given) -> Part:
@@ -73,7 +75,7 @@ def test_a_part_that_fails_says_its_last_line_and_runs_no_further(tmp_path):
 
 
 def test_results_that_cannot_be_read_fail_their_part_alone(tmp_path):
-    found = outcome(part("pass", rows=card.encoder_rows), tmp_path)
+    found = outcome(part("pass", rows=encoder_rows), tmp_path)
     assert found.state.startswith("failed: its results cannot be read") and found.rows == []
 
 
@@ -100,21 +102,55 @@ def test_on_a_card_what_is_timed_runs_alone_and_both_tools_are_asked_for(tmp_pat
     order = card.stages(card.parser().parse_args(words))
     names = [[each.name for each in stage] for stage in order]
     assert names[0] == ["model", "gpu tests", "memcheck", "racecheck"]
-    assert all(len(stage) == 1 for stage in names[1:]) and len(names) == 10
+    assert all(len(stage) == 1 for stage in names[1:]) and len(names) == 9
     for each in order[0][2:]:
         assert list(each.commands[0][:3]) == ["/opt/compute-sanitizer", "--tool", each.name]
         assert each.environment == (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     compiled = [
         each.name for stage in order for each in stage if "HardwareParams.compile=always" in each.commands[0]
     ]
-    assert compiled == ["iteration", "second start", "graphs"]
-    assert card.TOTAL < 8 * 60
+    assert compiled == ["iteration", "graphs"]
+    assert sum(map(longest, order)) <= card.TOTAL <= 8 * 60 - 10, "ten seconds are to load the command itself"
+
+
+def test_the_limits_follow_the_time_that_there_is(tmp_path):
+    words = ["--device", "cpu", "--folder", str(tmp_path), "--total"]
+    usual, twice = (
+        card.stages(card.parser().parse_args([*words, str(total)])) for total in (card.TOTAL, 2 * card.TOTAL)
+    )
+    assert sum(map(longest, twice)) == pytest.approx(2 * sum(map(longest, usual)))
+
+
+def test_a_stage_is_over_when_the_last_of_its_lanes_is():
+    parts = [part(limit=limit) for limit in (5.0, 3.0, 4.0)]
+    assert SIDE_BY_SIDE == 2
+    assert longest(parts) == 7.0 and longest(parts[:1]) == 5.0 and longest([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("first", "seconds", "state"),
+    [("pass", 60, "done"), ("import time; time.sleep(600)", 1, "over its limit")],
+)
+def test_a_part_has_what_is_left_over_before_it_and_no_time_of_others(
+    first, seconds, state, tmp_path, monkeypatch
+):
+    longer = "import time; time.sleep(1)" if state == "done" else first
+    codes = {"before": (seconds, first), "longer": (0.5, longer), "last": (60, "pass")}
+    order = [
+        [Part(name, limit, [[sys.executable, "-S", "-c", code]], lambda _: [])]
+        for name, (limit, code) in codes.items()
+    ]
+    monkeypatch.setattr(card, "stages", lambda _: order)
+    options = card.parser().parse_args(["--device", "cpu", "--folder", str(tmp_path)])
+    parts = card.measure(options)["parts"]
+    assert parts["before"]["state"].startswith(state) and parts["longer"]["state"].startswith(state)
+    assert parts["last"]["state"] == "done"
 
 
 def test_the_sanitizers_summary_is_found(tmp_path):
     log = tmp_path / "memcheck.log"
     log.write_text("========= COMPUTE-SANITIZER\ndrawn\n========= ERROR SUMMARY: 0 errors\n")
-    assert card.sanitizer_summary(log) == "ERROR SUMMARY: 0 errors"
+    assert sanitizer_summary(log) == "ERROR SUMMARY: 0 errors"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from arguments import HardwareParams
 from guidance.prior import compilation
 from guidance.prior.compilation import CACHE_VARIABLE, compiled_folder, keep_compiled
 from tests.test_memory import model_of
@@ -96,6 +97,28 @@ def test_several_kernels_are_tried_where_that_is_asked_for(folder, cache, monkey
     assert seen == [mode, mode]
 
 
+def test_another_run_of_the_same_weights_compiles_as_it_is_set(folder, cache, monkeypatch):
+    seen = []
+
+    def compile_module(self, mode=None):
+        seen.append(mode)
+        self._compiled_call_impl = self._call_impl
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
+    loaded = model_of(folder, memory="max")
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+        searched = "max-autotune-no-cudagraphs"
+        for compile_, mode in (("always", None), ("autotune", searched), ("always", None)):
+            seen.clear()
+            run = loaded.anew(loaded._params, HardwareParams(memory="max", compile=compile_))
+            run.compile()
+            assert run.compiled and seen == [mode, mode]
+        torch.backends.cudnn.benchmark = True  # as on a card
+        eager = run.anew(run._params, HardwareParams(memory="max", compile="never"))
+        assert not eager.compiled and not torch.backends.cudnn.benchmark
+        assert eager.unet._compiled_call_impl is eager.vae.encoder._compiled_call_impl is None
+
+
 @pytest.mark.parametrize(
     ("device", "memory", "searches"), [("cuda", "max", True), ("cuda", "8gb", False), ("cpu", "max", False)]
 )
@@ -118,7 +141,7 @@ def test_after_the_warm_up_nothing_is_compiled(folder, cache, monkeypatch, memor
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=counter))
     model = model_of(folder, memory=memory)
     model.compile()
-    model.warm_up(views=2, branches=4)
+    model.warm_up(views=2, batches=range(2 * 2, 4 * 2 + 1))
     warmed = counter.frame_count
     assert warmed > 0
     for layout in (torch.contiguous_format, torch.channels_last):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from arguments import GuidanceParams, load
+from arguments import GuidanceParams, HardwareParams, load
 from arguments.groups.guidance import METHODS
 from dreammapping.optimization import Optimization
 from guidance import ScoreModel, ViewPrompts, build_guidance
@@ -77,12 +77,13 @@ EVALUATIONS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, load_model):
+def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, load_model, monkeypatch):
     model = load_model()
     for settings, step, forward, backward in EVALUATIONS[method]:
         model = load_model() if model.evaluations.forward else model
         config = config_of(guidance=method, iterations=100, **{**SMALL, **settings})
         guidance = build_guidance(config, model)
+        asked = sizes_asked(model, monkeypatch)
         text = ViewPrompts(model, config.GuidanceParams)(torch.tensor([0.0, 90.0]), poses())
         if (
             method == "lmc"
@@ -98,6 +99,16 @@ def test_evaluations_for_each_view_are_the_fewest_that_the_method_needs(method, 
         spent = model.evaluations.forward - before, model.evaluations.backward
         assert spent == (forward * VIEWS, backward * VIEWS)
         assert images.grad.abs().sum() > 0
+        assert asked and asked <= guidance.batches(VIEWS)  # known before the run, to be compiled
+
+
+def sizes_asked(model, monkeypatch):
+    """How many latents the frozen U-Net is asked for at once, as they come."""
+    sizes, predict = set(), type(model).predict_noise.__get__(model)
+    monkeypatch.setattr(
+        model, "predict_noise", lambda latents, *given: (sizes.add(len(latents)), predict(latents, *given))[1]
+    )
+    return sizes
 
 
 SETTINGS = Path(__file__).parents[1] / "configs"
@@ -201,6 +212,24 @@ def test_a_lora_that_is_told_the_camera_answers_to_it(load_model):
     untold, zeros = asked(model, lora), asked(model, lora, poses=torch.zeros(VIEWS, 4, 4))
     assert not torch.allclose(front, turned, atol=1e-4)
     assert torch.equal(untold, zeros)
+
+
+@pytest.mark.parametrize(("memory", "padded"), [("8gb", False), ("max", True), ("8gb", True)])
+def test_a_view_is_told_its_own_camera_in_parts_and_in_padded_batches(folder, memory, padded):
+    views, rng = 6, torch.Generator().manual_seed(2)
+    noisy, timesteps = torch.randn(views, 4, 16, 16, generator=rng), torch.arange(100, 700, 100)
+    cameras = torch.randn(views, 4, 4, generator=rng)
+    found = []
+    for plan, compiled in (("max", False), (memory, padded)):
+        params, hardware = GuidanceParams(model_key=str(folder)), HardwareParams(memory=plan)
+        model = ScoreModel.from_pretrained(params, "cpu", hardware)
+        model.compiled = compiled  # that is, batches of the multiples that are compiled
+        lora, text = lora_of(model, with_camera=True), torch.zeros(views, *model.text_shape)
+        output = lora(noisy, timesteps, text, cameras)
+        output.square().mean().backward()
+        found.append((output.detach(), torch.cat([each.grad.flatten() for each in lora.camera.parameters()])))
+    for plain, other in zip(*found, strict=True):
+        assert (other - plain).norm() < NETWORK[torch.float32] * plain.norm()
 
 
 def test_a_loras_gradient_reaches_every_adapter_and_the_camera_and_nothing_else(load_model):

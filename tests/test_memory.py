@@ -37,6 +37,7 @@ from tests.tiny_models import save_pipeline
 from tests.tolerances import NETWORK
 from train import main
 from utils.errors import OutOfMemory, UserError
+from utils.replay import Replayed
 
 CPU = torch.device("cpu")
 
@@ -274,7 +275,7 @@ def test_warming_up_compiles_every_batch_of_an_iteration_and_none_larger(folder,
     model.compiled = True
     sizes, forward = set(), model.unet.forward
     monkeypatch.setattr(model.unet, "forward", lambda x, *a, **k: (sizes.add(len(x)), forward(x, *a, **k))[1])
-    model.warm_up(views=3, branches=4)
+    model.warm_up(views=3, batches=range(2 * 3, 4 * 3 + 1))
     warmed = sizes.copy()
     sizes.clear()
     for count in range(2 * 3, 4 * 3 + 1):
@@ -283,6 +284,17 @@ def test_warming_up_compiles_every_batch_of_an_iteration_and_none_larger(folder,
             torch.zeros(shape), torch.ones(count).long(), torch.zeros(count, *model.text_shape)
         )
     assert warmed == sizes
+
+
+def test_graphs_are_counted_each_with_all_that_it_computes_in(folder):
+    """Without them the U-Net takes what the encoder's backward pass will want; a graph's place is its own."""
+    model = model_of(folder, memory="max")
+    eager = {branches: model.estimate_bytes(4, branches) for branches in (1, 4)}
+    model._replayed["unet"] = Replayed("the U-Net", model._evaluate)
+    recorded = {branches: model.estimate_bytes(4, branches) for branches in (1, 4)}
+    assert recorded[1] < recorded[4]
+    for branches, size in eager.items():  # none of the two takes more than both at once
+        assert size < recorded[branches] <= size + (size - model._weight_bytes())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

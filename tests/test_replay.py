@@ -35,6 +35,10 @@ def square(x):
     return (x * x + x.sum()).sin()
 
 
+PERP_NEG = range(2 * 2, 4 * 2 + 1)
+"""What two views may ask of the U-Net at once."""
+
+
 def recorded(function, *shape, requires_grad=True, name="it"):
     found = Replayed(name, function)
     found.record(lambda: (torch.randn(shape).requires_grad_(requires_grad),))
@@ -137,6 +141,46 @@ def test_a_gradient_that_is_not_a_number_is_as_bad_as_a_wrong_one(caplog):
     assert "its results were others" in caplog.text
 
 
+class Trained(torch.nn.Module):
+    """A parameter and what is made of it; `late` is how many calls later than the recording it is something else."""
+
+    def __init__(self, of, start=0.0):
+        super().__init__()
+        self.weight, self.of, self.calls = torch.nn.Parameter(torch.full((3,), start)), of, 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.of(self.weight, x, self.calls - RECORDED)
+
+
+RECORDED = 4
+"""Calls with which a function is recorded: three to warm up, then that which is kept."""
+UNSEEN = {
+    "an old parameter": lambda weight, x, late: x * (weight - weight.detach() + 1 if late <= 0 else weight),
+    "what a zero hides": lambda weight, x, late: x + weight**2 * (torch.ones(3) if late <= 0 else x),
+    "the gradient of a small part": lambda weight, x, late: 100 * x + weight * (1 if late <= 0 else 2),
+    "what a replay leaves for the next": lambda weight, x, late: x * weight * (1 if late <= 1 else 2),
+}
+"""Functions whose graph is wrong, though not for the parameters, the norm or the replay that it is recorded with."""
+
+
+@pytest.mark.parametrize("kind", UNSEEN)
+def test_what_only_a_trained_run_would_show_is_seen_when_it_is_recorded(kind, caplog):
+    module = Trained(UNSEEN[kind], start=float(kind == "an old parameter"))
+    before = module.weight.detach().clone()
+    function = Replayed("it", module)
+    assert not function.record(lambda: (torch.randn(3).requires_grad_(),))
+    assert "its results were others" in caplog.text
+    assert torch.equal(module.weight, before) and module.weight.grad is None
+
+
+def test_what_is_right_is_recorded_and_its_parameters_keep_their_bits():
+    module = Trained(lambda weight, x, _late: 1e3 * x + weight * x.sum(), start=0.3)
+    before = module.weight.detach().clone()
+    assert Replayed("it", module).record(lambda: (torch.randn(3),))
+    assert torch.equal(module.weight, before)
+
+
 def test_what_cannot_be_recorded_stops_the_run_and_names_the_way_out(monkeypatch):
     def refuse(*_args, **_options):
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
@@ -178,7 +222,7 @@ def image_gradient(model, record, azimuths):
     guidance = build_guidance(config, model, torch.Generator().manual_seed(0))
     prompts = ViewPrompts(model, config.GuidanceParams)
     if record:
-        model.record(views=len(azimuths[0]), branches=4)
+        model.record(views=len(azimuths[0]), batches=guidance.batches(len(azimuths[0])))
         guidance.record(len(azimuths[0]))
     rng, found = torch.Generator().manual_seed(2), []
     for step, angles in enumerate(azimuths, start=1):
@@ -219,7 +263,7 @@ def test_an_iteration_has_the_gradients_of_the_eager_one_and_runs_no_network_its
 def test_where_memory_is_short_or_the_unet_is_trained_nothing_is_recorded(folder, monkeypatch):
     for memory in ("8gb", "12gb"):
         short = model_of(folder, memory=memory)
-        assert not short.record(views=2, branches=4)
+        assert not short.record(views=2, batches=PERP_NEG)
         assert short._replayed == {}
     roomy = model_of(folder, memory="max")
     tensors = roomy.estimate_bytes(2, 4) - sum(
@@ -227,21 +271,21 @@ def test_where_memory_is_short_or_the_unet_is_trained_nothing_is_recorded(folder
     )
     for free, recorded in ((3 * tensors - 1, False), (3 * tensors, True)):
         monkeypatch.setattr(score_model, "free_bytes", lambda _device, free=free: free)
-        assert roomy.record(views=2, branches=4) is recorded
+        assert roomy.record(views=2, batches=PERP_NEG) is recorded
         assert bool(roomy._replayed) is recorded
     trained = model_of(folder, memory="max")
     trained.estimators([torch.nn.Parameter(torch.zeros(1))])
-    trained.record(views=2, branches=4)
+    trained.record(views=2, batches=PERP_NEG)
     assert trained._replayed == {}
 
 
 def test_latents_need_no_encoder_and_what_was_not_recorded_is_not_padded(folder, monkeypatch):
     model, sizes = model_of(folder, memory="max"), []
-    model.record(views=2, branches=4, encodes=False)
+    model.record(views=2, batches=PERP_NEG, encodes=False)
     assert model._replayed.keys() == {"unet"}
     eager = model_of(folder, memory="max")
     monkeypatch.setattr(Replayed, "record", lambda *_: False)
-    assert eager.record(views=2, branches=4)
+    assert eager.record(views=2, batches=PERP_NEG)
     assert eager._replayed == {}
     eager.unet.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
     latents = torch.zeros(3, eager.latent_channels, *eager.latent_size)
@@ -252,7 +296,7 @@ def test_latents_need_no_encoder_and_what_was_not_recorded_is_not_padded(folder,
 def test_another_run_of_the_same_weights_has_none_of_the_graphs(folder):
     kept = model_of(folder, memory="max")
     first = kept.anew(GuidanceParams(model_key=str(folder)), kept._hardware)
-    first.record(views=1, branches=2)
+    first.record(views=1, batches={2})
     assert first._replayed.keys() == {"unet", "encoder"}
     second = kept.anew(GuidanceParams(model_key=str(folder)), kept._hardware)
     assert first._replayed == second._replayed == {}
@@ -286,4 +330,4 @@ def test_graphs_are_recorded_on_a_card_where_the_settings_ask_and_memory_has_roo
     found.guidance.record = lambda views: recorded.append(views)
     found.warm_up()
     views = config.GuidanceParams.C_batch_size
-    assert recorded == [(views, config.GuidanceParams.branches, True), views][:wanted]
+    assert recorded == [(views, {*range(2 * views, 4 * views + 1)}, True), views][:wanted]

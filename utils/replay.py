@@ -7,7 +7,8 @@ its module's parameters alone, and whatever it would decide by is decided when i
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ log = logging.getLogger(__name__)
 Inputs = tuple[Tensor, ...]
 AGREEMENT = 0.05
 """By how much, relative to its norm, a graph's result may differ from the function's own. Kernels that were chosen
-anew round otherwise; a graph that holds on to old numbers is wrong by about 1."""
+anew round otherwise; a graph that holds on to old numbers is wrong by about 1, or by what `STEP` makes of it."""
+STEP, LEAST = 0.2, 0.1
+"""How far parameters are moved for the check: relative to their size, which counts as `LEAST` where it is less."""
 
 
 class _Open:
@@ -79,7 +82,10 @@ class Replayed:
                 f"HardwareParams.graphs: {self.name} cannot be recorded as a CUDA graph ({reason}); start again with "
                 "HardwareParams.graphs=never"
             ) from error
-        far = self._distance(graph, sample())
+        with _moved(self._trained()):
+            # twice: the first replay may leave something for the second
+            distances = torch.stack([self._distance(graph, sample()) for _ in range(2)])
+        far = float(distances.max())  # NaN if any is
         if not far <= AGREEMENT:
             log.warning("%s runs without a CUDA graph: its results were others (by %.2g)", self.name, far)
             return False
@@ -93,24 +99,22 @@ class Replayed:
         with torch.cuda.device(inputs[0].device):  # whose streams are recorded
             return torch.cuda.make_graphed_callables(held, inputs, pool=self._pool)  # pyright: ignore[reportReturnType]
 
-    def _distance(self, graph: Callable[..., Tensor], inputs: Inputs) -> float:
-        """How far the graph's result and gradients are from the function's, relative to their norms: the larger one."""
-        wanted = [each for each in inputs if each.requires_grad]
-        if isinstance(self.function, nn.Module):
-            wanted += [each for each in self.function.parameters() if each.requires_grad]
+    def _trained(self) -> list[Tensor]:
+        parameters = self.function.parameters() if isinstance(self.function, nn.Module) else ()
+        return [each for each in parameters if each.requires_grad]
 
-        def results(function: Callable[..., Tensor]) -> list[Tensor]:
-            """The result, and all gradients in one: some are nothing but rounding."""
+    def _distance(self, graph: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+        """How far the graph's result and gradients are from the function's, relative to their norms: the largest."""
+        wanted = [*(each for each in inputs if each.requires_grad), *self._trained()]
+
+        def results(function: Callable[..., Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             output = function(*inputs)
-            found = [output.detach().flatten().float()]
-            if output.requires_grad:
-                gradients = torch.autograd.grad(output.square().sum(), wanted)
-                found.append(torch.cat([each.flatten().float() for each in gradients]))
-            return [each.clone() for each in found]
+            taken = output.requires_grad
+            gradients = torch.autograd.grad(output.square().sum(), wanted) if taken else ()
+            return [output.detach().float().clone()], [each.float().clone() for each in gradients]
 
         pairs = zip(results(graph), results(self.function), strict=True)
-        distances = [float((found - own).norm() / own.norm().clamp_min(1e-12)) for found, own in pairs]
-        return float(torch.tensor(distances).max())  # NaN if any is, where Python's max may lose it
+        return torch.stack([_apart(found, own) for found, own in pairs if own]).max()
 
     def _is_open(self) -> bool:
         opened = self._open() if self._open is not None else None
@@ -136,6 +140,34 @@ class _Held(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self.module(*inputs)
+
+
+@contextmanager
+def _moved(parameters: list[Tensor]) -> Iterator[None]:
+    """Within the block parameters are others than when a graph was recorded, as they will be once they are trained.
+
+    A graph that holds on to old ones then gives other results, and so does what zeros had hidden from the result.
+    """
+    kept = [each.detach().clone() for each in parameters]
+    with torch.no_grad():
+        for each in parameters:
+            rng = torch.Generator(each.device).manual_seed(0)
+            step = torch.randn(each.shape, generator=rng, device=each.device, dtype=each.dtype)
+            each += STEP * each.square().mean().sqrt().clamp_min(LEAST) * step
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for each, value in zip(parameters, kept, strict=True):
+                each.copy_(value)
+
+
+def _apart(found: list[Tensor], own: list[Tensor]) -> Tensor:
+    """How far tensors are from a function's own, the largest of them: relative to a tensor's norm, or where that is
+    less, to a tenth of what is usual among them, because some gradients are nothing but rounding."""
+    norms = torch.stack([each.norm() for each in own])
+    apart = torch.stack([(mine - its).norm() for mine, its in zip(found, own, strict=True)])
+    return (apart / norms.maximum(0.1 * norms.square().mean().sqrt()).clamp_min(1e-12)).max()
 
 
 def _form(inputs: Inputs) -> Any:

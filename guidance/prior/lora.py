@@ -3,9 +3,6 @@
 The estimator of VSD, DreamFlow, ASD and LODS. Imports peft.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from jaxtyping import Float, Int
 from peft import LoraConfig, inject_adapter_in_model
@@ -83,12 +80,12 @@ class LoRA(nn.Module):
         poses: Float[Tensor, "B 4 4"] | None = None,
     ) -> Float[Tensor, "B C h w"]:
         """ε_lora, float32, with gradient to this module's parameters; no poses count as zeros."""
-        with self._camera_added(len(noisy_latents), poses):
-            self._switch(True)
-            try:
-                return self._score_model.predict_noise_with_gradient(noisy_latents, timesteps, text)
-            finally:
-                self._switch(False)
+        camera = self._camera_of(len(noisy_latents), poses)
+        self._switch(True)
+        try:
+            return self._score_model.predict_noise_with_gradient(noisy_latents, timesteps, text, camera)
+        finally:
+            self._switch(False)
 
     def _switch(self, on: bool) -> None:
         for layer in self._layers:
@@ -96,19 +93,10 @@ class LoRA(nn.Module):
         for parameter in self.adapters.values():  # peft also freezes what it disables
             parameter.requires_grad_(True)
 
-    @contextmanager
-    def _camera_added(self, count: int, poses: Tensor | None) -> Iterator[None]:
-        """Within the block, the time embedding has the camera's added."""
+    def _camera_of(self, count: int, poses: Tensor | None) -> Tensor | None:
+        """What the cameras add to the time embedding."""
         if self.camera is None:
-            yield
-            return
+            return None
         weight = self.camera[0].weight
         flat = weight.new_zeros(count, POSE) if poses is None else poses.reshape(count, POSE).to(weight)
-        added = self.camera(flat)
-        handle = self._score_model.unet.time_embedding.register_forward_hook(
-            lambda _module, _inputs, output: output + added.to(output.dtype)
-        )
-        try:
-            yield
-        finally:
-            handle.remove()
+        return self.camera(flat)

@@ -42,8 +42,13 @@ class DiffusionPrior(Protocol):
         noisy_latents: Float[Tensor, "M C h w"],
         timesteps: Int[Tensor, " M"],
         text: Float[Tensor, "M L D"],
+        camera: Float[Tensor, "M E"] | None = None,
     ) -> Float[Tensor, "M C h w"]:
-        """ε_φ(x_t, t, y), with gradient to what estimators train: the text, or a LoRA."""
+        """ε_φ(x_t, t, y), with gradient to what estimators train: the text, or a LoRA.
+
+        Args:
+            camera: added to the time embedding, where that is.
+        """
         ...
 
     def estimators(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:

@@ -6,6 +6,8 @@ With `pipeline.py` and `shap_e.py` the only importer of diffusers and transforme
 import copy
 import dataclasses
 import gc
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -134,6 +136,9 @@ class ScoreModel:
         if self._replayed:  # what graphs hold of a card's memory is for the next run
             self._replayed.clear()
             gc.collect()
+        # PyTorch remembers what it compiled, should the other run compile likewise
+        self.unet._compiled_call_impl = self.vae.encoder._compiled_call_impl = None
+        torch.backends.cudnn.benchmark = False
         other = copy.copy(self)
         other.__dict__.pop("plan", None)
         other.__dict__.pop("provenance", None)
@@ -141,7 +146,7 @@ class ScoreModel:
         other.evaluations = Evaluations()
         other._estimator_scale = other._gradient_scale()
         other._has_estimators = False
-        other.compiled = getattr(self.unet, "_compiled_call_impl", None) is not None
+        other.compiled = False
         return other
 
     @cached_property
@@ -172,10 +177,14 @@ class ScoreModel:
             self.vae.encoder.compile(**options)
             self.compiled = True
 
-    def warm_up(self, views: int, branches: int) -> None:
-        """Run what an iteration runs, for every number of branches from 2, so that nothing compiles later."""
+    def warm_up(self, views: int, batches: Collection[int]) -> None:
+        """Run what an iteration runs without gradient to the U-Net, so that nothing of it compiles later.
+
+        Args:
+            batches: how many latents the U-Net may get at once, as `Guidance.batches` says.
+        """
         text = torch.zeros(1, *self.text_shape, device=self.device)
-        for count in self._batches(views, branches):
+        for count in self._sizes(batches):
             latents = torch.zeros(count, self.latent_channels, *self.latent_size, device=self.device)
             with torch.no_grad():
                 self._run_unet(
@@ -184,13 +193,14 @@ class ScoreModel:
         images = torch.zeros(views, 3, *self.image_size, device=self.device, requires_grad=True)
         self._posterior(images).sum().backward()
 
-    def record(self, views: int, branches: int, *, encodes: bool = True) -> bool:
+    def record(self, views: int, batches: Collection[int], *, encodes: bool = True) -> bool:
         """Let a card launch U-Net and image encoder as one CUDA graph each, for the batches that `warm_up` runs.
 
         Not where memory is short: a graph keeps the memory that it computes in. Not where something within the U-Net is
         trained: it is switched on and off there. Batches of other sizes are run as before.
 
         Args:
+            batches: as for `warm_up`.
             encodes: images are encoded; False where latents themselves are optimised.
 
         Returns:
@@ -201,7 +211,7 @@ class ScoreModel:
         """
         if self.plan.views is not None or self.plan.latents is not None:
             return False
-        if free_bytes(self.device) < self._room_of_graphs(views, branches):
+        if free_bytes(self.device) < self._room_of_graphs(views, batches):
             return False
         if self._has_estimators:
             return True
@@ -215,7 +225,7 @@ class ScoreModel:
 
         unet = Replayed("the U-Net", self._evaluate)
         with torch.no_grad():
-            for count in self._batches(views, branches):
+            for count in self._sizes(batches):
 
                 def latents(count: int = count) -> tuple[Tensor, ...]:
                     noisy, text = (
@@ -233,18 +243,18 @@ class ScoreModel:
             self._replayed["encoder"] = encoder
         return True
 
-    def _room_of_graphs(self, views: int, branches: int) -> int:
+    def _room_of_graphs(self, views: int, batches: Collection[int]) -> int:
         """Free bytes from which U-Net and image encoder are recorded."""
+        branches = -(-max(batches) // views)
         return ROOM_OF_GRAPHS * (self.estimate_bytes(views, branches) - self._weight_bytes())
 
     def _weight_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for each in (self.unet, self.vae) for p in each.parameters())
 
-    def _batches(self, views: int, branches: int) -> list[int]:
-        """The U-Net's batches in an iteration, for every number of branches from 2, in the multiples that are run."""
-        limit = self.plan.latents or branches * views
-        totals = range(2 * views, branches * views + 1)
-        parts = {min(left, limit) for total in totals for left in range(total, 0, -limit)}
+    def _sizes(self, batches: Collection[int]) -> list[int]:
+        """In what sizes the U-Net runs such batches: in parts as planned, and in multiples."""
+        limit = self.plan.latents or max(batches)
+        parts = {min(left, limit) for total in batches for left in range(total, 0, -limit)}
         return sorted({part + -part % COMPILED_MULTIPLE for part in parts})
 
     def encode_images(
@@ -321,9 +331,14 @@ class ScoreModel:
         noisy_latents: Float[Tensor, "M C h w"],
         timesteps: Int[Tensor, " M"],
         text: Float[Tensor, "M L D"],
+        camera: Float[Tensor, "M E"] | None = None,
     ) -> Float[Tensor, "M C h w"]:
-        """ε_φ(x_t, t, y), float32, with gradient to the text and to a LoRA; its backward is counted when it runs."""
-        output = self._predict_noise(noisy_latents, timesteps, text)
+        """ε_φ(x_t, t, y), float32, with gradient to the text and to a LoRA; its backward is counted when it runs.
+
+        Args:
+            camera: added to the U-Net's time embedding, with gradient to it.
+        """
+        output = self._predict_noise(noisy_latents, timesteps, text, *_given(camera))
         if output.requires_grad:
             output.register_hook(self._count_backward)
         return self._estimator_scale.grow(output)
@@ -348,35 +363,40 @@ class ScoreModel:
 
         return LoRA(self, rank=rank, scale=scale, with_camera=with_camera, rng=rng)
 
-    def _predict_noise(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def _predict_noise(
+        self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, *camera: Tensor
+    ) -> Tensor:
         """A v-prediction is converted: ε = √ᾱ_t v + √(1 - ᾱ_t) x_t."""
         self.evaluations.forward += len(noisy_latents)
         limit = self.plan.latents or len(noisy_latents)
-        parts = zip(noisy_latents.split(limit), timesteps.split(limit), text.split(limit), strict=True)
+        parts = zip(*(each.split(limit) for each in (noisy_latents, timesteps, text, *camera)), strict=True)
         output = torch.cat([self._run_unet(*part) for part in parts])
         if self.prediction_type == "epsilon":
             return output
         alphas_cumprod = self.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         return alphas_cumprod.sqrt() * output + (1 - alphas_cumprod).sqrt() * noisy_latents
 
-    def _run_unet(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def _run_unet(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, *camera: Tensor) -> Tensor:
         count = len(noisy_latents)
-        inputs = (noisy_latents.to(self.dtype), timesteps, text.to(self.dtype))
+        inputs = (noisy_latents.to(self.dtype), timesteps, *(each.to(self.dtype) for each in (text, *camera)))
         # in one layout, whatever made them: another one would be compiled anew
         if self.compiled or "unet" in self._replayed:
             inputs = tuple(_padded(each, -count % COMPILED_MULTIPLE).contiguous() for each in inputs)
         return self._replayed.get("unet", self._evaluate)(*inputs)[:count]
 
-    def _evaluate(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+    def _evaluate(self, noisy_latents: Tensor, timesteps: Tensor, text: Tensor, *camera: Tensor) -> Tensor:
         """The U-Net's output in float32."""
-        return self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)[0].float()
+        with added_to(self.unet.time_embedding, *camera) if camera else nullcontext():
+            output = self.unet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False)
+        return output[0].float()
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
     def estimate_bytes(self, views: int, branches: int, plan: MemoryPlan | None = None) -> int:
         """Memory of the frozen model and of its part in an iteration, in bytes, counted on tensors without content.
 
-        With `estimators`, the pass that trains them counts too, with a learned text in the place of a LoRA.
+        With `estimators`, the pass that trains them counts too, with a learned text in the place of a LoRA. Once graphs
+        are recorded, what each computes in is its own.
 
         Args:
             branches: texts of a view.
@@ -384,7 +404,8 @@ class ScoreModel:
         """
         plan = plan or self.plan
         architecture = tuple((type(each), str(each.config)) for each in (self.unet, self.vae))
-        key = (architecture, self.text_shape, self.dtype, views, branches, plan, self._has_estimators)
+        kind = (self.dtype, self._has_estimators, bool(self._replayed))
+        key = (architecture, self.text_shape, kind, views, branches, plan)
         if key not in _COUNTED:
             _COUNTED[key] = self._count_peak(views, branches, plan)
         return self._weight_bytes() + _COUNTED[key]
@@ -399,16 +420,21 @@ class ScoreModel:
         text = torch.zeros(count, *self.text_shape, device="meta")
         images = torch.zeros(views, 3, *self.image_size, device="meta", requires_grad=True)
 
+        @torch.no_grad()
+        def predict() -> None:
+            bare._run_unet(latents, timesteps, text)
+
         def evaluate() -> None:
             loss = bare._posterior(images).sum()
-            with torch.no_grad():
-                bare._run_unet(latents, timesteps, text)
+            predict()
             if self._has_estimators:
                 learned = text.new_zeros(views, *self.text_shape, requires_grad=True)
                 again = (each[:1].expand(views, *each.shape[1:]) for each in (latents, timesteps))
                 loss = loss + bare._run_unet(*again, learned).sum()
             loss.backward()
 
+        if self._replayed:
+            return peak_bytes(lambda: bare._posterior(images).sum().backward()) + peak_bytes(predict)
         return peak_bytes(evaluate)
 
     def _without_content(self) -> "ScoreModel":
@@ -444,6 +470,20 @@ def _text_shape(pipeline: Any) -> tuple[int, int]:
 
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _given(each: Tensor | None) -> tuple[Tensor, ...]:
+    return () if each is None else (each,)
+
+
+@contextmanager
+def added_to(module: nn.Module, tensor: Tensor) -> Iterator[None]:
+    """Within the block, a tensor is added to what a module gives."""
+    handle = module.register_forward_hook(lambda _module, _inputs, output: output + tensor.to(output.dtype))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _padded(batch: Tensor, rows: int) -> Tensor:

@@ -5,7 +5,7 @@ import os
 import sys
 
 from arguments import load, to_yaml
-from dreammapping.command import exit_code
+from utils.command import exit_code
 from utils.console import write_out
 
 

@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 
-from dreammapping.command import exit_code
+from utils.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 

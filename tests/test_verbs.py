@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dreammapping.__main__ import VERBS, main
-from dreammapping.command import exit_code
+from utils.command import exit_code
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "numpy", "scipy", "cv2", "PIL", "diffusers", "transformers", "omegaconf"}

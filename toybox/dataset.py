@@ -37,10 +37,9 @@ from toybox.world import (
     train_pairs,
     view_word,
 )
-from utils.console import complain
+from utils.command import exit_code
 from utils.errors import UserError
 from utils.files import atomic
-from utils.interruption import as_ctrl_c
 
 CACHE = Path(__file__).parent / "cache"
 SHARD = 250
@@ -296,16 +295,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     settings = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        with as_ctrl_c():
-            generate(settings.views, settings.size, settings.seed, settings.cache)
-    except UserError as error:
-        complain(f"error: {error}")
-        return 2
-    except KeyboardInterrupt as error:
-        complain("stopped; the same command goes on from the shards that are written")
-        return 128 + getattr(error, "number", signal.SIGINT)
-    return 0
+
+    def render() -> int:
+        generate(settings.views, settings.size, settings.seed, settings.cache)
+        return 0
+
+    return exit_code(render, stopped="stopped; the same command goes on from the shards that are written")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -31,10 +30,9 @@ from toybox.objects import solids
 from toybox.speed import fastest, use_fast_arithmetic
 from toybox.train_loop import Budget, Loop
 from toybox.train_views import Pool, Source, Views
-from utils.console import complain
+from utils.command import exit_code
 from utils.errors import UserError
 from utils.files import atomic
-from utils.interruption import as_ctrl_c
 
 STAGES = ("vae", "clip", "unet", "report")
 _TRAINED = ("vae", "clip", "unet")
@@ -367,19 +365,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--cache", type=Path, default=CACHE, help="folder that keeps renders on disk (default: toybox/cache)"
     )
     settings = parser.parse_args(arguments)
-    try:
-        with as_ctrl_c():
-            _train(settings, arguments)
-    except UserError as error:
-        complain(f"error: {error}")
-        return 2
-    except KeyboardInterrupt as error:
-        complain("stopped; the same command goes on from the checkpoints")
-        return 128 + getattr(error, "number", signal.SIGINT)
-    return 0
+    return exit_code(
+        lambda: _train(settings, arguments), stopped="stopped; the same command goes on from the checkpoints"
+    )
 
 
-def _train(settings: argparse.Namespace, arguments: list[str]) -> None:
+def _train(settings: argparse.Namespace, arguments: list[str]) -> int:
     for name in ("threads", "steps", "minutes", "batches", "pools"):
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:
@@ -410,6 +401,7 @@ def _train(settings: argparse.Namespace, arguments: list[str]) -> None:
         if settings.stage in ("clip", "unet"):
             training.prepare()
         getattr(training, settings.stage)()
+    return 0
 
 
 if __name__ == "__main__":

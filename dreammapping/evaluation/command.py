@@ -7,8 +7,8 @@ true object with the same cameras and background, and the untrained start of the
 import argparse
 import logging
 
-from dreammapping.command import exit_code
 from dreammapping.json_file import JsonFile, add_json_option
+from utils.command import exit_code
 from utils.errors import UserError
 from utils.paths import expanded
 

@@ -10,8 +10,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from dreammapping.command import exit_code
 from dreammapping.json_file import JsonFile, add_json_option
+from utils.command import exit_code
 from utils.errors import UserError
 from utils.paths import expanded
 

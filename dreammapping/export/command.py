@@ -9,7 +9,7 @@ upright and shows its front; cameras.json is written too, in the frame of the
 import argparse
 import logging
 
-from dreammapping.command import exit_code
+from utils.command import exit_code
 from utils.console import write_out
 from utils.paths import expanded
 

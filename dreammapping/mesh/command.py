@@ -9,7 +9,7 @@ import argparse
 import logging
 import sys
 
-from dreammapping.command import exit_code
+from utils.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.paths import expanded

@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
-from dreammapping.command import exit_code
+from utils.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.paths import expanded

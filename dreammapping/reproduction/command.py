@@ -12,7 +12,7 @@ import logging
 import sys
 from typing import Any
 
-from dreammapping.command import exit_code
+from utils.command import exit_code
 from utils.console import warning_once, write_out
 from utils.errors import UserError
 from utils.paths import user_path

@@ -9,8 +9,8 @@ prints mean ranks with intervals, and how far people agree.
 import argparse
 import logging
 
-from dreammapping.command import exit_code
 from dreammapping.json_file import JsonFile, add_json_option
+from utils.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.paths import expanded

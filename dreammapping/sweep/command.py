@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dreammapping.command import exit_code
+from utils.command import exit_code
 from utils.console import warning_once, write_out
 from utils.errors import UserError
 from utils.paths import expanded

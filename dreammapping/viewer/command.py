@@ -12,7 +12,7 @@ import time
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
-from dreammapping.command import exit_code
+from utils.command import exit_code
 from utils.console import complain, write_out
 from utils.errors import UserError
 from utils.paths import expanded

@@ -2,16 +2,15 @@
 
 import argparse
 import logging
-import signal
 import sys
 
 from guidance.models import hub
 from guidance.models.names import ALIASES, COMPONENTS, ENCODERS, HELPERS, LICENCES, SHAPE_COMPONENTS, TOYBOX
 from guidance.models.preflight import encoder_source, loading_error
 from guidance.models.source import ModelSource, locate
-from utils.console import complain, write_out
+from utils.command import exit_code
+from utils.console import write_out
 from utils.errors import UserError
-from utils.interruption import as_ctrl_c
 
 
 def fetch(key: str) -> str:
@@ -59,17 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help=f"{known}, or a hub id")
     options = parser.parse_args(argv)
-    try:
-        with as_ctrl_c():
-            for key in options.models:
-                write_out(fetch(key))
-    except UserError as error:
-        complain(f"error: {error}")
-        return 2
-    except KeyboardInterrupt as error:  # gigabytes take their time
-        complain("stopped; the same command goes on from here")
-        return 128 + getattr(error, "number", signal.SIGINT)
-    return 0
+
+    def fetch_all() -> int:
+        for key in options.models:
+            write_out(fetch(key))
+        return 0
+
+    return exit_code(fetch_all)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from dreammapping.reproduction.figures import (
     TOYBOX_SETTINGS,
     VARIANTS,
 )
-from dreammapping.reproduction.work import Order, plan_work, read_prompts
+from dreammapping.reproduction.order import Order, paper_prompts, plan_work, read_prompts
+from dreammapping.reproduction.verdicts import HOLDS
 from dreammapping.sweep.attempt import attempt
 from tests.reproduction import FIELD, GAUSSIANS, SMALL, Here, left, numbers_of, reproduce, small_words
 from tests.tiny_models import save_pipeline
@@ -139,7 +140,7 @@ def test_what_a_method_costs_is_counted(small, capsys):
     }
     assert counted == {"sds": 2, "vsd": 5, "vdm": 2}
     verdicts = {claim.statement: claim.judge(found)[1] for claim in claims.CLAIMS if claim.figure == "table1"}
-    assert set(verdicts.values()) == {claims.HOLDS}
+    assert set(verdicts.values()) == {HOLDS}
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_a_system_has_its_own_settings_with_a_large_prior_and_starts_from_the_pr
 def test_prompts_are_a_number_or_a_file(tmp_path):
     assert all(parse_caption(prompt) for prompt in read_prompts("1", 4, toybox=True))
     assert len(read_prompts(None, 4, toybox=True)) == 4
-    assert read_prompts("3", 4, toybox=False) == work.paper_prompts()[:3]
+    assert read_prompts("3", 4, toybox=False) == paper_prompts()[:3]
     path = tmp_path / "prompts.txt"
     path.write_text(" a stone owl \n\na cat\na cat\n")
     assert read_prompts(str(path), 4, toybox=True) == ["a stone owl", "a cat"]

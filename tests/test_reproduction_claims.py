@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from dreammapping.reproduction import claims, methods
-from dreammapping.reproduction.claims import BEGIN, END, FAILS, HOLDS, NOT_RUN, UNTOLD
+from dreammapping.reproduction import claims, methods, verdicts
+from dreammapping.reproduction.claims import BEGIN, END, NOT_RUN
 from dreammapping.reproduction.figures import CLIP, DETAIL, DETAIL_OFF, FIGURES, SECONDS
+from dreammapping.reproduction.verdicts import FAILS, HOLDS, UNTOLD
 from tests.reproduction import reproduce
 
 HIGHER = (
@@ -71,10 +72,8 @@ def test_a_claim_asks_for_what_its_figure_compares(claim):
             "study": {"ranks": {"alignment": ranks, "quality": ranks}},
         }
 
-    verdicts = [claim.judge(kept(1.0, 2.0, "higher"))[1], claim.judge(kept(-2.0, -1.0, "lower"))[1]]
-    assert verdicts == (
-        [HOLDS, FAILS] if any(words in claim.statement for words in HIGHER) else [FAILS, HOLDS]
-    )
+    found = [claim.judge(kept(1.0, 2.0, "higher"))[1], claim.judge(kept(-2.0, -1.0, "lower"))[1]]
+    assert found == ([HOLDS, FAILS] if any(words in claim.statement for words in HIGHER) else [FAILS, HOLDS])
 
 
 @pytest.mark.parametrize(
@@ -87,11 +86,11 @@ def test_a_claim_asks_for_what_its_figure_compares(claim):
     ],
 )
 def test_a_verdict_is_that_of_the_interval(low, high, verdict, expected):
-    judge = claims.differs("vdm", "sds", CLIP, "higher")
+    judge = verdicts.differs("vdm", "sds", CLIP, "higher")
     said, found = judge(comparison(low, high, verdict))
     assert found == expected and said.startswith("CLIP score: 1.5")
     assert said.endswith("; 12 runs of each would tell") == (expected == UNTOLD)
-    assert claims.differs("vdm", "vsd", CLIP, "higher")(comparison(low, high, verdict)) is None
+    assert verdicts.differs("vdm", "vsd", CLIP, "higher")(comparison(low, high, verdict)) is None
 
 
 def test_without_numbers_a_claim_is_not_run_and_with_them_the_page_has_them(tmp_path, monkeypatch):
@@ -156,9 +155,9 @@ def test_detail_is_added_only_to_what_is_too_smooth():
 def test_seconds_of_runs_that_shared_a_machine_tell_nothing():
     difference = {"mean": -9.0, "low": -10.0, "high": -8.0, "prompts": 2, "runs": 4, "spread": 0.1}
     each = {"first": "vdm", "second": "vsd", "measure": SECONDS, "difference": difference, "verdict": "lower"}
-    judge = claims.differs("vdm", "vsd", SECONDS, "lower")
-    verdicts = [judge({"comparisons": [each], "size": {"jobs": jobs}})[1] for jobs in (1, 2)]
-    assert verdicts == [HOLDS, UNTOLD]
+    judge = verdicts.differs("vdm", "vsd", SECONDS, "lower")
+    found = [judge({"comparisons": [each], "size": {"jobs": jobs}})[1] for jobs in (1, 2)]
+    assert found == [HOLDS, UNTOLD]
 
 
 @pytest.mark.parametrize(("backward", "expected"), [(0.0, HOLDS), (1.0, FAILS)])
@@ -167,4 +166,4 @@ def test_none_backward_is_counted(backward, expected):
         name: {"measures": {"evaluations per view": {"mean": mean}, "of these backward": {"mean": back}}}
         for name, mean, back in (("vdm", 2.0, backward), ("vsd", 5.0, 1.0))
     }
-    assert claims.counted("vdm", "vsd", "fewer")({"variants": variants})[1] == expected
+    assert verdicts.counted("vdm", "vsd", "fewer")({"variants": variants})[1] == expected

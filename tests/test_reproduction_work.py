@@ -10,7 +10,7 @@ import torch
 from dreammapping.reproduction import noise, report, scores, work
 from dreammapping.reproduction.cells import code_digest
 from dreammapping.reproduction.figures import FIGURES
-from dreammapping.reproduction.work import Order, Work, plan_work
+from dreammapping.reproduction.order import Order, Work, plan_work, read_prompts
 from tests.reproduction import reproduce
 from utils.images import read_picture, write_picture
 
@@ -187,8 +187,8 @@ def test_prompts_that_the_toybox_does_not_know_are_named_once(tmp_path, caplog):
     path = tmp_path / "prompts.txt"
     path.write_text("a red cat\na stone owl\n")
     for _ in range(2):
-        work.read_prompts(str(path), 2, toybox=True)
-    work.read_prompts(str(path), 2, toybox=False)
+        read_prompts(str(path), 2, toybox=True)
+    read_prompts(str(path), 2, toybox=False)
     assert [record.getMessage().count("'a stone owl'") for record in caplog.records] == [1]
     assert "a red cat" not in caplog.text
 

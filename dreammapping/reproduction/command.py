@@ -110,7 +110,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _figures(options: argparse.Namespace) -> tuple[list[str], str]:
     if options.methods and options.name == "all":
         raise UserError("--methods: expected one figure or table, got 'all'; leave it out")
-    from dreammapping.reproduction.work import OUTPUT, Order, reproduce
+    from dreammapping.reproduction.order import OUTPUT, Order
+    from dreammapping.reproduction.work import reproduce
 
     order = Order(
         model=_placed(options.model or "toybox"),

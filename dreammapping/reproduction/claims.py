@@ -139,7 +139,7 @@ CLAIMS = (
         "fig9",
         "pictures",
         differs("vdm", "sds", CLIP, "higher"),
-        "all runs are recognised in every view, and few runs are compared",
+        "every view of all runs is recognised, and there are few runs",
     ),
     Claim(
         "on a radiance field VDM + DCA takes less time than VSD",

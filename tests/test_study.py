@@ -223,6 +223,13 @@ def test_unfinished_answers_count_as_far_as_they_go(study, key, tmp_path):
     assert result.agreement["quality"] is None and result.agreement["alignment"].trials == 1
 
 
+def test_answers_that_an_editor_has_marked_with_their_encoding_are_read(study, key, tmp_path):
+    (path,) = saved(tmp_path, complete(key, "a", list(SHADES)))
+    plain = score([path], study / "key.json").as_dict()
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert score([path], study / "key.json").as_dict() == plain
+
+
 def test_one_ranking_of_one_person_has_no_interval():
     result = summarise({"a": {("quality", "t"): {"x": 1.0, "y": 2.0}}}, ["alignment", "quality"])
     assert result.ranks["quality"]["x"].low is None and "alignment" not in result.ranks

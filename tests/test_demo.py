@@ -44,7 +44,7 @@ def test_a_page_goes_before_the_video(demo):
 
 
 def test_help_has_a_line_for_each_target():
-    run = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     phony = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY:"))
     assert sorted(line.split()[0] for line in run.stdout.splitlines()) == sorted(phony.split()[1:])
     assert all(len(line) <= 80 and len(line.split()) > 1 for line in run.stdout.splitlines())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dreammapping.reproduction import noise, report, scores, work
+from dreammapping.reproduction import chart, noise, report, scores, work
 from dreammapping.reproduction.cells import code_digest
 from dreammapping.reproduction.figures import FIGURES
 from dreammapping.reproduction.order import Order, Work, plan_work, read_prompts
@@ -138,6 +138,20 @@ def test_what_a_method_learns_before_the_run_is_no_evaluation_of_its_iterations(
     run = {"cost": {"score_model_evaluations": counted}, "updates": 9}
     assert scores.MEASURES["evaluations per view"](run) == [3.0]
     assert scores.MEASURES["of these backward"](run) == [1.0]
+
+
+def test_table_1_shows_what_was_counted_and_nothing_of_how_short_runs_look(order, tmp_path):
+    planned = plan_work(FIGURES["table1"], order)
+    counted = {"forward": 72, "backward": 18, "pretraining": 0}
+    keep(planned, tmp_path, cost={"device": "cpu", "score_model_evaluations": counted})
+    assert (
+        reproduce("table1", "--prompts", "1", "--seeds", "1", "--output", str(order.output), "--report") == 0
+    )
+    page = (order.output / "table1.md").read_text()
+    assert "| VDM + DCA | 1 | 10.00 | 2.00 |" in page
+    assert "told apart" not in page
+    assert "saturation" not in page
+    assert read_picture(order.output / "table1.png").shape == (chart.HEIGHT, chart.WIDTH, 3)
 
 
 def test_a_page_says_how_many_runs_other_code_has_made(order, tmp_path):

@@ -113,6 +113,19 @@ def _of(*names: str, **captions: str) -> dict[str, Variant]:
     }
 
 
+NAMES = {
+    "consistent3d": "Consistent3D",
+    "dreamflow": "DreamFlow",
+    "lods_lora": "LODS, LoRA",
+    "vdm": VARIANTS["vdm"].caption,
+}
+"""Of the methods whose names are not only capitals."""
+
+
+def _name(method: str) -> str:
+    return NAMES.get(method, method.upper())
+
+
 def image_variants(names: Sequence[str]) -> dict[str, Variant]:
     """Losses in two dimensions, each with its guidance scale after an @, or that of the settings."""
     variants = {}
@@ -120,7 +133,7 @@ def image_variants(names: Sequence[str]) -> dict[str, Variant]:
         name, _, scale = given.partition("@")
         words = (f"GuidanceParams.guidance={name}",)
         words += (f"GuidanceParams.guidance_scale={scale}",) if scale else ()
-        variants[given] = Variant(f"{name.upper()}, CFG {scale}" if scale else name.upper(), words)
+        variants[given] = Variant(f"{_name(name)}, CFG {scale}" if scale else _name(name), words)
     return variants
 
 
@@ -245,11 +258,10 @@ FIGURES = {
         ),
         Figure(
             "table1",
-            "Table 1: the methods; what each costs",
+            "Table 1: the methods; how often each evaluates the score model",
             "gaussians",
-            {name: Variant(name.upper(), words) for name, words in settings_of([*_TABLE_1, "vdm"]).items()},
-            pairs([("vdm", "sds"), ("vdm", "vsd")], (EVALUATIONS,)),
-            ((1, 1), (1, 1)),
+            {name: Variant(_name(name), words) for name, words in settings_of([*_TABLE_1, "vdm"]).items()},
+            size=((1, 1), (1, 1)),
             iterations=40,
         ),
         Figure(

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from dreammapping.evaluation.pictures import Source
 from dreammapping.reproduction.cells import Result
-from dreammapping.reproduction.figures import Figure
+from dreammapping.reproduction.chart import write_bars
+from dreammapping.reproduction.figures import BACKWARD, EVALUATIONS, Figure
 from utils.contact_sheet import contact_sheet
 from utils.files import write_text
 from utils.images import to_uint8, write_picture
@@ -62,6 +63,23 @@ def _tile(folder: Path) -> UInt8[np.ndarray, "H W 3"]:
     views = F.pad(views, (left, side - width - left, above, side - height - above), value=1.0)
     views = F.interpolate(views, (TILE, TILE), mode="area")
     return np.concatenate(list(to_uint8(views)), axis=1)
+
+
+def draw_counts(found: dict[str, Any], path: Path) -> bool:
+    """Evaluations of each method, forward and backward, as bars; False, and nothing is written, where none ran."""
+    counted = {
+        each["caption"]: [each["measures"][name]["mean"] for name in (EVALUATIONS, BACKWARD)]
+        for each in found["variants"].values()
+        if EVALUATIONS in each["measures"]
+    }
+    if not counted:
+        return False
+    parts = {
+        "forward": [every - backward for every, backward in counted.values()],
+        "backward": [backward for _, backward in counted.values()],
+    }
+    write_bars(path, list(counted), parts, EVALUATIONS)
+    return True
 
 
 def markdown(

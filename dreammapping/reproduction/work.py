@@ -10,9 +10,9 @@ from dreammapping.evaluation.evaluate import Protocol, default_encoder, evaluate
 from dreammapping.evaluation.pictures import Source
 from dreammapping.reproduction import claims, noise, report
 from dreammapping.reproduction.cells import Cell, CellStore, Result, digest_of_runs, is_gone
-from dreammapping.reproduction.figures import FIGURES
+from dreammapping.reproduction.figures import BACKWARD, EVALUATIONS, FIGURES
 from dreammapping.reproduction.order import Order, Work, plan_work
-from dreammapping.reproduction.scores import DISTANCES, Judge, is_outdated, numbers, size
+from dreammapping.reproduction.scores import DISTANCES, MEASURES, Judge, is_outdated, numbers, size
 from dreammapping.reproduction.table import finish_cells
 from dreammapping.study import build as study
 from dreammapping.study import score as ranking
@@ -39,7 +39,7 @@ def reproduce(name: str, order: Order) -> tuple[list[str], str]:
 
 def finish(work: Work, store: CellStore) -> list[str]:
     """Train and judge what is missing; the messages of what failed."""
-    opened = work.figure.name in _LEFT
+    opened = work.figure.name in _OPENS_RUNS
 
     def outdated(kept: Result) -> bool:
         return is_outdated(kept, work.asked) or (opened and is_gone(kept))
@@ -55,6 +55,19 @@ def _compared(work: Work, _store: CellStore, results: list[Result]) -> str:
         results,
         found,
         draw=lambda path: report.draw(work.figure, results, path),
+        page=lambda picture: report.markdown(work.figure, found, work.command, picture),
+    )
+
+
+def _counted(work: Work, _store: CellStore, results: list[Result]) -> str:
+    """Table 1: evaluations alone, which one short run tells; what it looks like then says nothing."""
+    counts = {name: MEASURES[name] for name in (EVALUATIONS, BACKWARD)}
+    found = numbers(work.figure, results, counts) | {"size": size(results)}
+    return leave(
+        work,
+        results,
+        found,
+        draw=lambda path: report.draw_counts(found, path),
         page=lambda picture: report.markdown(work.figure, found, work.command, picture),
     )
 
@@ -169,10 +182,13 @@ def _preferred(work: Work, store: CellStore, results: list[Result]) -> str:
 
 _LEFT: dict[str, Callable[[Work, CellStore, list[Result]], str]] = {
     "fig11": _curves,
+    "table1": _counted,
     "table3": _distances,
     "table4": _preferred,
 }
-"""Figures that open the folders of their runs once these are finished."""
+"""Those that do not compare runs by what each was judged."""
+_OPENS_RUNS = ("fig11", "table3", "table4")
+"""Those whose runs must still have their folders."""
 
 
 def leave(

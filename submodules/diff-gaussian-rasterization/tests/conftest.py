@@ -20,6 +20,6 @@ def emulation(emulated_kernels, monkeypatch):
     monkeypatch.setattr(cuda, "_kernels", lambda _: emulated_kernels)
     monkeypatch.setattr(cuda, "fits", lambda means3D: means3D.dtype == torch.float32)
     monkeypatch.setattr(cuda, "available", lambda _: True)
-    monkeypatch.setattr(cuda, "_devices", {})
+    monkeypatch.setattr(cuda, "_rooms", {})
     monkeypatch.setattr(emulated_kernels, "reverse", False)
     return emulated_kernels

@@ -1,6 +1,5 @@
 """The CUDA kernels against the PyTorch reference in float64: emulated on the CPU, and on a GPU where there is one."""
 
-import contextlib
 import ctypes
 import functools
 import logging
@@ -9,10 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import weakref
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +21,9 @@ from diff_gaussian_rasterization import (
     cuda,
     nvrtc,
     rasterize,
+    room,
 )
+from diff_gaussian_rasterization.room import Room
 from gaussian_scenes import SCENES, assert_agrees, beyond_floats, cloud, draw, orbit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -125,8 +123,8 @@ def assert_same_image(one, other) -> None:
 def rooms(monkeypatch) -> list[int]:
     """How many pairs of Gaussian and tile each call had room for."""
     noted: list[int] = []
-    room = cuda._Device.room
-    monkeypatch.setattr(cuda._Device, "room", lambda *given: noted.append(room(*given)) or noted[-1])
+    capacity = Room.capacity
+    monkeypatch.setattr(Room, "capacity", lambda *given: noted.append(capacity(*given)) or noted[-1])
     return noted
 
 
@@ -134,8 +132,8 @@ def rooms(monkeypatch) -> list[int]:
 def test_pairs_that_do_not_fit_are_drawn_all_the_same_and_fit_the_next_time(rooms, monkeypatch):
     scene, cameras = cloud(200, size=0.1), orbit(2, 67, 45)
     roomy = draw(scene, cameras, backend="cuda")
-    monkeypatch.setattr(cuda, "FIRST_CAPACITY", 7)
-    cuda._devices.clear()
+    monkeypatch.setattr(room, "FIRST_CAPACITY", 7)
+    cuda._rooms.clear()
     for _ in range(3):
         assert_same_image(draw(scene, cameras, backend="cuda"), roomy)
     assert rooms[1] == 7
@@ -145,120 +143,12 @@ def test_pairs_that_do_not_fit_are_drawn_all_the_same_and_fit_the_next_time(room
 @pytest.mark.usefixtures("emulation")
 def test_room_for_pairs_is_that_of_the_scene_which_is_drawn(rooms, monkeypatch):
     """Whatever was drawn before: a large scene takes no room from a small one, nor the other way."""
-    monkeypatch.setattr(cuda, "FIRST_CAPACITY", 8)
+    monkeypatch.setattr(room, "FIRST_CAPACITY", 8)
     small, large, cameras = cloud(20), cloud(300, size=0.3), orbit(2, 67, 45)
     for scene in (small, small, large, large, small, large):
         draw(scene, cameras, backend="cuda")
     assert rooms[4] == rooms[1]
     assert rooms[5] == rooms[3] > 20 * rooms[1]
-
-
-def test_room_for_a_new_kind_of_call_is_taken_from_the_last():
-    device = cuda._Device()
-    other = cuda.Kind(tiles=1024, bits=30)
-    device.note(cuda.Kind(tiles=4096, bits=21), cuda.Need(pairs=8_000_000, splats=2_000_000))
-    assert 8_000_000 <= device.room(other, 2_000_000) <= 12.8e6
-    assert 16_000_000 <= device.room(other, 40_000_000) <= 25.6e6  # not twenty times as much
-    assert 640_000 <= device.room(other, 40_000) <= 1_024_000  # sixteen a splat, if they are larger
-    assert device.room(other, 0) == cuda.FIRST_CAPACITY
-
-
-def test_room_follows_what_is_needed_upwards_at_once_and_downwards_after_a_while():
-    device, kind = cuda._Device(), cuda.Kind(tiles=4096, bits=20)
-
-    def room_after(pairs: int, splats: int) -> int:
-        device.note(kind, cuda.Need(pairs, splats))
-        return device.room(kind, splats)
-
-    much = room_after(5_000_000, 600_000)
-    assert {room_after(1_000_000, 600_000) for _ in range(cuda.RECENT_CALLS - 1)} == {much}
-    assert 1_000_000 <= room_after(1_000_000, 600_000) <= 1_600_000
-    # The host knows of more Gaussians before the device knows of more pairs.
-    assert device.room(kind, 900_000) >= 1_500_000
-
-
-def test_room_is_that_of_the_call_which_would_need_most_with_these_gaussians():
-    device, kind = cuda._Device(), cuda.Kind(tiles=4096, bits=20)
-    device.note(kind, cuda.Need(pairs=3_000_000, splats=1_000_000))
-    device.note(kind, cuda.Need(pairs=2_900_000, splats=600_000))
-    assert device.room(kind, 1_000_000) >= 2_900_000 * 10 // 6
-
-
-def test_there_is_no_more_room_than_tiles_can_take():
-    device, kind = cuda._Device(), cuda.Kind(tiles=4, bits=20)
-    device.note(cuda.Kind(tiles=4096, bits=20), cuda.Need(pairs=90_000_000, splats=600_000))
-    assert device.room(kind, 600_000) <= 2_400_000 * 9 // 8
-
-
-def test_calls_that_are_never_listed_ask_for_no_room():
-    device, kind = cuda._Device(), cuda.Kind(tiles=4096, bits=20)
-    device.note(kind, cuda.Need(cuda.MAX_CAPACITY + 1, 600_000))
-    assert device.room(kind, 600_000) == cuda.FIRST_CAPACITY
-    device.note(kind, cuda.Need(1_000_000, 600_000))
-    device.note(kind, cuda.Need(10**12, 600_000))
-    assert 1_000_000 <= device.room(kind, 600_000) <= 1_600_000
-    device.note(kind, cuda.Need(cuda.MAX_CAPACITY, 600_000))
-    assert device.room(kind, 600_000) == cuda.MAX_CAPACITY
-
-
-def test_needs_that_vary_by_a_third_seldom_find_too_little_room():
-    device, kind = cuda._Device(), cuda.Kind(tiles=4096, bits=20)
-    noise = torch.randn(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    overflows = 0
-    for pairs in (2_000_000 * (0.35 * noise).exp()).long().tolist():
-        overflows += pairs > device.room(kind, 600_000)
-        device.note(kind, cuda.Need(pairs, 600_000))
-    assert overflows < 25
-
-
-class SlowEvent:
-    """Lets other threads run while it is asked, as a device's does."""
-
-    def __init__(self, meeting: threading.Barrier, arrived: bool) -> None:
-        self.meeting, self.arrived = meeting, arrived
-
-    def query(self) -> bool:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            self.meeting.wait(timeout=0.5)
-        return self.arrived
-
-
-def run_together(*tasks: Callable[[], object]) -> None:
-    with ThreadPoolExecutor(len(tasks)) as pool:
-        for done in [pool.submit(task) for task in tasks]:
-            done.result(timeout=60)
-
-
-def test_two_threads_do_not_read_a_report_that_is_still_on_its_way():
-    device, meeting = cuda._Device(), threading.Barrier(2)
-    kinds = [cuda.Kind(tiles=4, bits=bits) for bits in (5, 6)]
-    for kind, arrived in zip(kinds, (True, False), strict=True):
-        device.send_report(torch.tensor([7, 0]), kind, 9)
-        device.reports[-1].event = SlowEvent(meeting, arrived)
-    run_together(device.read_reports, device.read_reports)
-    assert list(device.needs) == kinds[:1]
-    assert [report.kind for report in device.reports] == kinds[1:]
-
-
-def test_threads_share_what_a_device_remembers():
-    """Reports come and go, and needs are added, while others look."""
-    device, kind = cuda._Device(), cuda.Kind(tiles=4, bits=5)
-
-    def call() -> None:
-        for _ in range(300):
-            device.read_reports()
-            device.room(kind, 9)
-            device.send_report(torch.tensor([7, 0]), kind, 9)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        run_together(*[call] * 4)
-    finally:
-        sys.setswitchinterval(interval)
-    device.read_reports()
-    assert not device.reports
-    assert len({id(report) for report in device.spare}) == len(device.spare)
 
 
 @pytest.mark.usefixtures("emulation")
@@ -268,15 +158,8 @@ def test_a_call_in_a_stream_that_is_captured_is_refused_and_does_no_harm(monkeyp
         capture.setattr(cuda, "_is_captured", lambda _: True)
         with pytest.raises(RuntimeError, match="captured"):
             rasterize(**call)
-    assert not any(device.reports for device in cuda._devices.values())
+    assert not any(each.reports for each in cuda._rooms.values())
     rasterize(**call)
-
-
-def test_only_so_many_kinds_of_calls_are_remembered():
-    device = cuda._Device()
-    for tiles in range(3 * cuda.KINDS):
-        device.note(cuda.Kind(tiles, 20), cuda.Need(10_000_000, 600_000))
-    assert list(device.needs) == [cuda.Kind(tiles, 20) for tiles in range(2 * cuda.KINDS, 3 * cuda.KINDS)]
 
 
 def test_nothing_depends_on_the_order_in_which_blocks_and_threads_begin(emulation):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from diff_gaussian_rasterization import cuda, rasterize
+from diff_gaussian_rasterization.room import Room
 from gaussian_scenes import beyond_floats, cloud, orbit
 from torch import Tensor
 
@@ -314,7 +315,7 @@ def test_long_chunks_are_added_up_and_listed_in_several_turns(reverse, emulation
 
 @pytest.mark.usefixtures("emulation")
 def test_nothing_is_listed_of_pairs_that_do_not_fit(monkeypatch, guarded):
-    monkeypatch.setattr(cuda._Device, "room", lambda *_: 7)
+    monkeypatch.setattr(Room, "capacity", lambda *_: 7)
     kept, _ = lists_of_call(cloud(20), orbit(1, 40, 24), guarded, "cpu")
     assert kept.read("report", torch.int64)[0] > 7
     for name in ("entries", "tile_starts"):
@@ -336,8 +337,8 @@ def test_memory_of_a_call_is_counted_by_gaussians_and_pairs(monkeypatch, guarded
     sizes = {}
     for splats, pairs in ((1, 1), (1001, 1), (1, 1_000_001)):
         guarded.clear()
-        cuda._devices.clear()  # the report is whatever lay in memory
-        monkeypatch.setattr(cuda._Device, "room", lambda *_, pairs=pairs: pairs)
+        cuda._rooms.clear()  # the report is whatever lay in memory
+        monkeypatch.setattr(Room, "capacity", lambda *_, pairs=pairs: pairs)
         lists_of_call(cloud(splats), orbit(1, 256, 256), guarded, "cpu")
         kept, zeros, passing = guarded
         sizes[splats, pairs] = (kept.bytes(), passing.bytes(), zeros.bytes())

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dreammapping.reproduction import claims, methods, verdicts
-from dreammapping.reproduction.claims import BEGIN, END, NOT_RUN
+from dreammapping.reproduction.claims import BEGIN, END, NO_ANSWERS, NOT_RUN
 from dreammapping.reproduction.figures import CLIP, DETAIL, DETAIL_OFF, FIGURES, SECONDS
 from dreammapping.reproduction.verdicts import FAILS, HOLDS, UNTOLD
 from tests.reproduction import reproduce
@@ -114,6 +114,9 @@ def test_without_numbers_a_claim_is_not_run_and_with_them_the_page_has_them(tmp_
     assert rows[0].endswith("| `command` | CLIP score: 1.50 (1.00 to 2.00); 9 runs, sd | holds |  |")
     assert all(row.endswith("| - | not run yet |  |") for row in rows[1:]) and len(rows) == 3
     (tmp_path / "reproduction_fig6.png").write_bytes(b"")
+    claims.keep("table4", told | {"figure": "table4", "study": None}, None)
+    people = [claims.finding(each)[:2] for each in claims.CLAIMS if each.figure == "table4"]
+    assert people == [("-", NO_ANSWERS)] * 2
     assert "(images/reproduction_fig6.png)" in claims.table() and "fig7.png" not in claims.table()
 
 

@@ -24,7 +24,7 @@ from dreammapping.sweep import bench, shift
 from dreammapping.sweep import dry_run as sweep_dry_run
 from dreammapping.viewer import exchange, stage
 from guidance.degradation import build_degradation
-from toybox import train, world
+from toybox import training, world
 from toybox.report import save_report
 from utils.device import GIB
 from utils.repository import QUICKSTART, ROOT
@@ -310,7 +310,7 @@ SAID = {
     "README.md": [
         f"{len(world.OBJECTS)} objects in {len(world.COLOURS)} colours",
         f"stop densification at {CAPS[0]:g}, {CAPS[1]:g} and {CAPS[2]:g} million Gaussians",
-        f"for {train.PRESETS['cpu'].minutes:.0f} minutes by default",
+        f"for {training.PRESETS['cpu'].minutes:.0f} minutes by default",
         f"{runs_of('fig6')} runs on a CPU",
         f'tuned on another prompt, "{prompts.TUNED_ON}"',
     ],

@@ -232,8 +232,8 @@ def test_the_quick_start_of_fields_is_what_its_run_was():
     assert asset["r_precision"] == 1 and asset["view_accuracy"] <= start["view_accuracy"]
     assert f"in all {judged['views']} views (R-precision {asset['r_precision']:.2f})" in text
     assert (
-        f"the right view word in {asset['view_accuracy']:.2f} of them, no more than of the untrained start (the true "
-        f"object's {truth['view_accuracy']:.2f})" in text
+        f"finds the right view word in only {asset['view_accuracy']:.2f} of them, no more than in those of the "
+        f"untrained start (the true object: {truth['view_accuracy']:.2f})" in text
     )
 
 

@@ -574,11 +574,14 @@ def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(dataset, "generate", stop)
     assert dataset.main(["--cache", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from the shards that are written\n"
+    assert (
+        capsys.readouterr().err
+        == "stopped; repeat the command to continue from the shards that are written\n"
+    )
 
     monkeypatch.setattr(training, "Training", stop)
     assert train.main(["--output", str(tmp_path), "--threads", "1", "--device", "cpu"]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from the checkpoints\n"
+    assert capsys.readouterr().err == "stopped; repeat the command to continue from the checkpoints\n"
 
 
 def test_view_indices_are_those_of_the_words():
@@ -606,7 +609,7 @@ def test_compilation_that_fails_leaves_the_plain_function(caplog):
         raise RuntimeError("no compiler")
 
     assert fastest(plain, trial, True, "test") is plain
-    assert "goes on without compilation, which failed (no compiler)" in caplog.text
+    assert "continues without compilation, which failed (no compiler)" in caplog.text
     assert fastest(plain, trial, False, "test") is plain
 
 

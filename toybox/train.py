@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     settings = parser.parse_args(arguments)
     return exit_code(
-        lambda: _train(settings, arguments), stopped="stopped; the same command goes on from the checkpoints"
+        lambda: _train(settings, arguments),
+        stopped="stopped; repeat the command to continue from the checkpoints",
     )
 
 

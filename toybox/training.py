@@ -260,7 +260,7 @@ class Training:
             if beside.returncode != 0:
                 raise UserError(
                     f"toybox clip: expected its process to succeed, got exit status {beside.returncode}; "
-                    "its messages are above; the same command goes on from the checkpoints"
+                    "its messages are above; repeat the command to continue from the checkpoints"
                 )
         self.report()
 

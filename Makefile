@@ -68,14 +68,14 @@ $(READY):
 	fi; \
 	if ! $(PIP) --version >/dev/null 2>&1; then rm -rf $(VENV) && $$found -m venv $(VENV); fi
 	@rm -rf build $(addsuffix /build,$(SUBMODULES))
-	@echo "Installing PyTorch into $(VENV): 1.5 GB or more in all, minutes without a word from pip"
+	@echo "Installing PyTorch into $(VENV): 1.5 GB or more in all; pip prints nothing meanwhile, which can last several minutes"
 	@$(INSTALL) -c constraints.txt setuptools torch
 	@echo "Installing the program and its other packages"
 	@$(INSTALL) -c constraints.txt .
 	@needed=$$($(BIN)/python submodules/diff-gaussian-rasterization/compiler.py 2>/dev/null); \
 	if test -n "$$needed"; then \
 		if $(INSTALL) -c constraints.txt --target $(COMPILER) $$needed; then \
-			echo "No C++ compiler works here: $$needed compiles the kernels, which takes a minute or two, and is removed again"; \
+			echo "No C++ compiler works here: $$needed compiles the kernels, and is then removed again"; \
 		else \
 			echo "No C++ compiler works here and $$needed cannot be fetched: everything runs, but the renderer takes 70 to 332 times as long (docs/rasterizer.md). With a compiler, or the network, \`make clean demo\` builds the kernels" >&2; \
 		fi; \

@@ -10,15 +10,15 @@ FLAGS = {
         "fast: three tenths of the steps and half the width and height of the file's; NOT the paper's setting",
     ),
     "--seed": ("N", "the same as seed=N"),
-    "--resume": ("", "go on with the run in the folder"),
+    "--resume": ("", "continue the run in the folder"),
     "--force": ("", "replace the run in the folder"),
-    "--dry-run": ("", "load all that a run needs, print the memory and time that it will take, then stop"),
-    "--print-config": ("", "print all settings as YAML, then stop"),
+    "--dry-run": ("", "load everything that a run needs, print the memory and time it will take, and stop"),
+    "--print-config": ("", "print all settings as YAML, and stop"),
     "--offline": ("", "the same as offline=true: never ask a hub for weights"),
     "--viewer": ("", "the same as viewer=true: show the run in a browser as it grows"),
     "--quiet": ("", "print only warnings and errors"),
     "--debug": ("", "show tracebacks"),
-    "--help": ("", "print this"),
+    "--help": ("", "print this help"),
 }
 """Flags: what follows each (empty: nothing) and what it means."""
 

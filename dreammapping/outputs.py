@@ -174,7 +174,7 @@ class SceneOutputs(Outputs):
             yield
         except UserError as error:
             self._encodes = False
-            log.warning("%s; the run goes on without videos", error)
+            log.warning("%s; the run continues without videos", error)
 
     def _views(self, cameras: Cameras) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Colour and depth of each camera as bytes, of which no more than a few are kept."""

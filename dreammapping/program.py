@@ -184,7 +184,9 @@ def _carry_out(
             _write_page(FinishedRun(run.folder, optimization.config))
         return Result(optimization.subject, run.folder, 0)
     log.warning(
-        "saved after iteration %d of %d; the same command with --resume goes on", optimization.step, last
+        "saved after iteration %d of %d; to continue, repeat the command with --resume",
+        optimization.step,
+        last,
     )
     return Result(optimization.subject, run.folder, interruption.exit_code)
 
@@ -258,8 +260,8 @@ def _told_when_full(config: Config) -> Iterator[None]:
         folder = config.ModelParams.run_folder
         saved = checkpoint.checkpoints(folder / "checkpoints")
         left = (
-            f"what was done up to iteration {checkpoint.step_of(saved[-1])} is saved, and the same command with "
-            "--resume goes on from it"
+            f"what was done up to iteration {checkpoint.step_of(saved[-1])} is saved; to continue from it, repeat the "
+            "command with --resume"
             if saved
             else "no checkpoint was made"
         )
@@ -274,10 +276,10 @@ def _what_is_left(run: Run) -> str:
         return "stopped before the run began; nothing was changed"
     saved = checkpoint.checkpoints(run.path("checkpoints")) if run.standing else []
     if not saved:
-        return "stopped at once, before the first checkpoint; the same command starts again"
+        return "stopped at once, before the first checkpoint; repeat the command to start again"
     if run.manifest.get("finished"):
         return f"stopped at once, but the run was finished: {run.folder}"
     return (
         f"stopped at once; the last checkpoint is that of iteration {checkpoint.step_of(saved[-1])}, "
-        "and the same command with --resume goes on from it"
+        "from which the command with --resume continues"
     )

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from arguments import Config, GuidanceParams, VDMParams, differences, load, names, to_yaml
 from arguments.check import has_form
 from arguments.config import settings, value_of
+from arguments.describe import describe
 from arguments.names import MOVED, WITHOUT_EFFECT
 from utils.errors import UserError
 
@@ -631,6 +632,14 @@ finally:
         assert f"  {name.rpartition('.')[2]} " in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 140
     assert "[fast]" in done.stdout and "[ |" not in done.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 99, 100, 140])
+def test_help_fits_the_terminal_and_loses_no_word(columns, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = describe()
+    assert max(map(len, text.splitlines())) <= columns
+    assert sorted(text.split()) == sorted(describe(120).split())
 
 
 def test_help_that_nobody_reads_to_its_end_is_no_error() -> None:

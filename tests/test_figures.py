@@ -24,7 +24,7 @@ from dreammapping.sweep import bench, shift
 from dreammapping.sweep import dry_run as sweep_dry_run
 from dreammapping.viewer import exchange, stage
 from guidance.degradation import build_degradation
-from toybox import train, world
+from toybox import training, world
 from toybox.report import save_report
 from utils.device import GIB
 from utils.repository import QUICKSTART, ROOT
@@ -232,8 +232,8 @@ def test_the_quick_start_of_fields_is_what_its_run_was():
     assert asset["r_precision"] == 1 and asset["view_accuracy"] <= start["view_accuracy"]
     assert f"in all {judged['views']} views (R-precision {asset['r_precision']:.2f})" in text
     assert (
-        f"the right view word in {asset['view_accuracy']:.2f} of them, no more than of the untrained start (the true "
-        f"object's {truth['view_accuracy']:.2f})" in text
+        f"finds the right view word in only {asset['view_accuracy']:.2f} of them, no more than in those of the "
+        f"untrained start (the true object: {truth['view_accuracy']:.2f})" in text
     )
 
 
@@ -310,7 +310,7 @@ SAID = {
     "README.md": [
         f"{len(world.OBJECTS)} objects in {len(world.COLOURS)} colours",
         f"stop densification at {CAPS[0]:g}, {CAPS[1]:g} and {CAPS[2]:g} million Gaussians",
-        f"for {train.PRESETS['cpu'].minutes:.0f} minutes by default",
+        f"for {training.PRESETS['cpu'].minutes:.0f} minutes by default",
         f"{runs_of('fig6')} runs on a CPU",
         f'tuned on another prompt, "{prompts.TUNED_ON}"',
     ],

@@ -288,4 +288,4 @@ def test_ctrl_c_while_something_is_fetched_is_one_line(monkeypatch, capsys):
 
     monkeypatch.setattr("guidance.models.__main__.fetch", stop)
     assert main(["fetch", "sd21-base"]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+    assert capsys.readouterr().err == "stopped; repeat the command to continue\n"

@@ -222,7 +222,7 @@ def test_an_asset_is_finished_without_its_videos_with_one_warning(outputs, encod
             made.write_due(step, dict)
     made.write_end()
     warnings = [record.message for record in caplog.records if "video" in record.message]
-    assert len(warnings) == 1 and "the run goes on without videos" in warnings[0]
+    assert len(warnings) == 1 and "the run continues without videos" in warnings[0]
     assert made.run.path("asset_8").exists()
     assert not [name for name in contents(made.run.folder) if name.endswith(".mp4") or "partial" in name]
 

@@ -116,7 +116,7 @@ def test_a_signal_ends_the_iteration_saves_and_the_run_goes_on_from_there(build,
 
     result = optimize(configured(), quiet=True, build=build, callback=interrupt)
     assert result.exit_code == 128 + number
-    assert "saved after iteration 3 of 8; the same command with --resume goes on" in caplog.text
+    assert "saved after iteration 3 of 8; to continue, repeat the command with --resume" in caplog.text
     assert checkpoint.load(result.folder / "checkpoints" / "iteration_000003")["step"] == 3
     manifest = json.loads((result.folder / "run.json").read_text())
     assert (manifest["iterations"], manifest["finished"]) == (3, False)

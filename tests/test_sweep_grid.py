@@ -199,7 +199,7 @@ def test_sigterm_ends_the_command_with_its_number(tmp_path, prompts, monkeypatch
 
     monkeypatch.setattr("dreammapping.sweep.command._engine", engine)
     words = ["sweep", "--prompts", str(prompts), "--opt", QUICK, "--output", str(tmp_path / "out"), "--quiet"]
-    assert main(words) == 143 and "the same command goes on" in capsys.readouterr().err
+    assert main(words) == 143 and "repeat the command to continue" in capsys.readouterr().err
 
 
 def test_what_is_far_too_much_is_counted_and_not_made(prompts, monkeypatch):

@@ -242,7 +242,7 @@ def test_a_stopped_sweep_saves_what_it_is_at_and_goes_on(server, alone, tmp_path
     sweep = tmp_path / "sweep"
     until(lambda: list(sweep.glob("*/metrics.jsonl")), driver)
     driver.signal(signal.SIGTERM)
-    assert driver.wait() == 143 and "the same command goes on" in driver.said, driver.said
+    assert driver.wait() == 143 and "repeat the command to continue" in driver.said, driver.said
     ledger = Ledger(sweep)
     assert all(ledger.read(name).state != RUNNING for name in ledger.jobs), told(sweep)
     begun = [name for name in ledger.jobs if (sweep / name / "metrics.jsonl").exists()]

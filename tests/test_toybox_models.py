@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from tests.tolerances import NETWORK
-from toybox import dataset, models, report, train, train_clip, train_unet, train_vae, world
+from toybox import dataset, models, report, train, train_clip, train_unet, train_vae, training, world
 from toybox.clip import PRIOR
 from toybox.report import judge
 from toybox.samples import load_pipeline, sample, save_grid
@@ -22,6 +24,7 @@ from toybox.train_loop import Average, Budget, Loop, learning_rate
 from toybox.train_views import COLOURS, Batch, Pool, Views, jitter, pair_captions, view_index
 from utils.errors import UserError
 from utils.frechet import frechet_distance
+from utils.repository import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,7 @@ def test_training_leaves_the_text_tower(clip, tokenizer, cache, tmp_path):
     torch.manual_seed(5)
     model = models.build_clip(tokenizer)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    views, settings = Views("train", cache), train.PRESETS["cpu"].scaled(0.125, 1.0).clip
+    views, settings = Views("train", cache), training.PRESETS["cpu"].scaled(0.125, 1.0).clip
     train_clip.train(model, tokenizer, views, settings, Budget(1.0, steps=2), tmp_path / "clip.pt")
     for key, value in model.state_dict().items():
         if key.startswith("text_model"):
@@ -140,7 +143,7 @@ def test_training_leaves_the_text_tower(clip, tokenizer, cache, tmp_path):
 def test_a_trained_image_tower_meets_the_captions(clip, tokenizer, cache, tmp_path):
     """At a rate that leaves the weights alone: what is found is the start of the training, not what it learnt."""
     model, views = models.build_clip(tokenizer), Views("train", cache)
-    settings = dataclasses.replace(train.PRESETS["cpu"].scaled(0.125, 1.0).clip, rate=1e-9)
+    settings = dataclasses.replace(training.PRESETS["cpu"].scaled(0.125, 1.0).clip, rate=1e-9)
     train_clip.train(
         model, tokenizer, views, settings, Budget(1.0, steps=1), tmp_path / "clip.pt", start=clip
     )
@@ -393,16 +396,16 @@ def test_views_holds_images_and_classes(cache):
 
 def test_every_stage_trains_and_the_folder_loads_without_our_code(cache, tmp_path):
     prior = tmp_path / "prior"
-    preset = dataclasses.replace(train.PRESETS["cpu"].scaled(0.1, 0.001), start=None)
-    training = train.Training(prior, cache, torch.device("cpu"), preset, steps=1)
+    preset = dataclasses.replace(training.PRESETS["cpu"].scaled(0.1, 0.001), start=None)
+    stages = training.Training(prior, cache, torch.device("cpu"), preset, steps=1)
     with pytest.raises(UserError, match="earlier stages"):
-        training.unet()
-    training.vae()
-    training.prepare()
-    training.clip()
-    training.unet()
-    assert {"vae", "clip", "unet"} <= set(training._notes())
-    material = train_unet.Material(training.source, *_parts(prior), count=40, renewed=0)
+        stages.unet()
+    stages.vae()
+    stages.prepare()
+    stages.clip()
+    stages.unet()
+    assert {"vae", "clip", "unet"} <= set(stages._notes())
+    material = train_unet.Material(stages.source, *_parts(prior), count=40, renewed=0)
     assert material.latents.float().std().item() == pytest.approx(1.0, abs=0.05)
     _check_pipeline(prior)
 
@@ -414,7 +417,7 @@ def small_card(monkeypatch):
     monkeypatch.setattr(report, "_SAMPLES", 4)
     monkeypatch.setattr(report, "_HELD_OUT_SAMPLES", 4)
     monkeypatch.setattr(report, "STEPS", 2)
-    preset = train.PRESETS["card"].scaled(0.01, 0.0004)
+    preset = training.PRESETS["card"].scaled(0.01, 0.0004)
     preset = dataclasses.replace(
         preset,
         minutes=0.02,
@@ -422,7 +425,7 @@ def small_card(monkeypatch):
         unet=dataclasses.replace(preset.unet, compiled=False, half=False),
         together=False,
     )
-    monkeypatch.setitem(train.PRESETS, "card", preset)
+    monkeypatch.setitem(training.PRESETS, "card", preset)
     return preset
 
 
@@ -462,12 +465,12 @@ def test_a_cpu_goes_on_from_the_shipped_prior_and_nothing_overwrites_it_unasked(
     monkeypatch, caplog, arguments, start
 ):
     made = []
-    monkeypatch.setattr(train.Training, "report", lambda training: made.append(training))
+    monkeypatch.setattr(training.Training, "report", lambda stages: made.append(stages))
     for output in ([], ["--output", str(PRIOR)]):
         assert (
             train.main([*arguments, *output, "--stage", "report", "--device", "cpu", "--threads", "1"]) == 0
         )
-    assert [training.start for training in made] == [start, start]
+    assert [stages.start for stages in made] == [start, start]
     assert made[0].output != PRIOR
     assert [
         record.message for record in caplog.records if "replaces the shipped prior" in record.message
@@ -478,12 +481,12 @@ def test_a_report_that_is_made_again_keeps_what_is_known_of_the_training(tmp_pat
     (tmp_path / "report.json").write_text(
         json.dumps({"stages": {"clip": {"steps": 5}, "unet": {"steps": 6}}})
     )
-    training = train.Training(tmp_path, tmp_path, torch.device("cpu"), train.PRESETS["card"])
+    stages = training.Training(tmp_path, tmp_path, torch.device("cpu"), training.PRESETS["card"])
     shipped = json.loads((PRIOR / "report.json").read_text())["stages"]["vae"]
-    assert training._notes() == {"vae": shipped, "clip": {"steps": 5}, "unet": {"steps": 6}}
+    assert stages._notes() == {"vae": shipped, "clip": {"steps": 5}, "unet": {"steps": 6}}
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "unet.json").write_text('{"steps": 7}')
-    assert training._notes()["unet"] == {"steps": 7}
+    assert stages._notes()["unet"] == {"steps": 7}
 
 
 @pytest.fixture(scope="module")
@@ -550,17 +553,35 @@ def test_a_number_that_no_training_can_have_is_one_line(tmp_path, capsys, words,
     assert message in error and error.count("\n") == 1
 
 
+def test_help_of_the_training_is_instant_and_silent():
+    code = """
+import sys
+from toybox import train
+try:
+    train.main(["--help"])
+finally:
+    heavy = {"torch", "numpy", "diffusers", "transformers"} & sys.modules.keys()
+    assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{{{','.join(training.PRESETS)}}}" in done.stdout
+
+
 def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(dataset, "generate", stop)
     assert dataset.main(["--cache", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from the shards that are written\n"
+    assert (
+        capsys.readouterr().err
+        == "stopped; repeat the command to continue from the shards that are written\n"
+    )
 
-    monkeypatch.setattr(train, "Training", stop)
+    monkeypatch.setattr(training, "Training", stop)
     assert train.main(["--output", str(tmp_path), "--threads", "1", "--device", "cpu"]) == 130
-    assert capsys.readouterr().err == "stopped; the same command goes on from the checkpoints\n"
+    assert capsys.readouterr().err == "stopped; repeat the command to continue from the checkpoints\n"
 
 
 def test_view_indices_are_those_of_the_words():
@@ -570,8 +591,8 @@ def test_view_indices_are_those_of_the_words():
 
 
 def test_latents_are_renewed_in_turn(cache):
-    training = train.Training(PRIOR, cache, torch.device("cpu"), train.PRESETS["cpu"])
-    material = train_unet.Material(training.source, *_parts(PRIOR), count=6, renewed=4)
+    stages = training.Training(PRIOR, cache, torch.device("cpu"), training.PRESETS["cpu"])
+    material = train_unet.Material(stages.source, *_parts(PRIOR), count=6, renewed=4)
     before = material.latents.clone()
     material.renew()
     changed = (material.latents != before).flatten(1).any(1)
@@ -588,7 +609,7 @@ def test_compilation_that_fails_leaves_the_plain_function(caplog):
         raise RuntimeError("no compiler")
 
     assert fastest(plain, trial, True, "test") is plain
-    assert "goes on without compilation, which failed (no compiler)" in caplog.text
+    assert "continues without compilation, which failed (no compiler)" in caplog.text
     assert fastest(plain, trial, False, "test") is plain
 
 

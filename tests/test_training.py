@@ -234,10 +234,13 @@ def test_ctrl_c_says_what_is_true(short, tmp_path, monkeypatch, capsys, at):
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     if at == "first":
-        assert "the same command starts again" in said and not (tmp_path / "run").exists()
+        assert "repeat the command to start again" in said and not (tmp_path / "run").exists()
         return
     done = {"twice": 1, "end": 2}[at]
-    assert f"the last checkpoint is that of iteration {done}, and the same command with --resume" in said
+    assert (
+        f"the last checkpoint is that of iteration {done}, from which the command with --resume continues"
+        in said
+    )
     monkeypatch.setattr(SceneOutputs, "write_end", ends)
     monkeypatch.setattr(program, "loop", run_loop)
     assert main(["--quiet", "--resume", *short]) == 0

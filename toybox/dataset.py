@@ -300,7 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
         generate(settings.views, settings.size, settings.seed, settings.cache)
         return 0
 
-    return exit_code(render, stopped="stopped; the same command goes on from the shards that are written")
+    return exit_code(
+        render, stopped="stopped; repeat the command to continue from the shards that are written"
+    )
 
 
 if __name__ == "__main__":

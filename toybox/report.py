@@ -216,8 +216,9 @@ def _card(report: dict) -> str:
 A small text-to-image prior of a procedural world of {len(world.OBJECTS)} kinds of object in {len(COLOURS)} colours:
 autoencoder (128 px to 4x32x32), CLIP, and a U-Net that predicts noise. `StableDiffusionPipeline.from_pretrained` reads
 this folder, `CLIPModel.from_pretrained` its folder `clip`. Captions read "a red car" or "a red car, front view".
-Rendered views alone go into it, no other data or weights: `python -m toybox.train --preset card --output DIR` makes
-such a folder on a card, `--preset cpu` trains this one further.
+It was trained on rendered views alone, without other data or weights. On a card, `python -m toybox.train --preset card
+--output DIR` makes such a folder, with the shipped autoencoder unless `--stage vae` is run first; `--preset cpu` trains
+the shipped folder further.
 
 | | |
 | --- | --- |

@@ -36,7 +36,7 @@ def fastest(function: Function, trial: Callable[[Function], object], wanted: boo
         trial(compiled)
     except Exception as error:  # noqa: BLE001 whatever a compiler raises, it should end no training
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning("toybox %s: goes on without compilation, which failed (%s)", title, reason)
+        log.warning("toybox %s: continues without compilation, which failed (%s)", title, reason)
         torch._dynamo.reset()
         return function
     return compiled

@@ -9,340 +9,38 @@ so the two may be trained in any order. Many cores are used best by
 """
 
 import argparse
-import json
 import logging
 import math
 import os
-import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPModel, CLIPTextModel
-
-from toybox import dataset, models, raycast, train_clip, train_unet, train_vae
-from toybox.clip import PRIOR
-from toybox.dataset import CACHE
-from toybox.objects import solids
-from toybox.speed import fastest, use_fast_arithmetic
-from toybox.train_loop import Budget, Loop
-from toybox.train_views import Pool, Source, Views
 from utils.command import exit_code
 from utils.errors import UserError
-from utils.files import atomic
-
-STAGES = ("vae", "clip", "unet", "report")
-_TRAINED = ("vae", "clip", "unet")
-_STARTED = time.monotonic()
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Preset:
-    """What a kind of machine does well."""
-
-    minutes: float
-    """Wall time in all."""
-    renders: int
-    """Renders of the pool on the device; 0 reads the disk cache instead."""
-    clip: train_clip.Settings
-    unet: train_unet.Settings
-    clip_share: float
-    """Of the minutes, for the CLIP; the U-Net has the rest, or all of them where both share a card."""
-    report_share: float
-    together: bool
-    """Train the CLIP beside the U-Net, in a process of its own."""
-    start: Path | None
-    """An earlier prior that is trained further, for a machine that is too slow to begin from random weights."""
-
-    def scaled(self, batches: float, pools: float) -> "Preset":
-        """The preset for a trial: batches times `batches`, renders and latents times `pools`, the time as it is."""
-
-        def fewer(count: int, scale: float, least: int) -> int:
-            return max(least, round(scale * count)) if count else 0
-
-        clip, unet = self.clip, self.unet
-        return replace(
-            self,
-            renders=fewer(self.renders, pools, 26),
-            clip=replace(clip, batch=fewer(clip.batch, batches, 4)),
-            unet=replace(
-                unet,
-                batch=fewer(unet.batch, batches, 2),
-                latents=fewer(unet.latents, pools, 8),
-                renewed=fewer(unet.renewed, batches, 1),
-            ),
-        )
-
-
-PRESETS = {
-    "card": Preset(
-        minutes=9.0,
-        renders=65_000,
-        clip=train_clip.Settings(512, 1e-3, 0.998, sparse=False, renders_every=8, half=True, compiled=True),
-        unet=train_unet.Settings(
-            batch=512,
-            rate=1.2e-3,
-            decay=0.999,
-            latents=131_072,
-            renewed=128,
-            renders_every=8,
-            half=True,
-            compiled=True,
-            publish_seconds=60.0,
-        ),
-        clip_share=0.45,
-        report_share=0.08,
-        together=True,
-        start=None,
-    ),
-    "cpu": Preset(
-        minutes=150.0,
-        renders=0,
-        clip=train_clip.Settings(64, 1e-3, 0.998, sparse=True, renders_every=1, half=False, compiled=False),
-        unet=train_unet.Settings(
-            batch=32,
-            rate=1e-3,
-            decay=0.999,
-            latents=40_000,
-            renewed=0,
-            renders_every=1,
-            half=False,
-            compiled=False,
-        ),
-        clip_share=0.3,
-        report_share=0.04,
-        together=False,
-        start=PRIOR,
-    ),
-}
-
-
-class Training:
-    """The stages of one output folder."""
-
-    def __init__(
-        self,
-        output: Path,
-        cache: Path,
-        device: torch.device,
-        preset: Preset,
-        steps: int | None = None,
-    ) -> None:
-        self.output, self.cache, self.device, self.preset = output, cache, device, preset
-        self.start, self.steps = preset.start, steps
-        self.tokenizer = models.build_tokenizer()
-        self._source: Source | None = None
-
-    def prepare(self) -> None:
-        """Put the autoencoder and the text tower, which the stages share, into the output folder."""
-        if not (self.output / "vae").is_dir():
-            vae = _read(AutoencoderTiny, (self.start or PRIOR) / "vae")
-            with atomic(self.output / "vae") as folder:
-                vae.save_pretrained(folder)
-        if not (self.output / "text_encoder").is_dir():
-            torch.manual_seed(1)
-            clip = (
-                models.build_clip(self.tokenizer)
-                if self.start is None
-                else _read(CLIPModel, self.start / "clip")
-            )
-            with atomic(self.output / "text_encoder") as folder:
-                models.text_encoder(clip).save_pretrained(folder)
-
-    @property
-    def source(self) -> Source:
-        if self._source is None:
-            self._source = self._pool() if self.preset.renders else Views("train", self.cache, self.device)
-        return self._source
-
-    def _pool(self) -> Pool:
-        """Renders drawn here, by a compiled caster where compilation is wanted and works."""
-
-        def trial(draw: raycast.Draw) -> None:
-            for name in ("chair", "car"):  # a block and a round solid are among these
-                orbits = dataset.sample_orbits(chunk, torch.Generator(self.device).manual_seed(0))
-                raycast.cast(solids(name), raycast.Cameras.orbit(**orbits), models.IMAGE_SIZE, draw=draw)
-
-        chunk = Pool.chunk_of(self.preset.renders)
-        wanted = self.preset.unet.compiled and self.device.type != "cpu"
-        draw = fastest(raycast.draw_whole, trial, wanted, "caster")
-        began = time.monotonic()
-        pool = Pool(
-            self.preset.renders,
-            models.IMAGE_SIZE,
-            self.device,
-            seed=os.getpid(),
-            draw=draw if wanted else None,
-        )
-        _synchronize(self.device)
-        log.info("pool: %d renders in %.1f s", len(pool), time.monotonic() - began)
-        return pool
-
-    def _budget(self, share: float, until: float) -> Budget:
-        """`share` of the minutes at most, over by the share `until` of them."""
-        if self.steps is not None:
-            return Budget(math.inf, self.steps)
-        seconds = 60.0 * self.preset.minutes
-        return Budget(share * self.preset.minutes, deadline=_STARTED + until * seconds)
-
-    def vae(self) -> None:
-        torch.manual_seed(0)
-        vae = models.build_autoencoder().to(self.device)
-        loop = train_vae.train(vae, self.source, self._budget(1.0, 0.95), self._checkpoint("vae"))
-        with atomic(self.output / "vae") as folder:
-            vae.save_pretrained(folder)
-        self._note(loop, train_vae.BATCH, "vae")
-
-    def clip(self, until: float = 0.97) -> None:
-        torch.manual_seed(1)
-        clip = models.build_clip(self.tokenizer)
-        encoder = _read(CLIPTextModel, self.output / "text_encoder")
-        clip.text_model.load_state_dict(encoder.state_dict())
-        clip.to(self.device)
-        start = None if self.start is None else _read(CLIPModel, self.start / "clip").to(self.device)
-        settings = self.preset.clip
-        budget = self._budget(1.0, until)
-        loop = train_clip.train(
-            clip, self.tokenizer, self.source, settings, budget, self._checkpoint("clip"), start
-        )
-        models.save_clip(clip, self.tokenizer, self.output / "clip")
-        self._note(loop, settings.batch, "clip")
-
-    def unet(self, until: float = 0.97) -> None:
-        encoder = _read(CLIPTextModel, self.output / "text_encoder").to(self.device)
-        torch.manual_seed(2)
-        vae = _read(AutoencoderTiny, self.output / "vae").to(self.device)
-        unet = models.build_unet().to(self.device)
-        if self.start is not None:
-            unet.load_state_dict(_read(UNet2DConditionModel, self.start / "unet").state_dict())
-        preview = models.build_unet().to(self.device)
-
-        def publish(loop: Loop) -> None:
-            loop.average.copy_to(preview)
-            models.save_pipeline(self.output, vae, encoder, self.tokenizer, preview)
-            log.info("unet: wrote %s at step %d", self.output, loop.step)
-
-        settings = self.preset.unet
-        material = train_unet.Material(
-            self.source, vae, encoder, self.tokenizer, settings.latents, settings.renewed
-        )
-        loop = train_unet.train(
-            unet, self.source, material, settings, self._budget(1.0, until), self._checkpoint("unet"), publish
-        )
-        if loop.rank == 0:
-            publish(loop)
-            self._note(loop, settings.batch, "unet")
-
-    def report(self) -> None:
-        from toybox.report import write
-
-        dataset.generate(1, models.IMAGE_SIZE, 0, self.cache, device=self.device, splits=("test", "held_out"))
-        write(self.output, self.cache, self.device, self._notes(), self.output)
-
-    def all(self, arguments: list[str]) -> None:
-        """Every stage. `arguments` start the CLIP's process where it is trained beside the U-Net."""
-        self.prepare()
-        until = 1.0 - self.preset.report_share
-        if not self.preset.together:
-            self.clip(self.preset.clip_share)
-            self.unet(until)
-        else:
-            minutes = self.preset.clip_share * self.preset.minutes
-            command = [
-                sys.executable,
-                "-m",
-                "toybox.train",
-                *arguments,
-                "--stage",
-                "clip",
-                "--minutes",
-                f"{minutes}",
-            ]
-            with subprocess.Popen(command) as beside:
-                try:
-                    self.unet(until)
-                except BaseException:
-                    beside.terminate()
-                    raise
-            if beside.returncode != 0:
-                raise UserError(
-                    f"toybox clip: expected its process to succeed, got exit status {beside.returncode}; "
-                    "its messages are above; the same command goes on from the checkpoints"
-                )
-        self.report()
-
-    def _checkpoint(self, stage: str) -> Path:
-        return self.output / "checkpoints" / f"{stage}.pt"
-
-    def _notes(self) -> dict[str, dict]:
-        """What is known of each stage's training: by its checkpoint, else by an earlier report of the folder.
-
-        The autoencoder may be the shipped one.
-        """
-        notes = {stage: note for stage, note in _stages(PRIOR).items() if stage == "vae"}
-        notes |= _stages(self.output)
-        for stage in _TRAINED:
-            file = self._checkpoint(stage).with_suffix(".json")
-            if file.exists():
-                notes[stage] = json.loads(file.read_text(encoding="utf-8"))
-        return notes
-
-    def _note(self, loop: Loop, batch: int, stage: str) -> None:
-        """Keep what the report says of a stage."""
-        threads = torch.get_num_threads() * loop.processes
-        hardware = f"{threads} CPU thread{'s' * (threads != 1)}"
-        if self.device.type == "cuda":
-            hardware = torch.cuda.get_device_name(self.device)
-        settings = {
-            "steps": loop.step,
-            "batch": batch,
-            "samples": loop.step * batch,
-            "peak_rate": loop.rate,
-            "seconds": round(loop.seconds),
-            "hardware": hardware,
-            "start": "random weights" if self.start is None or stage == "vae" else "an earlier prior",
-        }
-        with atomic(self._checkpoint(stage).with_suffix(".json")) as path:
-            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _stages(prior: Path) -> dict[str, dict]:
-    """What a prior's report, where it has one, says of its training."""
-    report = prior / "report.json"
-    return json.loads(report.read_text(encoding="utf-8"))["stages"] if report.is_file() else {}
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _read(kind: type, folder: Path):
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder}: expected a trained {kind.__name__}, found none; run the earlier stages first"
-        )
-    return kind.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
-
-
 def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code. What trains is imported after it, so that its help is instant."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m toybox.train", description=__doc__.splitlines()[0])
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="default: card where there is one, else cpu")
+    parser.add_argument(
+        "--preset", choices=("card", "cpu"), help="default: card where there is one, else cpu"
+    )
     parser.add_argument(
         "--output",
         type=Path,
-        default=CACHE / "prior",
         help="folder of the weights (default: toybox/cache/prior; toybox/prior replaces the shipped ones)",
     )
     parser.add_argument("--minutes", type=float, help="wall time in all (default: the preset's)")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="what to do (default: all)")
+    parser.add_argument(
+        "--stage",
+        choices=("all", "vae", "clip", "unet", "report"),
+        default="all",
+        help="what to do (default: all)",
+    )
     parser.add_argument(
         "--start",
         help="a prior of this architecture to train further, or none (default: toybox/prior on a CPU, else none)",
@@ -360,13 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)"
     )
-    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument(
-        "--cache", type=Path, default=CACHE, help="folder that keeps renders on disk (default: toybox/cache)"
+        "--cache", type=Path, help="folder that keeps renders on disk (default: toybox/cache)"
     )
     settings = parser.parse_args(arguments)
     return exit_code(
-        lambda: _train(settings, arguments), stopped="stopped; the same command goes on from the checkpoints"
+        lambda: _train(settings, arguments),
+        stopped="stopped; repeat the command to continue from the checkpoints",
     )
 
 
@@ -375,32 +74,41 @@ def _train(settings: argparse.Namespace, arguments: list[str]) -> int:
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name}: expected more than 0, got {value:g}; leave it out for the default")
+
+    import torch
+
+    from toybox import models, training
+    from toybox.clip import PRIOR
+    from toybox.dataset import CACHE
+    from toybox.speed import use_fast_arithmetic
+
+    cuda = torch.cuda.is_available()
     try:
-        device = torch.device(settings.device)
+        device = torch.device(settings.device or ("cuda" if cuda else "cpu"))
     except RuntimeError as error:
         raise UserError(f"--device: expected cpu or cuda, got {settings.device!r}; correct it") from error
-    models.refuse_others(settings.output)
+    output, cache = settings.output or CACHE / "prior", settings.cache or CACHE
+    models.refuse_others(output)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(settings.threads)
     use_fast_arithmetic()
     if "WORLD_SIZE" in os.environ:
         torch.distributed.init_process_group("gloo")
-    preset = PRESETS[settings.preset or ("card" if torch.cuda.is_available() else "cpu")].scaled(
-        settings.batches, settings.pools
-    )
+    preset = training.PRESETS[settings.preset or ("card" if cuda else "cpu")]
+    preset = preset.scaled(settings.batches, settings.pools)
     if settings.minutes is not None:
         preset = replace(preset, minutes=settings.minutes)
     if settings.start is not None:
         preset = replace(preset, start=None if settings.start == "none" else Path(settings.start))
-    if settings.output.resolve() == PRIOR:
+    if output.resolve() == PRIOR:
         log.warning("toybox train: replaces the shipped prior in %s", PRIOR)
-    training = Training(settings.output, settings.cache, device, preset, settings.steps)
+    stages = training.Training(output, cache, device, preset, settings.steps)
     if settings.stage == "all":
-        training.all(arguments)
+        stages.all(arguments)
     else:
         if settings.stage in ("clip", "unet"):
-            training.prepare()
-        getattr(training, settings.stage)()
+            stages.prepare()
+        getattr(stages, settings.stage)()
     return 0
 
 

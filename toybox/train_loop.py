@@ -196,7 +196,7 @@ class Loop:
         self.average.values = state["average"]
         self.step, self.seconds = state["step"], state["seconds"]
         self._finished = state["finished"] and self.budget.deadline is not None
-        log.info("%s: goes on from step %d, %.0f s, %.0f %%", *self._state())
+        log.info("%s: continues from step %d, %.0f s, %.0f %%", *self._state())
 
 
 def _decay_groups(module: nn.Module) -> list[dict]:

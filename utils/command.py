@@ -12,7 +12,7 @@ from utils.interruption import as_ctrl_c, told_apart
 def exit_code(
     work: Callable[[], int],
     *,
-    stopped: str = "stopped; the same command goes on from here",
+    stopped: str = "stopped; repeat the command to continue",
     debug: bool = False,
 ) -> int:
     """Do a command's work: its own code, 2 for a user's mistake (one line on standard error), 128 plus the number

@@ -107,9 +107,9 @@ class Run:
         if self._resume:
             return
         if results and not self._force:
-            goes_on = "--resume goes on with it, " if saved else ""
+            resume = "--resume continues it, " if saved else ""
             raise UserError(
-                f"{folder}: holds another run; {goes_on}--force replaces it, workspace=NAME starts beside it"
+                f"{folder}: holds another run; {resume}--force replaces it, workspace=NAME starts beside it"
             )
         if not ours and folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder}: is not empty and holds no run of ours; choose another workspace")

@@ -3,7 +3,7 @@
 
 CLIP score and R-precision against the prompt; with --references or --against
 also FID, KID, CMMD and MIND; saturation and, where the true object is known,
-fine detail; seconds, evaluations and memory as the run noted them.
+fine detail; seconds, evaluations and memory as the run recorded them.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CLIP",
-        help="toybox, vit-l-14, vit-l-14-336, vit-bigg-14, a CLIP's folder or a hub id; can be given again "
+        help="toybox, vit-l-14, vit-l-14-336, vit-bigg-14, a CLIP's folder or a hub id; may be repeated "
         "(default: toybox for its own captions, else vit-l-14)",
     )
     parser.add_argument(
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="module:callable",
-        help="a score of your own: called with images (V, 3, H, W) in [0, 1] and the prompt; can be given again",
+        help="a score of your own: called with images (V, 3, H, W) in [0, 1] and the prompt; may be repeated",
     )
     parser.add_argument(
         "--pool", action="store_true", help="one row for all: a system's results on many prompts (3D-FID)"

@@ -1,14 +1,14 @@
 """Make many assets: every prompt with every combination of settings and every
 seed, each an ordinary run.
 
-A sweep is a folder, and its files are the truth: repeated, the same command
-continues, does what is new in the list, and leaves what is done. Several
-commands, terminals and machines may work at one folder.
+A sweep is a folder whose files say what is done. The same command, repeated,
+continues: it does what is new in the list, and leaves what is done alone.
+Several commands, terminals and machines may work in one folder.
 
   sweep SWEEP.yaml                 what a file says (docs/sweeps.md)
   sweep --prompts FILE --opt FILE  one prompt a line, with a file's settings;
                                    key=value changes one, key=[a,b,c] tries each
-  sweep status FOLDER              how far a sweep is
+  sweep status FOLDER              show how far a sweep is
   sweep results FOLDER             write its results.csv and results.json now
 """
 
@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
     options = parser().parse_intermixed_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[warning_once()])
     return exit_code(
-        lambda: _sweep(options), stopped="stopped, with everything saved; the same command goes on"
+        lambda: _sweep(options), stopped="stopped, with everything saved; repeat the command to continue"
     )
 
 
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "--output", metavar="FOLDER", help="the sweep's folder (default: output/ and the file's name)"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="runs at once (default: one a card; 1 without cards)"
+        "--workers", type=int, metavar="N", help="runs at once (default: one per card; 1 without cards)"
     )
     parser.add_argument(
         "--cards",
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--address", default="", metavar="HOST:PORT", help="with --ray: of a running cluster")
     parser.add_argument(
-        "--shard", default="1/1", metavar="I/N", help="do only each N-th run, from the I-th on"
+        "--shard", default="1/1", metavar="I/N", help="do only every N-th run, starting with the I-th"
     )
     parser.add_argument(
         "--retry-failed", action="store_true", help="try runs again that have failed, or whose folder is gone"
@@ -150,7 +150,7 @@ def _carry_out(options: argparse.Namespace, listed: Any, output: Path) -> int:
     for name, reason in overview.failed.items():
         sys.stderr.write(f"failed: {name}: {reason}\n")
     if overview.open and options.shard == "1/1":  # a status that a power cut has emptied, say
-        sys.stderr.write("not all runs are over; the same command goes on\n")
+        sys.stderr.write("not all runs are over; repeat the command to continue\n")
         return 1
     return 1 if overview.failed else 0
 

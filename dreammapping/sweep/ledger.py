@@ -278,9 +278,7 @@ def named(folder: Path) -> Iterator[None]:
 
 
 def _unusable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{folder}: cannot be used ({error.strerror or error}); the same command goes on once it can"
-    )
+    return UserError(f"{folder}: cannot be used ({error.strerror or error}); repeat the command once it can")
 
 
 def _parsed(text: str) -> Status:
@@ -294,9 +292,7 @@ def _parsed(text: str) -> Status:
 def _there(folder: Path) -> None:
     """Raise UserError where the folder has vanished: a share that is no longer mounted, say."""
     if not (folder / LIST).is_file():
-        raise UserError(
-            f"{folder}: expected the sweep, found it gone; the same command goes on once it is back"
-        )
+        raise UserError(f"{folder}: expected the sweep, found it gone; repeat the command once it is back")
 
 
 def _alone(folder: Path) -> Lock:

@@ -136,13 +136,13 @@ class Optimization:
             raise OutOfMemory(f"iteration {step}: {self.advice()}", whole=whole) from error
 
     def _iterate(self, step: int) -> dict[str, Tensor | float]:
-        shown = self.subject.show(step, self.rng)  # x_0 = g(θ, c), and y
-        guided = self._guide(shown, step)  # L_VDM and L_op, Eq. 19 and 17
+        shown = self.subject.show(step, self.rng)                         # x_0 = g(θ, c), and y
+        guided = self._guide(shown, step)                                 # L_VDM and L_op, Eq. 19 and 17
         losses = {**guided.losses, **shown.losses()}
         total = torch.stack([self._part(name, loss) for name, loss in losses.items()]).sum()
-        total.backward()  # θ and ψ receive disjoint gradients
+        total.backward()                                                  # θ and ψ receive disjoint gradients
         self._changing = True
-        self._apply_gradients(total)  # ψ, then θ
+        self._apply_gradients(total)                                      # ψ, then θ
         self.subject.grow(step, self.rng)
         self._changing = False
         self.step, self._guided = step, guided

@@ -7,7 +7,6 @@ runs, or a folder of runs, get a page each and one gallery; runs with broken set
 import argparse
 import logging
 import os
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -70,11 +69,11 @@ def write(named: list[Path], to: Path | None) -> int:
     for page in [page for _, page in pages] + [above] * several:  # all of them before any is written
         refuse_to_replace(page)
     for run in runs:
-        with suppress(UserError):  # none was saved, or its file is broken: the page says so
+        try:
             size = run.size()
-            write_out(
-                f"{run.folder}: {size.count:,} Gaussians; about {size.memory / 1e6:,.1f} MB of memory\n"
-            )
+        except UserError:  # none was saved, or its file is broken: the page says so
+            continue
+        write_out(f"{run.folder}: {size.count:,} Gaussians; about {size.memory / 1e6:,.1f} MB of memory\n")
     for run, page in pages:
         write_page(run, page)
     for _, page in pages:

@@ -198,7 +198,7 @@ def _take_emission(tree: dict[str, Any]) -> None:
     for number in emitting:
         material = tree["materials"][number]
         strength = material.get("extensions", {}).get(STRENGTH, {}).get("emissiveStrength", 1.0)
-        light = [min(strength * part, 1.0) for part in material["emissiveFactor"]]
+        light = [min(max(strength * part, 0.0), 1.0) for part in material["emissiveFactor"]]
         plain = material["pbrMetallicRoughness"]
         plain.pop("baseColorTexture", None)
         plain |= {"baseColorFactor": [*light, 1.0]}

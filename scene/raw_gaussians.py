@@ -94,8 +94,8 @@ def _near_the_origin(path: Path | str, means: Float[Tensor, "N 3"]) -> Float[Ten
 
     Of this the extent of nearly all tells: a single one far beyond them would hide that the others fall together.
     """
-    if means.dtype == torch.float32:
-        return means
+    if torch.equal(means.float().double(), means.double()):
+        return means.float()
     near = means[~strays(means)]
     low, high = near.amin(dim=0), near.amax(dim=0)
     lost = (near - near.float().double()).abs().max()

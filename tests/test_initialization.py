@@ -261,7 +261,9 @@ def test_a_black_surface_of_gltf_has_the_colour_of_the_light_that_it_emits(tmp_p
     torch.testing.assert_close(colors, torch.tensor(expected).expand(10, 3), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("base", "emits"), [([1.0, 0.0, 0.0, 1.0], [0, 1, 0]), ([0, 0, 0, 1.0], [0, 0, 0])])
+@pytest.mark.parametrize(
+    ("base", "emits"), [([1.0, 0.0, 0.0, 1.0], [0, 1, 0]), ([0.0, 0.0, 0.0, 1.0], [0, 0, 0])]
+)
 def test_a_surface_that_is_seen_without_its_own_light_keeps_its_base_colour(tmp_path, base, emits):
     def change(tree):
         tree["materials"][0]["pbrMetallicRoughness"]["baseColorFactor"] = base

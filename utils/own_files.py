@@ -42,6 +42,12 @@ def making(folder: Path, names: Collection[str]) -> Iterator[None]:
         seal(folder)
 
 
+def adopt(folder: Path, names: Collection[str]) -> None:
+    """Take these files for ours where all are there and no record is: an earlier version kept none in its folders."""
+    if not (folder / RECORD).exists() and all((folder / name).is_file() for name in names):
+        _write(folder, dict.fromkeys(names))
+
+
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold the lock; its file goes before it is let go, and who waits for that file then makes another."""

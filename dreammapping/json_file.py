@@ -44,12 +44,17 @@ class JsonFile:
         """Write the numbers, and `text` to standard output; to that the numbers alone where `-` was given.
 
         Raises:
-            UserError: they cannot be written; the text is out by then.
+            UserError: one of the two cannot be written; the other is.
         """
         told = json.dumps(numbers, indent=2, allow_nan=False) + "\n"
-        write_out(told if self._instead else text + "\n")
-        if self._path is None:
-            return
+        try:
+            write_out(told if self._instead else text + "\n")
+        finally:
+            if self._path is not None:
+                self._write(told)
+
+    def _write(self, told: str) -> None:
+        assert self._path is not None
         if not self._is_open():
             write_text(self._path, told)
             return

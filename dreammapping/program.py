@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,17 +19,20 @@ from dreammapping.outputs import Outputs, outputs_of
 from dreammapping.subject import Subject
 from dreammapping.viewer.beside import Beside
 from dreammapping.viewer.needs import require_viser
+from guidance.models import kept_as_they_were
 from scene.gaussian_model import GaussianModel
 from utils import checkpoint
 from utils.device import choose_device, fullness, is_out_of_memory, plain_torch
 from utils.distributed import joined, rank
-from utils.errors import Stopped, UserError
+from utils.errors import InUse, Stopped, UserError
 from utils.interruption import Interruption, told_apart
 from utils.repository import QUICKSTART
 from utils.run import Run
 
 log = logging.getLogger(__name__)
 
+_one = threading.RLock()
+"""Held by the thread that has a run; a callback in it may make another."""
 PLACE = ("ModelParams.output_path", "ModelParams.workspace")
 """The settings that say where a run is: a folder that was moved has others and is the same run."""
 
@@ -154,9 +158,21 @@ def _follow(config: Config, build: Build | None, load: Load | None) -> Result:
 
 @contextmanager
 def _at_work(config: Config) -> Iterator[None]:
-    """Within the block, full memory is told, and torch is as the program needs it."""
-    with _told_when_full(config), plain_torch():
-        yield
+    """Within the block, full memory is told, and torch and the libraries of models are as the program needs them.
+
+    Raises:
+        InUse: another thread has such a block: defaults of types, and random numbers, are those of a whole process.
+    """
+    if not _one.acquire(blocking=False):
+        raise InUse(
+            f"{config.ModelParams.run_folder}: expected no other run in this process, got one in another thread; wait "
+            "until that ends, or start this one in a process of its own"
+        )
+    try:
+        with _told_when_full(config), kept_as_they_were(), plain_torch():
+            yield
+    finally:
+        _one.release()
 
 
 def _carry_out(
@@ -172,7 +188,9 @@ def _carry_out(
     run.rewind_metrics(optimization.step)
     if optimization.step == 0:
         outputs.write_start()
-    run.write_manifest(**manifest(optimization, finished=False))
+    told = manifest(optimization, finished=False)
+    _warn_of_other_weights(run.manifest.get("prior"), told["prior"])
+    run.write_manifest(**told)
     config = optimization.config
     with Beside(run.folder, config.port) if config.viewer else nullcontext() as viewer:
         loop(optimization, run, outputs, interruption, quiet, callback, viewer)
@@ -238,6 +256,34 @@ def _go_on(optimization: Optimization, run: Run) -> None:
     other = optimization.other_seeds
     if other or (other is None and {"seed", "GuidanceParams.noise_seed"} & set(changed)):
         optimization.reseed()
+
+
+def _warn_of_other_weights(before: Any, now: dict[str, Any]) -> None:
+    """Say which files of the models are others than when the run began: its settings may name the same ones."""
+    known, here = _weights(before), _weights(now)
+    if not known:  # a new run, or a manifest that is damaged
+        return
+    # by what is in them: a file may have been moved
+    others = {name for name, digest in known.items() if digest not in here.values()}
+    others |= {name for name, digest in here.items() if digest not in known.values()}
+    if others:
+        log.warning(
+            "resuming with other weights than before: %s; what is done was made with the others, so give the folder "
+            "those back or start anew",
+            ", ".join(sorted(others)),
+        )
+
+
+def _weights(told: Any) -> dict[str, Any]:
+    """The hashes that a manifest tells of a model and of what was added to it, by file."""
+    if not isinstance(told, dict):
+        return {}
+    own = told.get("sha256")
+    found = dict(own) if isinstance(own, dict) else {}
+    for setting, each in told.items():
+        if setting != "sha256":
+            found |= {f"{setting}: {name}": digest for name, digest in _weights(each).items()}
+    return found
 
 
 def _changes(config: Config, run: Run) -> list[str]:

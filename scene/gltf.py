@@ -1,7 +1,7 @@
 """glTF 2.0, read by trimesh: what the file promises is checked before, and colours keep their numbers and meaning.
 
 Factors and vertex colours are linear light, textures are sRGB, and a surface shows the product of the three (glTF 2.0,
-sections 3.9.2 and 3.7.2.1).
+sections 3.9.2 and 3.7.2.1); a black one shows what it emits (3.9.3).
 """
 
 import contextlib
@@ -32,6 +32,7 @@ COMPRESSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_me
 UNREAD = ("KHR_texture_transform", "EXT_mesh_gpu_instancing")
 """What trimesh passes over without a word, though it changes colours or places."""
 DIFFUSE = "KHR_materials_pbrSpecularGlossiness"
+STRENGTH = "KHR_materials_emissive_strength"
 SPLATS = "KHR_gaussian_splatting"
 NUMBER_SIZES = {5120: 1, 5121: 1, 5122: 2, 5123: 2, 5125: 4, 5126: 4}
 NUMBERS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
@@ -178,6 +179,7 @@ def read(path: Path) -> Document:
         raise ValueError("no glTF description")
     for material in tree.get("materials", []):
         _take_diffuse(material)
+    _take_emission(tree)
     return Document(path, tree, body)
 
 
@@ -188,6 +190,30 @@ def _take_diffuse(material: dict[str, Any]) -> None:
     if older is not None and not {"baseColorFactor", "baseColorTexture"} & plain.keys():
         names = {"diffuseFactor": "baseColorFactor", "diffuseTexture": "baseColorTexture"}
         plain.update({names[name]: value for name, value in older.items() if name in names})
+
+
+def _take_emission(tree: dict[str, Any]) -> None:
+    """Let what a black surface emits be its base colour, in the place of vertex colours, too: nothing else is seen."""
+    emitting = [number for number, each in enumerate(tree.get("materials", [])) if _only_emits(each)]
+    for number in emitting:
+        material = tree["materials"][number]
+        strength = material.get("extensions", {}).get(STRENGTH, {}).get("emissiveStrength", 1.0)
+        light = [min(max(strength * part, 0.0), 1.0) for part in material["emissiveFactor"]]
+        plain = material["pbrMetallicRoughness"]
+        plain.pop("baseColorTexture", None)
+        plain |= {"baseColorFactor": [*light, 1.0]}
+        if "emissiveTexture" in material:
+            plain["baseColorTexture"] = material["emissiveTexture"]
+    for mesh in tree.get("meshes", []) if emitting else []:
+        for primitive in mesh["primitives"]:
+            if primitive.get("material") in emitting:
+                primitive["attributes"].pop("COLOR_0", None)
+
+
+def _only_emits(material: dict[str, Any]) -> bool:
+    """Whether a surface has light of its own, and a base colour that is black."""
+    base = material["pbrMetallicRoughness"].get("baseColorFactor", [1.0])
+    return not any(base[:3]) and any(material.get("emissiveFactor", []))
 
 
 def _check_chunks(file: BinaryIO, start: int, size: int) -> None:

@@ -18,6 +18,7 @@ from arguments import GenerateCamParams
 from arguments.groups.cameras import SHAP_E
 from scene import ply
 from scene.mesh import GREY, refuse_too_many_faces, sample_file, sample_surface, surface_of
+from scene.strays import strays, warn_of_strays
 from utils.errors import UserError
 from utils.paths import user_path
 
@@ -125,7 +126,7 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
         )
     refuse_too_many_faces(path)
     if suffix == ".ply" and not ply.has_faces(path):
-        points, colors = ply.read_points(path)
+        points, colors = _without_strays(path, *ply.read_points(path))
         chosen = torch.randperm(len(points), generator=rng)[: params.init_num_pts]
         points, colors = points[chosen], None if colors is None else colors[chosen]
     else:
@@ -135,6 +136,17 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
     if suffix in Y_UP_SUFFIXES:
         points = torch.stack([-points[:, 0], points[:, 2], points[:, 1]], dim=-1)
     return _centred(points, path), colors
+
+
+def _without_strays(
+    path: Path, points: Float[Tensor, "N 3"], colors: Float[Tensor, "N 3"] | None
+) -> tuple[Float[Tensor, "M 3"], Float[Tensor, "M 3"] | None]:
+    """The points that make the shape; those far beyond all others would leave it a dot."""
+    far = strays(points.double())
+    if not far.any():
+        return points, colors
+    warn_of_strays(path, int(far.sum()), len(far), "points")
+    return points[~far], None if colors is None else colors[~far]
 
 
 SHAPES: dict[str, Callable[[GenerateCamParams, torch.Generator, TextToMesh | None], Points]] = {

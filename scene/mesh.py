@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scene import gltf, ply, ply_faces
 from scene.mesh_size import declared_faces
+from scene.strays import strays, warn_of_strays
 from utils.errors import UserError
 from utils.inputs import regular_file
 from utils.srgb import linear_to_srgb, srgb_to_linear
@@ -79,12 +80,34 @@ def sample_file(
             finite corners and an area.
     """
     with _one_line(path):
-        surfaces = list(_surfaces(path))
+        surfaces = _without_strays(path, list(_surfaces(path)))
         if not any((surface.areas() > 0).any() for surface in surfaces):
             raise UserError(
                 f"{path}: expected triangles with finite corners and an area, got none; check the file"
             )
         return sample_surface(surfaces, count, rng)  # which decodes the textures
+
+
+def _without_strays(path: Path, surfaces: list[Surface]) -> list[Surface]:
+    """Surfaces whose triangles with a corner far beyond all others have no area: nearly all of it would be theirs."""
+    if not surfaces:
+        return []
+    used: list[np.ndarray] = []
+    for surface in surfaces:
+        used.append(np.zeros(len(surface.vertices), dtype=bool))
+        used[-1][surface.faces] = True
+    corners = np.concatenate([each.vertices[here] for each, here in zip(surfaces, used, strict=True)])
+    found = strays(torch.from_numpy(corners)).numpy()
+    if not found.any():
+        return surfaces
+    warn_of_strays(path, int(found.sum()), len(found), "corners of triangles")
+    kept, first = [], 0
+    for surface, here in zip(surfaces, used, strict=True):
+        far = np.zeros(len(here), dtype=bool)
+        far[here] = found[first : (first := first + int(here.sum()))]
+        faces = np.where(far[surface.faces].any(axis=1, keepdims=True), surface.faces[:, :1], surface.faces)
+        kept.append(Surface(surface.vertices, faces, surface.colors))
+    return kept
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scene.frame import turn
 from scene.gaussian_model import GaussianModel
+from scene.strays import strays
 from utils.errors import UserError
 from utils.rotations import conjugate_quaternions
 from utils.spherical_harmonics import coefficient_count
@@ -89,9 +90,15 @@ def finite_rows(path: Path | str, tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 
 def _near_the_origin(path: Path | str, means: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
-    """Positions as float32; those that it would round by a thousandth of their extent are centred before."""
-    low, high = means.amin(dim=0), means.amax(dim=0)
-    lost = (means - means.float().double()).abs().max()
+    """Positions as float32; those that it would round by a thousandth of their extent are centred before.
+
+    Of this the extent of nearly all tells: a single one far beyond them would hide that the others fall together.
+    """
+    if torch.equal(means.float().double(), means.double()):
+        return means.float()
+    near = means[~strays(means)]
+    low, high = near.amin(dim=0), near.amax(dim=0)
+    lost = (near - near.float().double()).abs().max()
     if lost <= 1e-3 * (high - low).max() or len(means) == 1:
         return means.float()
     middle = (low + high) / 2

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from scene.splat_formats import read_any
 from tests import foreign
 from tests.gaussians import random_gaussians
 from tests.test_export_formats import asset, psnr
+from utils import own_files
 from utils.errors import UserError
 from utils.run import Run
 
@@ -127,6 +129,47 @@ def test_what_cannot_be_exported_is_one_line(folder, capsys, words, message):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (folder / "export").exists() and not (folder / "car.glb").exists()
+
+
+def test_a_folder_in_which_another_command_writes_is_one_line_that_says_which(folder, capsys, monkeypatch):
+    monkeypatch.setattr(own_files, "WAIT", 0.05)
+    with own_files.making(folder / "export", ["car.glb"]):
+        assert main(["export", str(folder), "--format", "splat"]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder / 'export'}: is in use by process {os.getpid()} on" in error and error.count("\n") == 1
+    assert main(["export", str(folder), "--format", "splat"]) == 0
+
+
+def test_a_disk_that_fills_leaves_whole_files_and_those_of_before(folder, capsys, monkeypatch):
+    assert main(["export", str(folder), "--format", "spz"]) == 0
+    before, rename = (folder / "export" / "car.spz").read_bytes(), os.replace
+
+    def full(source, target):
+        if str(target).endswith("car.spz"):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.files.os.replace", full)
+        assert main(["export", str(folder), "--format", "splat", "spz", "--sh", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "car.spz: cannot be written (No space left on device)" in error and error.count("\n") == 1
+    assert (folder / "export" / "car.spz").read_bytes() == before
+    names = {path.name for path in (folder / "export").iterdir()}
+    assert names == {"car.splat", "car.spz", "cameras.json", own_files.RECORD}
+    assert main(["export", str(folder), "--format", "splat", "spz"]) == 0
+
+
+@pytest.mark.parametrize(
+    "verb", [["export", "--format=splat"], ["mesh"], ["page"], ["view"]], ids=lambda verb: verb[0]
+)
+def test_a_verb_that_cannot_say_anything_begins_nothing(folder, capsys, monkeypatch, verb):
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where it is closed
+    assert main([*verb, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "error: standard output: cannot be written (it is closed)" in error and error.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_run_that_saved_nothing_is_one_line(folder, capsys):

@@ -263,11 +263,16 @@ def test_rotations_of_spz_version_2(tmp_path):
     assert (back * quat).sum().abs() > 1 - 1e-4
 
 
-def test_far_positions_take_fewer_fractional_bits(tmp_path):
+def test_far_positions_take_fewer_fractional_bits(tmp_path, caplog):
     model = asset(count=2)
     model.replace({"means": torch.tensor([[5000.0, 0, 0], [0, 1.0, 0]])})
     spz.write(tmp_path / "a.spz", model)
     assert torch.equal(read_any(tmp_path / "a.spz").means, model.means)
+    assert caplog.messages == []
+    model.replace({"means": torch.tensor([[1e6, 0, 0], [0, 1.0, 0]])})  # which makes a dot of an object
+    spz.write(tmp_path / "a.spz", model)
+    (said,) = caplog.messages
+    assert "a Gaussian 1e+06 units away leaves room for positions in steps of 1/8; remove it" in said
     model.replace({"means": torch.tensor([[1e7, 0, 0], [0, 1.0, 0]])})
     with pytest.raises(UserError, match="scale the asset down"):
         spz.write(tmp_path / "a.spz", model)

@@ -1,6 +1,7 @@
 """A file is whole or absent, whatever happens while it is written."""
 
 import os
+import signal
 
 import pytest
 
@@ -70,3 +71,18 @@ def test_none_of_several_files_appears_when_one_fails(tmp_path):
         (temporary / "a.obj").write_text("a")
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_among_several_files_comes_after_the_last(tmp_path, monkeypatch):
+    rename = os.replace
+
+    def replace(source, target):
+        if target.name == "a.mtl":  # the first
+            os.kill(os.getpid(), signal.SIGINT)
+        rename(source, target)
+
+    monkeypatch.setattr("utils.files.os.replace", replace)
+    with pytest.raises(KeyboardInterrupt), all_or_none(tmp_path / "mesh") as temporary:
+        for name in ("a.obj", "a.mtl"):
+            (temporary / name).write_text("a")
+    assert sorted(path.name for path in (tmp_path / "mesh").iterdir()) == ["a.mtl", "a.obj"]

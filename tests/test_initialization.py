@@ -21,6 +21,7 @@ from dreammapping.gaussians import initial_gaussians
 from scene.initialization import SHAPES, initial_points
 from scene.mesh_size import declared_faces
 from scene.ply import write_gaussians, write_points
+from scene.strays import strays
 from tests.gaussians import random_gaussians, seeded
 from utils.errors import UserError
 
@@ -240,6 +241,39 @@ def test_the_older_diffuse_colour_of_gltf_is_the_base_colour_where_there_is_no_o
     torch.testing.assert_close(colors, torch.tensor(expected).expand(10, 3), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("grey", [None, 100])
+@pytest.mark.parametrize("strength", [None, 0.5, 4.0])
+def test_a_black_surface_of_gltf_has_the_colour_of_the_light_that_it_emits(tmp_path, grey, strength):
+    def change(tree):
+        material = tree["materials"][0]
+        plain = material["pbrMetallicRoughness"]
+        if grey is not None:
+            material["emissiveTexture"] = plain["baseColorTexture"]
+        plain["baseColorFactor"] = [0.0, 0.0, 0.0, 1.0]
+        material["emissiveFactor"] = [0.8, 0.1, 0.2]
+        if strength is not None:
+            material["extensions"] = {"KHR_materials_emissive_strength": {"emissiveStrength": strength}}
+
+    gltf_of(tmp_path / "a.gltf", painted(grey or 255, None), change)
+    _, colors = from_file(tmp_path / "a.gltf", count=10)
+    light = (((grey or 255) / 255 + 0.055) / 1.055) ** 2.4
+    expected = [srgb(light * min(part * (strength or 1.0), 1.0)) for part in (0.8, 0.1, 0.2)]
+    torch.testing.assert_close(colors, torch.tensor(expected).expand(10, 3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("base", "emits"), [([1.0, 0.0, 0.0, 1.0], [0, 1, 0]), ([0.0, 0.0, 0.0, 1.0], [0, 0, 0])]
+)
+def test_a_surface_that_is_seen_without_its_own_light_keeps_its_base_colour(tmp_path, base, emits):
+    def change(tree):
+        tree["materials"][0]["pbrMetallicRoughness"]["baseColorFactor"] = base
+        tree["materials"][0]["emissiveFactor"] = emits
+
+    gltf_of(tmp_path / "a.gltf", painted(255, None), change)
+    _, colors = from_file(tmp_path / "a.gltf", count=10)
+    torch.testing.assert_close(colors, torch.tensor(base[:3]).expand(10, 3), rtol=0, atol=1e-5)
+
+
 def test_gaussians_in_gltf_are_no_mesh_and_the_message_says_where_they_go(tmp_path):
     gltf_of(tmp_path / "a.gltf", quad(), lambda tree: tree.update(extensionsUsed=["KHR_gaussian_splatting"]))
     with pytest.raises(UserError, match=r"expected a mesh, got Gaussians.*pretrained_model_path"):
@@ -420,6 +454,44 @@ def test_a_point_cloud_at_a_surveyors_coordinates_keeps_its_shape(tmp_path):
     torch.testing.assert_close(
         points.sort(dim=0).values, torch.from_numpy(expected).float().sort(dim=0).values, rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("far", [1e3, 1e30, 1e300])
+@pytest.mark.parametrize("names", [("x", "y", "z"), ("x", "y", "z", "red", "green", "blue")], ids=len)
+def test_a_point_far_beyond_the_others_does_not_make_a_dot_of_them(tmp_path, caplog, far, names):
+    """It is left out with a word, and nothing else of the shape changes."""
+    table = np.zeros(302, dtype=[(name, "f8" if len(name) == 1 else "u1") for name in names])
+    for axis in "xyz":
+        table[axis] = np.random.default_rng(ord(axis)).uniform(-1, 1, len(table))
+    table["x"][[7, 200]] = far, -far
+    for name, rows in (("all", table), ("near", np.delete(table, [7, 200]))):
+        PlyData([PlyElement.describe(rows, "vertex")]).write(str(tmp_path / f"{name}.ply"))
+    found, expected = (from_file(tmp_path / f"{name}.ply", count=100) for name in ("all", "near"))
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    (said,) = caplog.messages
+    assert (
+        "all.ply: 2 of 302 points lie more than 100 times as far out as the rest" in said
+        and "left out" in said
+    )
+
+
+@pytest.mark.parametrize("suffix", ["obj", "ply", "glb"])
+def test_a_corner_far_beyond_the_others_takes_its_triangles_with_it(tmp_path, caplog, suffix):
+    """They would have nearly all of the area, and so nearly all of the points."""
+    mesh = trimesh.creation.icosphere(subdivisions=3, radius=0.5)
+    mesh.vertices[5] = [1e20, 0, 0]
+    points, _ = from_file(tmp_path / f"a.{suffix}", mesh, count=500)
+    radii = points.norm(dim=1)
+    assert radii.min() > 0.48 and radii.max() < 0.52
+    (said,) = caplog.messages
+    assert f"1 of {len(mesh.vertices)} corners of triangles" in said
+
+
+@pytest.mark.parametrize(
+    "points", [[[0, 0, 0]] * 95 + [[1, 0, 0]] * 5, [[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 99]]]
+)
+def test_what_has_no_rest_has_no_strays(points):
+    assert not strays(torch.tensor(points, dtype=torch.float64)).any()
 
 
 def test_a_point_cloud_is_thinned_and_keeps_its_colours(tmp_path):

@@ -75,6 +75,14 @@ def test_a_link_stays_and_leads_to_the_numbers(tmp_path):
     assert json.loads((tmp_path / "disk" / "numbers.json").read_text()) == NUMBERS
 
 
+def test_a_console_that_takes_nothing_costs_no_numbers(tmp_path, monkeypatch):
+    """They may have taken hours."""
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where it is closed
+    with pytest.raises(UserError, match=r"standard output: cannot be written \(it is closed\)"):
+        write(tmp_path / "numbers.json")
+    assert json.loads((tmp_path / "numbers.json").read_text()) == NUMBERS
+
+
 @pipes
 def test_a_pipe_is_written_to_and_never_replaced(tmp_path):
     """As of `--json >(jq .)`; a device, such as /dev/null, is as one."""

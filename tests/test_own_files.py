@@ -1,11 +1,14 @@
 """In a folder that anybody may use, a command replaces what it made there, and nothing else."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from utils.errors import UserError
-from utils.own_files import RECORD, note, refuse_others, seal
+from utils import own_files
+from utils.errors import InUse, UserError
+from utils.own_files import LOCK, RECORD, making, note, refuse_others, seal
 
 
 def test_what_somebody_else_made_is_refused_and_what_we_made_is_not(tmp_path):
@@ -68,3 +71,67 @@ def test_the_record_of_an_earlier_version_is_read(tmp_path):
     (tmp_path / RECORD).write_text('["a.ply"]')
     (tmp_path / "a.ply").touch()
     refuse_others(tmp_path, ["a.ply"])
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_made_in_the_block_is_ours_and_no_lock_stays(tmp_path):
+    folder = tmp_path / "new"
+    with making(folder, ["a.ply", "never.ply"]):
+        (folder / "a.ply").write_text("made")
+        assert names_in(folder) == [RECORD, LOCK, "a.ply"]
+    assert names_in(folder) == [RECORD, "a.ply"]
+    (folder / "a.ply").write_text("edited")
+    with pytest.raises(UserError, match="changed since"), making(folder, ["a.ply"]):
+        pytest.fail("nothing is made over it")
+    assert names_in(folder) == [RECORD, "a.ply"] and (folder / "a.ply").read_text() == "edited"
+
+
+def test_what_fails_in_the_block_leaves_what_was_made_until_then(tmp_path, monkeypatch):
+    with pytest.raises(ZeroDivisionError), making(tmp_path / "a", ["a.ply", "b.ply"]):
+        (tmp_path / "a" / "a.ply").write_text("made")
+        raise ZeroDivisionError
+    assert names_in(tmp_path / "a") == [RECORD, "a.ply"]
+    with making(tmp_path / "a", ["a.ply", "b.ply"]):
+        pass
+
+    def full(*_):
+        raise UserError("the record cannot be written")
+
+    with pytest.raises(ZeroDivisionError), making(tmp_path / "b", ["a.ply"]):
+        (tmp_path / "b" / "a.ply").write_text("made")
+        monkeypatch.setattr(own_files, "write_text", full)
+        raise ZeroDivisionError  # which is told, and not that the record is full, too
+
+
+def test_of_two_commands_in_a_folder_the_second_waits_or_is_told_of_the_first(tmp_path, monkeypatch):
+    """So files of two never mix, and none is known by the digest of another's."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def first():
+        with making(tmp_path, ["a.obj", "a.png"]):
+            (tmp_path / "a.obj").write_text("first")
+            entered.set()
+            assert go_on.wait(60)
+            (tmp_path / "a.png").write_text("first")
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(first)
+        assert entered.wait(60)
+        with monkeypatch.context() as patch:
+            patch.setattr(own_files, "WAIT", 0.05)
+            told = (
+                rf"is in use by process {os.getpid()} on .*; wait until that ends, or choose another --output"
+            )
+            with pytest.raises(InUse, match=told), making(tmp_path, ["a.obj", "a.png"]):
+                pytest.fail("somebody else makes them")
+        threading.Timer(0.2, go_on.set).start()
+        with making(tmp_path, ["a.obj", "a.png"]):
+            assert done.result(60) is None
+            for name in ("a.obj", "a.png"):
+                assert (tmp_path / name).read_text() == "first"
+                (tmp_path / name).write_text("second")
+    refuse_others(tmp_path, ["a.obj", "a.png"])
+    assert names_in(tmp_path) == [RECORD, "a.obj", "a.png"]

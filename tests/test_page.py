@@ -253,6 +253,42 @@ def test_somebody_elses_page_is_left_alone(folder, tmp_path):
             write_page(opened(folder), tmp_path / "pipe.html")
 
 
+EDITS = {
+    "a word": lambda page: page.replace(b"a red car", b"my red car", 1),
+    "the end": lambda page: page + b"<p>my notes</p>",
+    "the first line": lambda page: b"<!-- mine -->" + page,
+    "another digest": lambda page: re.sub(rb'(data-sha256="..)..', rb"\1xx", page, count=1),
+}
+
+
+def test_a_page_that_somebody_edited_is_theirs(tmp_path, capsys):
+    """No page of several is written where one is refused; pages as they were left are made again."""
+    runs = [finished_run(tmp_path / "runs" / name) for name in ("one", "two")]
+    assert verbs(["page", str(tmp_path / "runs")]) == 0
+    (runs[0] / "index.html").unlink()
+    for target in (runs[1] / "index.html", tmp_path / "runs" / "index.html"):
+        kept = target.read_bytes()
+        for edit in EDITS.values():
+            edited = edit(kept)
+            assert edited != kept
+            target.write_bytes(edited)
+            capsys.readouterr()
+            assert verbs(["page", str(tmp_path / "runs")]) == 2
+            error = capsys.readouterr().err
+            assert f"error: {target}: expected a page of ours or nothing, found one that was changed" in error
+            assert "move it, or choose --output FOLDER" in error and error.count("\n") == 1
+            assert target.read_bytes() == edited and not (runs[0] / "index.html").exists()
+        target.write_bytes(kept)
+    assert verbs(["page", str(tmp_path / "runs")]) == 0
+
+
+def test_the_page_of_an_earlier_version_has_no_digest_and_is_ours(folder, tmp_path):
+    page = write_page(opened(folder), tmp_path / "index.html")
+    page.write_bytes(re.sub(rb' data-sha256="\w+"', b"", page.read_bytes()))
+    write_page(opened(folder), page)
+    assert b"data-sha256" in page.read_bytes()
+
+
 def test_folders_that_vanish_meanwhile_cost_nothing(tmp_path, monkeypatch):
     """A run that goes on removes checkpoints, and renames what it has written."""
     run = finished_run(tmp_path / "run")
@@ -384,6 +420,16 @@ def test_every_run_leaves_its_page(config, tmp_path):
     assert "Not finished" not in text and "error of the operator M by range of t" in text
     optimize(config("page=false"), quiet=True, force=True)
     assert not (tmp_path / "run" / "index.html").exists(), "--force takes the old run's page away"
+
+
+def test_force_leaves_a_page_that_somebody_edited(config, tmp_path, caplog):
+    assert optimize(config(), quiet=True).exit_code == 0
+    page = tmp_path / "run" / "index.html"
+    edited = page.read_bytes().replace(b"a red car", b"my red car")
+    page.write_bytes(edited)
+    assert optimize(config(), quiet=True, force=True).exit_code == 0
+    assert page.read_bytes() == edited
+    assert sum("found one that was changed since" in message for message in caplog.messages) == 1
 
 
 def test_a_page_that_fails_costs_one_warning(config, tmp_path, monkeypatch, caplog):

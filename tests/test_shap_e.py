@@ -2,10 +2,12 @@
 
 import functools
 import logging
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from arguments import GenerateCamParams, GuidanceParams, load
@@ -176,6 +178,33 @@ def test_a_damaged_or_foreign_cache_entry_is_made_again(shap_e, made, tmp_path):
     kept.write_bytes(content.replace(b"a figure", b"a finger"))
     mesh_of(shap_e)
     assert len(made) == 3
+
+
+def test_a_cache_that_cannot_be_used_costs_one_warning_and_no_run(shap_e, monkeypatch, caplog):
+    """A full disk, and a folder of somebody else."""
+    made = module.ColoredMesh(torch.rand(4, 3), torch.tensor([[0, 1, 2]]), torch.rand(4, 3))
+    monkeypatch.setattr(module, "_generate", lambda *_: made)
+    mesh_of(shap_e)
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(module, "safe_open", denied)
+    monkeypatch.setattr(module, "save_file", full)
+    assert torch.equal(mesh_of(shap_e).vertices, made.vertices)
+    assert caplog.text.count("is not kept for later runs") == 1 and "No space left" in caplog.text
+
+
+def test_a_user_without_a_home_has_a_cache_among_temporary_files(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert module._user_cache().is_relative_to(tempfile.gettempdir())
 
 
 def test_the_run_does_not_depend_on_whether_the_shape_was_cached(shap_e):

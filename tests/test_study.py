@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import os
 import re
 
 import numpy as np
@@ -290,6 +291,20 @@ def test_the_commands_build_a_study_and_score_its_answers(capsys, tmp_path):
     assert "--size: expected 32 to 2048, got 8" in error_of(
         capsys, "build", *words, "--output", "x", "--size", "8"
     )
+
+
+def test_a_disk_that_fills_leaves_no_page_without_its_key(tmp_path, monkeypatch):
+    built, rename = build(entries(tmp_path, prompts=["a cat"]), size=32), os.replace
+
+    def full(source, target):
+        if target.name == "key.json":
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr("utils.files.os.replace", full)
+    with pytest.raises(UserError, match=r"key\.json: cannot be written \(No space left on device\)"):
+        built.write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # In a browser

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.sweep import simulate
 from dreammapping.__main__ import main
 from dreammapping.optimization import Optimization
-from dreammapping.sweep import group, on_ray
+from dreammapping.sweep import command, group, on_ray
 from dreammapping.sweep.attempt import kind_of
 from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job
@@ -46,6 +46,7 @@ from guidance.prior import memory
 from tests.finished_run import finished_run
 from tests.sweep_lists import elsewhere, listed
 from utils.errors import Alone
+from utils.own_files import RECORD
 
 
 @pytest.fixture
@@ -408,6 +409,28 @@ def test_results_are_a_row_for_every_run(ledger):
     assert (rows[1]["gaussians"], rows[1]["evaluations"], rows[0]["gaussians"]) == ("7", "8", "")
     as_json = json.loads((ledger.folder / "results.json").read_text())
     assert [row["state"] for row in as_json] == [QUEUED, FAILED, QUEUED]
+
+
+def test_a_table_that_somebody_changed_is_theirs(ledger, capsys, caplog, monkeypatch):
+    write_results(ledger)
+    (ledger.folder / RECORD).unlink()  # as an earlier version left them
+    write_results(ledger)
+    table = ledger.folder / "results.csv"
+    noted = table.read_text() + "my notes\n"
+    table.write_text(noted)
+    assert main(["sweep", "results", "--no-pages", str(ledger.folder)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        f"{table}: expected no file, or one that this program made there, found one that was changed" in error
+    )
+    assert table.read_text() == noted
+    options = command.parser().parse_args(["--no-pages", "--quiet"])
+    monkeypatch.setattr(command, "_engine", lambda _: lambda *_: None)
+    monkeypatch.setattr(Ledger, "enlist", lambda *_, **__: ledger)
+    command._carry_out(options, None, ledger.folder)
+    (warning,) = [message for message in caplog.messages if "changed since" in message]
+    assert warning.endswith(f"; then `python -m dreammapping sweep results {ledger.folder}` writes it")
+    assert table.read_text() == noted
 
 
 def test_the_judges_words_count_for_the_asset_that_is_there(tmp_path):

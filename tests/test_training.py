@@ -5,7 +5,9 @@ import copy
 import dataclasses
 import inspect
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from arguments import load
 from arguments.names import MOVED
@@ -292,6 +295,23 @@ def test_resuming_names_what_changed_and_not_what_moved(short, tmp_path, caplog)
     assert yaml.safe_load(path.read_text("utf-8"))["seed"] == 0
 
 
+def test_resuming_names_weights_that_were_replaced_and_not_what_moved(short, prior, tmp_path, caplog):
+    """The settings name the same folder, so nothing else tells that the asset is of two models."""
+    words = [*short, f"model_key={shutil.copytree(prior, tmp_path / 'prior')}"]
+    optimize(configured([*words, "iterations=1"]), quiet=True)
+    moved = shutil.copytree(tmp_path / "prior", tmp_path / "moved")
+    optimize(configured([*words, "iterations=2", f"model_key={moved}"]), resume=True, quiet=True)
+    assert not [line for line in caplog.messages if "other weights" in line]
+    weights = tmp_path / "prior" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_in.bias"] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    optimize(configured([*words, "iterations=3"]), resume=True, quiet=True)
+    (line,) = [line for line in caplog.messages if "other weights" in line]
+    assert "unet/diffusion_pytorch_model.safetensors" in line and "text_encoder" not in line
+    assert "give the folder those back or start anew" in line and "\n" not in line
+
+
 def test_other_seeds_are_those_that_the_checkpoint_has_not(short, tmp_path, monkeypatch):
     """`config.yaml` has the new ones also where the first resume with them was killed before its checkpoint."""
     reseeded = []
@@ -343,6 +363,74 @@ def test_the_random_numbers_of_a_caller_go_on_as_if_nothing_had_been_seeded():
         torch.manual_seed(7)
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_runs_of_one_process_come_one_after_the_other(short, tmp_path):
+    """They share torch's defaults and random numbers. A callback may make a run of its own."""
+    codes, refusals = [], []
+
+    def another(step, _):
+        if step == 1:
+            with ThreadPoolExecutor(1) as pool, pytest.raises(UserError) as refused:
+                pool.submit(optimize, configured([*short, "workspace=second"]), quiet=True).result()
+            refusals.append(str(refused.value))
+            codes.append(optimize(configured([*short, "workspace=inner"]), quiet=True).exit_code)
+
+    codes.append(optimize(configured(short), quiet=True, callback=another).exit_code)
+    assert codes == [0, 0] and not (tmp_path / "second").exists()
+    (line,) = refusals
+    assert line.startswith(
+        f"{tmp_path / 'second'}: expected no other run in this process, got one in another thread"
+    )
+    assert optimize(configured([*short, "workspace=second"]), quiet=True).exit_code == 0
+
+
+@pytest.mark.parametrize("offline", ["1", None])
+def test_the_libraries_of_models_are_afterwards_as_before(short, tmp_path, monkeypatch, offline):
+    import diffusers
+    import transformers
+    from huggingface_hub import constants
+
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0" if offline is None else offline)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline is not None)
+
+    def state():
+        logs = [library.utils.logging for library in (diffusers, transformers)]
+        seen = [(each.get_verbosity(), each.is_progress_bar_enabled()) for each in logs]
+        words = [os.environ.get(name) for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")]
+        return seen, words, constants.HF_HUB_OFFLINE, torch.get_default_dtype()
+
+    verbosities = [library.utils.logging.get_verbosity() for library in (diffusers, transformers)]
+    try:
+        diffusers.utils.logging.set_verbosity_info()
+        diffusers.utils.logging.enable_progress_bar()
+        transformers.utils.logging.set_verbosity_debug()
+        before, within = state(), []
+        optimize(configured([*short, "offline=true"]), quiet=True, callback=lambda *_: within.append(state()))
+        assert state() == before
+        assert within[0][0][0] == (logging.ERROR, False) and within[0][1] == ["1", "1"]
+        with pytest.raises(UserError):
+            optimize(configured([*short, "offline=true", "text=" + "word " * 99, "workspace=b"]), quiet=True)
+        assert state() == before
+    finally:
+        for library, verbosity in zip((diffusers, transformers), verbosities, strict=True):
+            library.utils.logging.set_verbosity(verbosity)
+
+
+def test_a_client_that_was_first_imported_offline_is_online_afterwards():
+    code = (
+        "import sys; from guidance.models import go_offline, kept_as_they_were\n"
+        "with kept_as_they_were():\n"
+        "    go_offline()\n"
+        "    assert 'huggingface_hub' not in sys.modules\n"
+        "    from huggingface_hub import constants\n"
+        "    assert constants.HF_HUB_OFFLINE\n"
+        "assert not constants.HF_HUB_OFFLINE"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
 
 
 def test_the_settings_of_python_are_found_from_any_folder(tmp_path, monkeypatch):

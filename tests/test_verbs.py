@@ -72,6 +72,37 @@ def test_a_name_that_no_folder_can_have_is_one_line(tmp_path, monkeypatch, capsy
     assert error.startswith("error: ") and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
+OPEN = "dreammapping.finished.FinishedRun.open"
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["judge"], OPEN), (["evaluate"], OPEN), (["export", "--format=ply"], OPEN), (["page"], OPEN),
+        (["mesh"], OPEN), (["view"], OPEN), (["study", "build", "--output={here}/out"], OPEN),
+        (["study", "score"], "dreammapping.study.score.score"),
+        (["sweep", "--output={here}/out"], "dreammapping.sweep.grid.wish"),
+        (["sweep", "results"], "dreammapping.sweep.ledger.Ledger.__init__"),
+        (["sweep", "status"], "dreammapping.sweep.ledger.Ledger.__init__"),
+        (["reproduce", "fig6", "--output={here}/out", "--opt"], "dreammapping.reproduction.work.plan_work"),
+    ],
+    ids=lambda each: " ".join(each[:2]) if isinstance(each, list) else "",
+)  # fmt: skip
+def test_ctrl_c_in_a_verb_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys, words, where):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("seed: 1\n")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, stop)
+    assert main([*(word.format(here=tmp_path) for word in words), str(run)]) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("stopped") and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == [run, run / "config.yaml"]
+
+
 def raising(error):
     def work():
         raise error

@@ -1,7 +1,6 @@
 """What a run wrote, told from all else; and a run that is being replaced, moved aside until the new one stands."""
 
 import contextlib
-import errno
 import itertools
 import logging
 import os
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.inputs import regular_file
-from utils.own_files import RECORD, recorded
+from utils.own_files import LOCK, RECORD, recorded
+from utils.own_pages import is_as_left
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,6 @@ ASSETS = {
 """What a run of a representation leaves under a name that, beside another run, a user may have given to a file."""
 SETTINGS = "config.yaml"
 PAGE = "index.html"
-GENERATOR = "DreamMapping"
-"""What a page of ours names itself in its head; a file that does not is never replaced."""
 FOLDERS = ("train_process", "test_six_views", "videos", "process_videos", "point_cloud", "checkpoints")
 """The folders in which they lie."""
 RESULTS = re.compile(r"(point_cloud|checkpoints)/.*|picture\.png|field\.safetensors")
@@ -66,7 +64,7 @@ def written(folder: Path) -> list[Path]:
             for name in files
             if any(kind.fullmatch((below / name).as_posix()) for kind in (WRITTEN, *asset))
             and not Path(place, name).is_symlink()
-            and (name != PAGE or _is_readable_page(Path(place, name)))
+            and (name != PAGE or _is_page(Path(place, name)))
         ]
     return sorted(
         found, key=lambda path: (path.name == SETTINGS, path)
@@ -79,7 +77,7 @@ def made(folder: Path) -> list[Path]:
     places = [folder / name for name in MADE if not (folder / name).is_symlink()]
     found = [path for place in places for path in place.glob("*") if path.is_file() and not path.is_symlink()]
     if not _is_aside(folder):
-        found = [path for path in found if path.name in {*recorded(path.parent), RECORD}]
+        found = [path for path in found if path.name in {*recorded(path.parent), RECORD, LOCK}]
     return sorted((path.relative_to(folder) for path in found), key=lambda path: (path.name == RECORD, path))
 
 
@@ -99,21 +97,9 @@ def _asset(folder: Path) -> list[re.Pattern[str]]:
     return [name for kind, name in ASSETS.items() if re.search(rf"\brepresentation: ?{kind}\b", settings)]
 
 
-def is_page(path: Path) -> bool:
-    """Whether a file is a page that this program made.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no file")  # a pipe would be waited for
-    with path.open("rb") as file:
-        return f'name="generator" content="{GENERATOR}"'.encode() in file.read(2000)
-
-
-def _is_readable_page(path: Path) -> bool:
+def _is_page(path: Path) -> bool:
     try:
-        return is_page(path)
+        return is_as_left(path)
     except OSError:
         return False
 

@@ -37,9 +37,9 @@ def choose_device(name: str) -> torch.device:
 @contextlib.contextmanager
 def plain_torch() -> Iterator[None]:
     """Within the block new tensors are float32 and on the CPU unless they say otherwise, nothing is cast by itself, and
-    gradients are taken, whatever a caller has set or switched off around it; and what is seeded and drawn in it changes
-    none of the caller's random numbers."""
-    number = torch.get_default_dtype()
+    gradients are taken, whatever a caller has set or switched off around it; and what is seeded, drawn and switched on
+    in it changes none of the caller's random numbers and kernels."""
+    number, searches = torch.get_default_dtype(), torch.backends.cudnn.benchmark
     with contextlib.ExitStack() as kept:
         kept.enter_context(torch.inference_mode(False))
         kept.enter_context(torch.enable_grad())
@@ -55,6 +55,7 @@ def plain_torch() -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(number)
+            torch.backends.cudnn.benchmark = searches
 
 
 def is_out_of_memory(error: BaseException) -> bool:

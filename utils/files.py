@@ -9,7 +9,8 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
+from utils.interruption import Interruption
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\.\w+)?")
 
@@ -75,9 +76,12 @@ def all_or_none(folder: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         _flush(temporary)
-        for path in sorted(temporary.iterdir()):
-            os.replace(path, folder / path.name)
+        with Interruption() as interruption:  # Ctrl-C comes before the first move or after the last one
+            for path in sorted(temporary.iterdir()):
+                os.replace(path, folder / path.name)
         _flush_folder(folder)
+        if interruption:
+            raise Stopped(number=interruption.signal)
     except UserError as error:  # of a file in the temporary folder, whose name tells nobody anything
         raise UserError(str(error).replace(str(temporary), str(folder))) from error
     except OSError as error:

@@ -23,10 +23,11 @@ class Lock:
 
     Args:
         wait: seconds for whoever holds it to let go; infinity: however long that takes.
+        instead: what else can be done, for who is told that another holds it.
     """
 
-    def __init__(self, path: Path, *, wait: float = 0.0) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, wait: float = 0.0, instead: str = "choose another workspace") -> None:
+        self.path, self._instead = path, instead
         self._lock = FileLock(path, timeout=wait if math.isfinite(wait) else -1.0, thread_local=False)
 
     def __enter__(self) -> "Lock":
@@ -47,7 +48,7 @@ class Lock:
             self._lock.acquire()
         except Timeout as error:
             raise InUse(
-                f"{self.path.parent}: is in use by {self._holder()}; wait until that ends, or choose another workspace"
+                f"{self.path.parent}: is in use by {self._holder()}; wait until that ends, or {self._instead}"
             ) from error
         except (NotImplementedError, OSError) as error:
             if isinstance(error, PermissionError):

@@ -1,18 +1,66 @@
 """Files of ours in a folder that anybody may use: replaced as this program left them, and never where others made or
 changed them."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import write_text
+from utils.lock import Lock
 
 RECORD = ".dreammapping-files"
 """In such a folder: the names of those that this program made, each with the SHA-256 of what it left there; null where
 it has not ended yet, or was killed."""
+
+LOCK = f"{RECORD}.lock"
+"""Held while files are made there, so that those of two commands do not mix."""
+WAIT = 60.0
+"""Seconds that another command may take to write its own."""
+
+
+@contextlib.contextmanager
+def making(folder: Path, names: Collection[str]) -> Iterator[None]:
+    """Within the block this process alone makes files of ours in a folder: these, which are known as ours from then on.
+
+    Raises:
+        UserError: as `refuse_others`, or the folder cannot be written.
+        InUse: another command makes files there for longer than `WAIT`; the message says which.
+    """
+    refuse_others(folder, names)
+    with _held(folder):
+        note(folder, names)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(UserError):  # a full disk, of which is told already
+                seal(folder)
+            raise
+        seal(folder)
+
+
+def adopt(folder: Path, names: Collection[str]) -> None:
+    """Take these files for ours where all are there and no record is: an earlier version kept none in its folders."""
+    if not (folder / RECORD).exists() and all((folder / name).is_file() for name in names):
+        _write(folder, dict.fromkeys(names))
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the lock; its file goes before it is let go, and who waits for that file then makes another."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    with Lock(folder / LOCK, wait=WAIT, instead="choose another --output"):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes it itself
+                (folder / LOCK).unlink()
 
 
 def refuse_others(folder: Path, names: Collection[str]) -> None:

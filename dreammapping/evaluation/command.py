@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
     add_json_option(parser)
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    return exit_code(lambda: _judge(options))
+    return exit_code(lambda: _judge(options), stopped="stopped; the same command begins again")
 
 
 def _judge(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     """The command line of `evaluate`; returns the exit code."""
     options = parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    return exit_code(lambda: _evaluate(options))
+    return exit_code(lambda: _evaluate(options), stopped="stopped; the same command begins again")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians
 from scene.splat_formats import compressed_ply, glb, splat, spz
 from utils.files import write_text
-from utils.own_files import note, refuse_others, seal
+from utils.own_files import making, refuse_others
 from utils.spherical_harmonics import coefficient_count
 
 CAMERAS = "cameras.json"
@@ -69,8 +69,7 @@ def export_run(
     model = run.gaussians(iteration)
     if sh_degree is not None:
         model = with_degree(model, sh_degree)
-    note(out, [*names, CAMERAS])
-    try:
+    with making(out, [*names, CAMERAS]):
         for name, path in zip(formats, (out / name for name in names), strict=True):
             _writer(name, run.prompt, spz_version)(path, model)
             lost = "; without harmonics" if name == "splat" and degree else ""
@@ -78,8 +77,6 @@ def export_run(
         path = out / CAMERAS
         write_text(path, cameras)
         yield f"{path}: the cameras of the test views, in the frame of the .ply"
-    finally:
-        seal(out)
 
 
 CHECKS: dict[str, Callable[[], object]] = {"sog": sog.splat_transform, "usd": usd.library}

@@ -1,5 +1,6 @@
 """From a run to a textured mesh on disk, and how much it looks like the run's result."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -18,7 +19,7 @@ from dreammapping.mesh.surface import Surface, tidy
 from dreammapping.mesh.texture import Textured, paint
 from dreammapping.mesh.views import Source, around
 from utils.files import all_or_none, check_writable, write_text
-from utils.own_files import note, refuse_others, seal
+from utils.own_files import making, refuse_others
 
 UNSEEN = 12
 """Views that a mesh is compared in, none of which made it."""
@@ -102,13 +103,12 @@ def mesh_run(
         "watertight": mesh.surface.watertight,
         **dataclasses.asdict(likeness),
     }
-    with all_or_none(out) as new:
+    with contextlib.ExitStack() as kept, all_or_none(out) as new:
         for name, write in WRITERS.items():
             write(new / name, mesh, settings.scale)
         seconds = time.monotonic() - start
         write_text(new / "mesh.json", json.dumps(numbers | {"seconds": round(seconds, 1)}, indent=2) + "\n")
-        note(out, NAMES)
-    seal(out)
+        kept.enter_context(making(out, NAMES))  # until all have moved
     return Made([out / name for name in WRITERS], len(mesh.faces), mesh.surface.watertight, likeness, seconds)
 
 

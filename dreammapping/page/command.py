@@ -7,7 +7,6 @@ runs, or a folder of runs, get a page each and one gallery; runs with broken set
 import argparse
 import logging
 import os
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -33,7 +32,9 @@ def main(words: list[str]) -> int:
     )
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    return exit_code(lambda: write(options.runs, options.output))
+    return exit_code(
+        lambda: write(options.runs, options.output), stopped="stopped; the same command begins again"
+    )
 
 
 def write(named: list[Path], to: Path | None) -> int:
@@ -46,6 +47,7 @@ def write(named: list[Path], to: Path | None) -> int:
         UserError: a word names no run, no run's settings can be read, or a page cannot be written.
     """
     from dreammapping.finished import FinishedRun, runs_in
+    from dreammapping.page.document import refuse_to_replace
     from dreammapping.page.gallery import write_gallery
     from dreammapping.page.page import NAME, write_page
 
@@ -60,21 +62,24 @@ def write(named: list[Path], to: Path | None) -> int:
         raise UserError("; ".join(problems))
     for problem in problems:
         log.warning("%s; the run is left out", problem)
+    several = len(folders) > 1
+    names = _own_names([run.folder for run in runs]) if several else [""]
+    pages = [(run, (to / name if to else run.folder) / NAME) for run, name in zip(runs, names, strict=True)]
+    above = (to or Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))) / NAME
+    for page in [page for _, page in pages] + [above] * several:  # all of them before any is written
+        refuse_to_replace(page)
     for run in runs:
-        with suppress(UserError):  # none was saved, or its file is broken: the page says so
+        try:
             size = run.size()
-            write_out(
-                f"{run.folder}: {size.count:,} Gaussians; about {size.memory / 1e6:,.1f} MB of memory\n"
-            )
-    if len(folders) == 1:
-        write_out(f"{write_page(runs[0], to and to / NAME)}\n")
-        return 0
-    above = to or Path(os.path.commonpath([run.folder.resolve().parent for run in runs]))
-    names = _own_names([run.folder for run in runs])
-    pages = [(run, write_page(run, to and to / name / NAME)) for run, name in zip(runs, names, strict=True)]
+        except UserError:  # none was saved, or its file is broken: the page says so
+            continue
+        write_out(f"{run.folder}: {size.count:,} Gaussians; about {size.memory / 1e6:,.1f} MB of memory\n")
+    for run, page in pages:
+        write_page(run, page)
     for _, page in pages:
         write_out(f"{page}\n")
-    write_out(f"gallery: {write_gallery(pages, above / NAME)}\n")
+    if several:
+        write_out(f"gallery: {write_gallery(pages, above)}\n")
     return 0
 
 

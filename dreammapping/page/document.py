@@ -14,9 +14,9 @@ from urllib.parse import quote
 import cv2
 import jinja2
 
-from utils.aside import GENERATOR, is_page
 from utils.errors import UserError
 from utils.images import read_picture
+from utils.own_pages import GENERATOR, is_as_left, is_ours, signed
 
 LARGE_PICTURE = 60_000
 """Letters of an embedded PNG from which it becomes a WebP."""
@@ -45,22 +45,23 @@ def render(name: str, scripts: tuple[str, ...], **values: Any) -> str:
     html = environment.get_template(name).render(
         values, style=style, script=script, policy=policy, generator=GENERATOR
     )
-    return html.encode("utf-8", "replace").decode()  # a file's name may hold what is no letter
+    return signed(html.encode("utf-8", "replace").decode())  # a file's name may hold what is no letter
 
 
 def refuse_to_replace(target: Path) -> None:
-    """Raise UserError where somebody else's file is in the place of a page."""
+    """Raise UserError where somebody else's file is in the place of a page, or one of ours was changed since."""
     try:
-        ours = is_page(target)
+        ours, as_left = is_ours(target), is_as_left(target)
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(
             f"{target}: expected a place for a page, got: {error.strerror}; choose another"
         ) from error
-    if not ours:
+    if not as_left:
+        found = "one that was changed since" if ours else "another file"
         raise UserError(
-            f"{target}: expected a page of ours or nothing, found another file; move it, or choose --output FOLDER"
+            f"{target}: expected a page of ours or nothing, found {found}; move it, or choose --output FOLDER"
         )
 
 

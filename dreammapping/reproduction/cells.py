@@ -64,8 +64,8 @@ class CellStore:
     def _read(self) -> None:
         if self.path.is_file():
             try:
-                self.results = json.loads(self.path.read_text(encoding="utf-8"))["cells"]
-            except (ValueError, KeyError, TypeError) as error:
+                self.results = dict(json.loads(self.path.read_text(encoding="utf-8"))["cells"].items())
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{self.path}: expected finished cells, got {error}; move it away") from error
 
     def get(self, cell: Cell) -> Result | None:

@@ -112,6 +112,7 @@ def _figures(options: argparse.Namespace) -> tuple[list[str], str]:
         raise UserError("--methods: expected one figure or table, got 'all'; leave it out")
     from dreammapping.reproduction.order import OUTPUT, Order
     from dreammapping.reproduction.work import reproduce
+    from utils.own_files import refuse_others
 
     order = Order(
         model=_placed(options.model or "toybox"),
@@ -129,7 +130,10 @@ def _figures(options: argparse.Namespace) -> tuple[list[str], str]:
         write=options.write,
     )
     failures, texts = [], []
-    for name in FIGURES if options.name == "all" else [options.name]:
+    names = FIGURES if options.name == "all" else [options.name]
+    for name in names:  # before hours of work
+        refuse_others(order.output, order.files(name))
+    for name in names:
         failed, text = reproduce(name, order)
         failures += failed
         texts.append(text)

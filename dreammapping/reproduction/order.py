@@ -73,6 +73,15 @@ class Order:
     def store(self) -> CellStore:
         return CellStore(self.output / CELLS)
 
+    def stem(self, figure: str) -> str:
+        """The name of a figure's files: priors stand side by side, as in figure 14."""
+        model = re.sub(r"[^\w.-]+", "_", self.model.rstrip("/").rpartition("/")[2])
+        return figure if self.toybox else f"{figure}_{model}"
+
+    def files(self, figure: str) -> list[str]:
+        """The names of a figure's picture, numbers and page in `output`."""
+        return [f"{self.stem(figure)}.{suffix}" for suffix in ("png", "json", "md")]
+
 
 @dataclass(frozen=True)
 class Work:
@@ -101,9 +110,8 @@ class Work:
 
     @property
     def stem(self) -> str:
-        """The name of its files: priors stand side by side, as in figure 14."""
-        model = re.sub(r"[^\w.-]+", "_", self.order.model.rstrip("/").rpartition("/")[2])
-        return self.figure.name if self.order.toybox else f"{self.figure.name}_{model}"
+        """The name of its files."""
+        return self.order.stem(self.figure.name)
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dreammapping.reproduction.table import finish_cells
 from dreammapping.study import build as study
 from dreammapping.study import score as ranking
 from utils.files import write_text
+from utils.own_files import making
 from utils.repository import ROOT
 
 STUDY = "study"
@@ -29,7 +30,8 @@ def reproduce(name: str, order: Order) -> tuple[list[str], str]:
     """Make one figure; the messages of what failed, and its page.
 
     Raises:
-        UserError: something cannot be used, or weights are missing.
+        UserError: something cannot be used, weights are missing, or somebody else's files are in the place of its
+            own, which is best asked before: `refuse_others`.
     """
     work, store = plan_work(FIGURES[name], order), order.store()
     failures = finish(work, store) if order.train else []
@@ -204,15 +206,17 @@ def leave(
         draw: writes the picture, if there is something to draw.
         page: makes the page of the picture's name.
     """
-    name, stem, output = work.figure.name, work.stem, work.order.output
-    picture = output / f"{stem}.png"
-    shown = picture.name if draw(picture) or picture.is_file() else None
+    name, output = work.figure.name, work.order.output
+    files = work.order.files(name)
+    picture, numbers_file, page_file = (output / each for each in files)
     missing = len(work.cells) - len(results)
-    text = page(shown) + (f"\nUnfinished: {missing} of {len(work.cells)} runs.\n" if missing else "")
     told = {"figure": name, "command": work.command, "model": work.order.model, "unfinished": missing}
     found = told | {"size": size(results)} | found
-    report.write_json(output / f"{stem}.json", found)
-    write_text(output / f"{stem}.md", text)
+    with making(output, files):
+        shown = picture.name if draw(picture) or picture.is_file() else None
+        text = page(shown) + (f"\nUnfinished: {missing} of {len(work.cells)} runs.\n" if missing else "")
+        report.write_json(numbers_file, found)
+        write_text(page_file, text)
     if work.order.write:
         claims.keep(name, found, picture if shown else None)
     return text

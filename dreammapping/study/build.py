@@ -5,6 +5,7 @@ picture is whose, and stays with who asks.
 """
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -22,9 +23,9 @@ from torch.nn import functional as F
 
 from dreammapping.evaluation.pictures import Source
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import all_or_none, write_text
 from utils.images import grid, to_uint8
-from utils.own_files import note, seal
+from utils.own_files import making
 
 QUESTIONS = {
     "alignment": "Which fits the text best?",
@@ -68,12 +69,13 @@ class Study:
                 f"{folder}: expected no study, or this one, found {other}, whose answers mean nothing without its "
                 f"{KEY}; choose another --output"
             )
-        note(folder, (PAGE, KEY))
-        try:
-            write_text(folder / PAGE, self.page)
-            write_text(folder / KEY, json.dumps(self.key, indent=2, ensure_ascii=False) + "\n")
-        finally:
-            seal(folder)
+        with (
+            contextlib.ExitStack() as kept,
+            all_or_none(folder) as new,
+        ):  # a page is worth nothing without its key
+            write_text(new / PAGE, self.page)
+            write_text(new / KEY, json.dumps(self.key, indent=2, ensure_ascii=False) + "\n")
+            kept.enter_context(making(folder, (PAGE, KEY)))
 
 
 def _study_of(key: Path) -> str | None:

@@ -20,7 +20,10 @@ def main(words: list[str]) -> int:
     """The command line of `study`; returns the exit code."""
     options = parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    return exit_code(lambda: _build(options) if options.step == "build" else _score(options))
+    return exit_code(
+        lambda: _build(options) if options.step == "build" else _score(options),
+        stopped="stopped; the same command begins again",
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +69,9 @@ def _build(options: argparse.Namespace) -> int:
             raise UserError(f"--{name}: expected {least} to {most}, got {value}; give a number in that range")
     from dreammapping.study.build import KEY, PAGE, Entry, build
     from dreammapping.study.names import opened
+    from utils.own_files import refuse_others
 
+    refuse_others(options.output, (PAGE, KEY))
     entries = [Entry(*opened(word, options.prompt)) for word in options.runs]
     study = build(entries, seed=options.seed, views=options.views, size=options.size)
     study.write(options.output)

@@ -131,7 +131,7 @@ def _carry_out(options: argparse.Namespace, listed: Any, output: Path) -> int:
     from dreammapping.sweep.ledger import Ledger
     from dreammapping.sweep.overview import Overview
     from dreammapping.sweep.progress import Progress
-    from dreammapping.sweep.results import write_gallery, write_results
+    from dreammapping.sweep.results import refuse_changed, write_gallery, write_results
 
     engine = _engine(options)  # what is missing for it is told before anything is made
     folder = output.absolute()
@@ -143,7 +143,12 @@ def _carry_out(options: argparse.Namespace, listed: Any, output: Path) -> int:
                 engine(folder, progress)
     finally:
         overview.look()
-    write_results(ledger, judge=options.judge)
+    try:
+        refuse_changed(folder)
+    except UserError as error:  # the runs are done all the same
+        logging.warning("%s; then `python -m dreammapping sweep results %s` writes it", error, folder)
+    else:
+        write_results(ledger, judge=options.judge)
     if not options.no_pages:
         write_gallery(ledger)
     write_out(f"{overview.line}\n{folder / 'results.csv'}\n")

@@ -13,9 +13,11 @@ from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
 from utils.errors import UserError
 from utils.files import atomic, write_text
+from utils.own_files import adopt, making, refuse_others
 
 log = logging.getLogger(__name__)
 
+TABLES = ("results.csv", "results.json")
 TAKEN = ("method", "iterations", "gaussians", "seconds", "peak_memory_bytes", "memory_plan", "device")
 """Columns from `run.json`."""
 
@@ -27,19 +29,28 @@ def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]
         judge: also score each run that is done by the toybox's CLIP; a score that a run has already is kept.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or somebody has changed one since.
     """
+    refuse_changed(ledger.folder)
     short = varied_names(ledger.jobs.values())
     rows = [row(ledger, name, short) for name in ledger.jobs]
     if judge:
         _judge(ledger, rows)
     columns = list(dict.fromkeys(key for each in rows for key in each))
-    with atomic(ledger.folder / "results.csv") as path, path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    write_text(ledger.folder / "results.json", json.dumps(rows, indent=1) + "\n")
+    table, numbers = (ledger.folder / name for name in TABLES)
+    with making(ledger.folder, TABLES):
+        with atomic(table) as path, path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        write_text(numbers, json.dumps(rows, indent=1) + "\n")
     return rows
+
+
+def refuse_changed(folder: Path) -> None:
+    """Raise UserError where somebody has put notes, say, into a table since it was written."""
+    adopt(folder, TABLES)
+    refuse_others(folder, TABLES)
 
 
 def write_gallery(ledger: Ledger) -> None:

@@ -4,7 +4,8 @@ One resolver for every model of a run, and every component of a model from that 
 `python -m guidance.models` fetches models ahead of a run.
 """
 
-from guidance.models.hub import cached, go_offline, recorded
+from guidance.models.hub import cached, recorded
+from guidance.models.libraries import go_offline, kept_as_they_were, silence
 from guidance.models.names import (
     ALIASES,
     COMPONENTS,
@@ -32,7 +33,7 @@ from guidance.models.source import ModelSource, locate, resolve
 
 __all__ = [
     "ALIASES", "COMPONENTS", "ENCODERS", "FORMS", "HELPERS", "MIRRORS", "SHAPE_COMPONENTS", "TOYBOX", "ModelSource",
-    "addition", "cached", "check_available", "check_encoder", "encoder_source", "go_offline", "lent_settings",
-    "loading_error", "local_folder", "locate", "missing_models", "prior_provenance", "recorded", "resolve",
-    "shape_provenance", "shape_source", "vae_source",
+    "addition", "cached", "check_available", "check_encoder", "encoder_source", "go_offline", "kept_as_they_were",
+    "lent_settings", "loading_error", "local_folder", "locate", "missing_models", "prior_provenance", "recorded",
+    "resolve", "shape_provenance", "shape_source", "silence", "vae_source",
 ]  # fmt: skip

@@ -6,7 +6,6 @@ Respects HF_HOME, HF_ENDPOINT and HF_TOKEN. Imports the hub's client only when a
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from guidance.models import weights
+from guidance.models.libraries import is_offline
 from guidance.models.names import WITHOUT_WEIGHTS
 from utils.errors import UserError
 from utils.files import atomic
@@ -22,17 +22,6 @@ from utils.files import atomic
 LOCK = "dreammapping.json"
 """In a model's folder of the cache: revision, and SHA-256 and size of every file that was fetched."""
 SETTINGS_SUFFIXES = (".json", ".txt", ".model")
-
-
-def go_offline() -> None:
-    """Ask no hub from here on; must come before the hub's client is first imported, which reads this once."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["TRANSFORMERS_OFFLINE"] = "1"
-
-
-def is_offline() -> bool:
-    """Whether no hub may be asked: by `go_offline`, or by the user's HF_HUB_OFFLINE."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cached(hub_id: str, marker: str = "model_index.json") -> Path | None:

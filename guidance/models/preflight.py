@@ -5,6 +5,7 @@ from pathlib import Path
 
 from arguments import Config, GuidanceParams
 from guidance.models import hub, single_file
+from guidance.models.libraries import go_offline
 from guidance.models.names import (
     COMPONENTS,
     ENCODERS,
@@ -32,7 +33,7 @@ def missing_models(config: Config) -> list[str]:
     asks the hub only for what is not on this machine.
     """
     if config.offline:
-        hub.go_offline()
+        go_offline()
     guidance, start = config.GuidanceParams, config.GenerateCamParams
     problems = check_available(guidance)
     if guidance.vae_key:

@@ -46,11 +46,8 @@ def load_pipeline(source: models.ModelSource, params: GuidanceParams, dtype: tor
 
 def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype) -> Any:
     import diffusers
-    import transformers
 
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
+    models.silence()
     try:
         if source.kind == "file":
             pipeline = _load_file(source, params, dtype)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,7 @@ def to_our_frame(points: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3"]:
 def _load(source: models.ModelSource, device: torch.device) -> Any:
     import diffusers
 
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
+    models.silence()
     try:
         folder = models.local_folder(source, models.SHAPE_COMPONENTS)
         index = diffusers.ShapEPipeline.load_config(folder, local_files_only=True)
@@ -143,7 +143,10 @@ def _key(prompt: str, seed: int, params: GenerateCamParams, source: models.Model
 
 
 def _user_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        base = tempfile.gettempdir()
     return Path(base) / "dreammapping" / "shap_e"
 
 
@@ -154,14 +157,14 @@ def _file(cache: Path, key: str) -> Path:
 def _read(cache: Path, key: str) -> ColoredMesh | None:
     """The mesh that was kept under this very key; None for none, another's, or a damaged one."""
     path = _file(cache, key)
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") != key:
                 return None
             return ColoredMesh(*(file.get_tensor(name) for name in ("vertices", "faces", "colors")))
-    except SafetensorError:
+    except (OSError, SafetensorError):
         return None
 
 
@@ -169,8 +172,11 @@ def _keep(cache: Path, mesh: ColoredMesh, key: str) -> None:
     tensors = {"vertices": mesh.vertices, "faces": mesh.faces, "colors": mesh.colors}
     try:
         with atomic(_file(cache, key)) as temporary:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"key": key}
-            )
+            try:
+                save_file(
+                    {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"key": key}
+                )
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
     except UserError as error:
         log.warning("the start shape is not kept for later runs: %s", error)

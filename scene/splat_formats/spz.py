@@ -8,6 +8,7 @@ header and a zstd stream for each attribute. The frame is right, up, back: y up,
 
 import gzip
 import io
+import logging
 import struct
 import zlib
 from pathlib import Path
@@ -27,11 +28,15 @@ from utils.files import atomic
 from utils.inputs import regular_file
 from utils.spherical_harmonics import MAX_DEGREE, coefficient_count
 
+log = logging.getLogger(__name__)
+
 MAGIC = b"NGSP"
 HEADER = struct.Struct("<4sIIBBBB")
 """Magic, version, count, degree of the harmonics, fractional bits, flags; then 0, or in version 4 the streams."""
 PLAIN_HEADER = 32
 FRACTIONAL_BITS = 12
+COARSE_BITS = 8
+"""Of fewer, an object of one unit shows the steps."""
 COLOR_SCALE = 0.15
 """Bytes span band-0 coefficients of +-0.5 / 0.15."""
 MOST_GAUSSIANS = 50_000_000
@@ -55,6 +60,12 @@ def write(path: Path | str, model: GaussianModel, version: int = 3) -> None:
         raise UserError(
             f"{path}: expected positions within 8,388,607 units, got {reach:g}; scale the asset down"
         )
+    if bits < COARSE_BITS:
+        log.warning(
+            "%s: a Gaussian %g units away leaves room for positions in steps of 1/%d; remove it, or choose another "
+            "format",
+            path, reach, 2**bits,
+        )  # fmt: skip
     parts = [
         _fixed_point(raw["means"], bits),
         to_bytes(255 * raw["opacity_logits"].sigmoid()),

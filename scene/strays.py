@@ -1,0 +1,30 @@
+"""Points far beyond all others: a scanner's errors, and corners of a mesh that somebody lost."""
+
+import logging
+from pathlib import Path
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+MOST = 0.1
+"""Share of all points, at most, that can be strays."""
+FAR = 100.0
+"""Beside a point so many times as far from the middle as the others reach, these are no more than a dot."""
+
+
+def strays(points: Float[Tensor, "N 3"]) -> Bool[Tensor, " N"]:
+    """Which points lie more than `FAR` times as far from the middle as those do that are no strays for sure."""
+    away = (points - points.median(dim=0).values).abs().amax(dim=1)
+    reach = away.kthvalue(1 + int((1 - MOST) * (len(points) - 1))).values
+    return (away > FAR * reach) & (reach > 0)
+
+
+def warn_of_strays(path: Path | str, count: int, of: int, what: str) -> None:
+    """Say how many points of a file are left out, and what to do where they are meant."""
+    log.warning(
+        "%s: %d of %d %s lie more than %d times as far out as the rest, which would be a dot beside them, and are left "
+        "out; move them nearer if they belong to the shape",
+        path, count, of, what, FAR,
+    )  # fmt: skip

@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --no-compile --no-build-isolation
 COMPILER := $(CURDIR)/$(VENV)/compiler
+STYLE := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+TYPES := $(BIN)/pyright --pythonpath $(BIN)/python
 SUBMODULES := submodules/diff-gaussian-rasterization submodules/simple-knn
 
 # The name of a stamp is the checksum of what it stands for, so a change of any of it, and nothing else, installs again.
@@ -36,8 +38,12 @@ demo: $(READY)  ## a prompt to 3D Gaussians, on any machine
 		if test -f "$$file"; then echo "Done. Open $$file in a browser; everything else is in $(DEMO)."; break; fi; \
 	done
 
-test: check  ## all checks and all tests, on as many as four cores
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+# The types take a minute of one core, beside the tests, which now and then leave one idle.
+test: $(READY_DEV)  ## all checks and all tests, on as many as four cores
+	@$(STYLE)
+	@$(TYPES) >$(VENV)/types.txt 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal; tests=$$?; \
+	wait $$types || tests=1; cat $(VENV)/types.txt; exit $$tests
 
 test-matrix: $(READY_DEV)  ## all tests under other instruction sets, threads and orders: hours
 	@$(BIN)/python tests/matrix.py
@@ -46,10 +52,8 @@ soak: $(READY_DEV)  ## hours of kills and damaged files (docs/reliability.md)
 	@$(BIN)/python -m pytest -m slow tests/faults
 
 check: $(READY_DEV)  ## style, layers and types, without the tests
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports
-	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(STYLE)
+	@$(TYPES)
 
 format: $(READY_DEV)  ## put the code into the project's form
 	@$(BIN)/ruff check --fix-only --exit-zero .

@@ -20,6 +20,9 @@ torch.set_num_threads(int(os.environ.get("TEST_THREADS", _threads)))
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("reproducible")
 
+# What a test writes need not outlive the machine; that a file is flushed is the matter of tests/test_files.py.
+os.fsync = lambda _file: None
+
 # Whoever starts the tests in the background, or under nohup, has these ignored, and so would the programs of the tests.
 for _number in (signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
     if signal.getsignal(_number) == signal.SIG_IGN:

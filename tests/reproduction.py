@@ -7,14 +7,17 @@ from pathlib import Path
 from dreammapping.__main__ import main
 from dreammapping.sweep import worker
 
-SMALL = ["--prompts", "1", "--seeds", "1", "--iterations", "40", "--views", "4"]
+STEPS = 4
+"""Iterations of each run."""
+SMALL = ["--prompts", "1", "--seeds", "1", "--iterations", str(STEPS), "--views", "4"]
 GAUSSIANS = [
-    "init_shape=sphere", "init_num_pts=60", "image_w=32", "image_h=32", "densify_until_iter=20", "densify_from_iter=10",
-    "C_batch_size=1", "checkpoint_interval=40",
+    "init_shape=sphere", "init_num_pts=60", "densify_until_iter=2", "densify_from_iter=1", "lmc_bank=2",
+    "lmc_sampling_steps=2", "lmc_steps=2",
 ]  # fmt: skip
 FIELD = [
-    "image_w=32", "image_h=32", "early_width=null", "C_batch_size=1", "checkpoint_interval=40",
-    "FieldParams.resolution=8", "FieldParams.resolution_final=12", "FieldParams.samples=8", "occupancy_resolution=8",
+    "early_width=null", "FieldParams.resolution=8", "FieldParams.resolution_final=12", "FieldParams.samples=8",
+    "occupancy_resolution=8", "importance_samples=4", "hash_levels=3", "hash_table=8", "hash_base=3",
+    "hash_finest=12", "hash_width=8",
 ]  # fmt: skip
 
 
@@ -38,7 +41,8 @@ def small_words(prior: Path, folder: Path) -> list[str]:
     """What makes any run small, and keeps it in a folder."""
     return [
         "--model", str(prior), "--output", str(folder / "report"), f"output_path={folder / 'runs'}", "device=cpu",
-        "fp16=false", "page=false", "perpneg=false", "test_ratio=1", "pro_frames_num=2",
+        "fp16=false", "page=false", "perpneg=false", "test_ratio=1", "save_process=false", "image_w=32", "image_h=32",
+        "C_batch_size=1", f"checkpoint_interval={STEPS}", "ImageParams.particles=1", *GAUSSIANS, *FIELD,
         "negative=",  # the published ones are too long for a prior that spells its words
     ]  # fmt: skip
 

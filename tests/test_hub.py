@@ -27,6 +27,12 @@ def sd1(tmp_path_factory):
     return save_family(root, narrow_configs(root / "configs"), "sd1")
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model as diffusers saves it; nobody writes into it."""
+    return save_pipeline(tmp_path_factory.mktemp("hub") / "model")
+
+
 @pytest.fixture
 def online(monkeypatch, tmp_path):
     """A hub on this machine and an empty cache, for the real client."""
@@ -81,9 +87,8 @@ def test_a_clip_that_scores_pictures_is_fetched_without_its_pickles(online, tmp_
     assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
 
 
-def test_fetching_takes_what_a_run_needs_once_and_records_it(online, tmp_path, capsys):
-    folder = save_pipeline(tmp_path / "model")
-    online.repositories[models.ALIASES["sd21-base"]] = published(folder)
+def test_fetching_takes_what_a_run_needs_once_and_records_it(online, saved, capsys):
+    online.repositories[models.ALIASES["sd21-base"]] = published(saved)
     assert main(["fetch", "sd21-base"]) == 0
     fetched = set(online.downloads())
     assert {"model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"} <= fetched
@@ -92,7 +97,7 @@ def test_fetching_takes_what_a_run_needs_once_and_records_it(online, tmp_path, c
     ]
     assert not [name for name in fetched if name.startswith("unet") and name.endswith(".bin")]
     shown = capsys.readouterr().out
-    digest = hub.sha256(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    digest = hub.sha256(saved / "unet" / "diffusion_pytorch_model.safetensors")
     assert REVISION in shown and digest in shown and "CreativeML Open RAIL++-M" in shown
 
     before = len(online.downloads())
@@ -123,8 +128,8 @@ def test_a_single_file_borrows_settings_and_tokenizer_of_a_hub_without_weights(
     assert len(online.requests) == asked
 
 
-def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(online, offline, tmp_path):
-    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+def test_a_run_fetches_what_is_missing_then_needs_no_hub_and_names_the_revision(online, offline, saved):
+    online.repositories["me/model"] = published(saved)
     params = GuidanceParams(model_key="me/model")
     assert models.check_available(params) == []
     assert online.downloads() == []
@@ -150,11 +155,10 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, offline, tmp_path, form):
+def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, offline, saved, tmp_path, form):
     from diffusers import StableDiffusionPipeline
 
-    folder = save_pipeline(tmp_path / "model")
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(saved, safety_checker=None)
     pipeline.save_pretrained(tmp_path / "saved", **FORMS[form])
     files = {path.relative_to(tmp_path / "saved").as_posix(): path.read_bytes()
              for path in (tmp_path / "saved").rglob("*") if path.is_file()}  # fmt: skip
@@ -162,7 +166,7 @@ def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, off
     params = GuidanceParams(model_key="me/model")
     assert models.check_available(params) == []
     model = ScoreModel.from_pretrained(params, "cpu")
-    torch.testing.assert_close(predict(model), predict(score_model(folder)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(predict(model), predict(score_model(saved)), atol=1e-5, rtol=1e-4)
     weights = {name for name in files if name.endswith(".safetensors")}
     assert set(model.provenance["sha256"]) == weights <= set(online.downloads())
     assert "unet/diffusion_pytorch_model.bin" not in online.downloads()
@@ -187,9 +191,9 @@ def test_a_hubs_model_is_the_same_in_every_form_that_diffusers_saves(online, off
     ],
 )
 def test_a_hubs_model_that_lacks_weights_is_refused_before_anything_is_fetched(
-    online, tmp_path, changes, words, capsys
+    online, saved, changes, words, capsys
 ):
-    files = published(save_pipeline(tmp_path / "model"))
+    files = published(saved)
     files = {name: each for name, each in files.items() if not name.startswith("unet/diffusion")} | changes
     online.repositories["me/model"] = files
     (problem,) = models.check_available(GuidanceParams(model_key="me/model"))
@@ -200,16 +204,16 @@ def test_a_hubs_model_that_lacks_weights_is_refused_before_anything_is_fetched(
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{}", '{"revision": 1}', "[" * 100_000])
-def test_a_damaged_record_of_what_was_fetched_is_none(online, tmp_path, record):
-    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+def test_a_damaged_record_of_what_was_fetched_is_none(online, saved, record):
+    online.repositories["me/model"] = published(saved)
     params = GuidanceParams(model_key="me/model")
     expected = ScoreModel.from_pretrained(params, "cpu").provenance
     (models.cached("me/model").parents[1] / hub.LOCK).write_text(record, encoding="utf-8")
     assert score_model("me/model").provenance == expected
 
 
-def test_a_download_that_came_damaged_is_deleted_and_said(online, offline, tmp_path, capsys):
-    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+def test_a_download_that_came_damaged_is_deleted_and_said(online, offline, saved, capsys):
+    online.repositories["me/model"] = published(saved)
     online.wrong_hash.add("unet/diffusion_pytorch_model.safetensors")
     assert main(["fetch", "me/model"]) == 2
     assert "came damaged and was deleted" in capsys.readouterr().err
@@ -260,8 +264,8 @@ def test_the_client_is_offline_before_it_is_first_imported():
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], env=environment, check=True)
 
 
-def test_a_damaged_file_of_the_cache_is_named_and_once_deleted_is_fetched_again(online, tmp_path):
-    online.repositories["me/model"] = published(save_pipeline(tmp_path / "model"))
+def test_a_damaged_file_of_the_cache_is_named_and_once_deleted_is_fetched_again(online, saved):
+    online.repositories["me/model"] = published(saved)
     params = GuidanceParams(model_key="me/model")
     assert main(["fetch", "me/model"]) == 0
     blob = (models.cached("me/model") / "unet" / "diffusion_pytorch_model.safetensors").resolve()

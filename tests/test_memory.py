@@ -85,13 +85,14 @@ def test_the_roomiest_plan_that_fits_is_taken_and_the_smallest_where_none_does(r
 
 
 def test_on_a_cpu_half_of_the_machines_memory_decides_unless_the_settings_do(folder, monkeypatch):
-    needed = {plan: model_of(folder).estimate_bytes(4, 4, PLANS[plan]) for plan in ("max", "12gb", "8gb")}
+    model = model_of(folder, memory="max")
+    needed = {plan: model.estimate_bytes(4, 4, PLANS[plan]) for plan in ("max", "12gb", "8gb")}
     assert needed["8gb"] < needed["12gb"] < needed["max"]
     for plan, bytes_ in needed.items():
         memory = SimpleNamespace(total=2 * bytes_ + 2)
         monkeypatch.setattr(psutil, "virtual_memory", lambda memory=memory: memory)
         assert model_of(folder).plan is PLANS[plan]
-        assert model_of(folder, memory="24gb").plan is PLANS["24gb"]
+    assert model_of(folder, memory="24gb").plan is PLANS["24gb"]
 
 
 def test_without_a_card_the_plan_counts_what_a_method_trains(folder, monkeypatch):
@@ -340,7 +341,7 @@ def words(folder, tmp_path):
     return [
         f"model_key={folder}", "text=a cat", f"output_path={tmp_path}", "workspace=run", "device=cpu", "iterations=4",
         "init_num_pts=40", "image_w=32", "image_h=32", "C_batch_size=2", "save_video=false", "save_process=false",
-        "render_45=false", "log_interval=1", "perpneg=false", "checkpoint_interval=100",
+        "render_45=false", "log_interval=1", "test_ratio=1", "perpneg=false", "checkpoint_interval=100",
     ]  # fmt: skip
 
 
@@ -357,6 +358,7 @@ def fails_at(step, where, monkeypatch):
     monkeypatch.setattr(Optimization, place.__name__, full)
 
 
+@pytest.mark.whole_runs
 def test_a_full_device_ends_in_a_checkpoint_and_advice_and_the_run_can_go_on(
     words, tmp_path, monkeypatch, capsys
 ):
@@ -381,6 +383,7 @@ def test_a_full_device_ends_in_a_checkpoint_and_advice_and_the_run_can_go_on(
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.whole_runs
 def test_a_half_changed_training_is_not_saved(words, tmp_path, monkeypatch, capsys):
     fails_at(3, "update", monkeypatch)
     assert main(["--quiet", *words]) == 2

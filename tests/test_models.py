@@ -51,6 +51,7 @@ def test_a_folder_and_a_single_file_are_the_same_model(small, narrow, family):
     assert file.provenance["sha256"] == {"model.safetensors": hub.sha256(small[family][1])}
 
 
+@pytest.mark.whole_runs
 @pytest.mark.parametrize("form", [0, 1], ids=["folder", "file"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_as_a_folder_and_as_a_single_file(small, narrow, tmp_path, family, form):
@@ -60,6 +61,7 @@ def test_every_family_trains_as_a_folder_and_as_a_single_file(small, narrow, tmp
         "model_key": str(small[family][form]), "workspace": "run", "output_path": str(tmp_path), "device": "cpu",
         "iterations": 2, "C_batch_size": 2, "image_w": 32, "image_h": 32, "init_num_pts": 50, "save_video": False,
         "save_process": False, "log_interval": 1, "init_shape": "sphere", "vis_interval": 100, "render_45": False,
+        "test_ratio": 1,
     }  # fmt: skip
     result = generate("a red car", "configs/cat.yaml", overrides=changes, quiet=True)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]

@@ -33,6 +33,8 @@ from utils.run import Run
 from utils.video import frame_count, try_encoder, video
 from utils.writer import Writer
 
+pytestmark = pytest.mark.whole_runs
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,7 +45,7 @@ def words(prior, tmp_path):
         f"model_key={prior}", f"output_path={tmp_path}", "workspace=run", "device=cpu", "text=a red car",
         "fp16=false", "guidance=sds", "perpneg=false", "iterations=8", "checkpoint_interval=4", "log_interval=2",
         "video_frames=3", "pro_frames_num=4", "vis_interval=4", "init_num_pts=120", "image_w=32", "image_h=32",
-        "C_batch_size=1", "warmup_iter=4", "densify_from_iter=1", "densification_interval=3",
+        "C_batch_size=1", "warmup_iter=4", "densify_from_iter=1", "densification_interval=3", "test_ratio=1",
     ]  # fmt: skip
 
 

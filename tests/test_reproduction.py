@@ -1,5 +1,12 @@
 """The paper's figures by command: each finishes in a reduced form, shares its runs, and leaves what it says."""
 
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jaxtyping
 import pytest
 import yaml
 
@@ -8,6 +15,7 @@ from dreammapping.reproduction.command import FIGURES as NAMES
 from dreammapping.reproduction.figures import (
     CLIP,
     FIGURES,
+    IMAGE_METHODS,
     PRECISION,
     SATURATION,
     SYSTEMS,
@@ -17,14 +25,18 @@ from dreammapping.reproduction.figures import (
 from dreammapping.reproduction.order import Order, paper_prompts, plan_work, read_prompts
 from dreammapping.reproduction.verdicts import HOLDS
 from dreammapping.sweep.attempt import attempt
-from tests.reproduction import FIELD, GAUSSIANS, SMALL, Here, left, numbers_of, reproduce, small_words
+from tests.reproduction import SMALL, STEPS, Here, left, numbers_of, reproduce, small_words
 from tests.tiny_models import save_pipeline
+from toybox.clip import Clip
 from toybox.recognition import parse_caption
 from utils.errors import UserError
 from utils.images import read_picture
 from utils.repository import QUICKSTART
 
 pytestmark = pytest.mark.whole_runs
+
+NOISES = 4
+"""Of each picture at every t of figure 11."""
 
 
 def result(method: str, clip: list[float], seed: int = 0, prompt: str = "a red cat", **changes) -> dict:
@@ -37,136 +49,148 @@ def result(method: str, clip: list[float], seed: int = 0, prompt: str = "a red c
     return known | changes
 
 
+@contextlib.contextmanager
+def in_this_process(began: list[dict]) -> Iterator[None]:
+    """Runs are made here, with the settings of the quick start; their names and settings are noted as they begin."""
+    embed, known = Clip.embed_texts, {}
+
+    def counted(ledger, name, *args, **words):
+        began.append({"run": name} | yaml.safe_load(ledger.settings(name).read_text()))
+        return attempt(ledger, name, *args, **words)
+
+    def embedded_once(clip, texts, *args):
+        if (key := tuple(texts)) not in known:
+            known[key] = embed(clip, texts, *args)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        patch.setattr("dreammapping.sweep.bench.attempt", counted)
+        patch.setattr("dreammapping.sweep.processes.popen", Here)
+        patch.setattr(
+            Clip, "embed_texts", embedded_once
+        )  # each run is held against all captions of the toybox
+        patch.setattr(noise, "NOISES", NOISES)
+        # for a prior that the toybox's own words lead to
+        patch.setattr("dreammapping.reproduction.figures.PAPER_SETTINGS", TOYBOX_SETTINGS)
+        yield
+
+
+@dataclass(frozen=True)
+class Made:
+    """What `reproduce all` has left in a folder, and what it said.
+
+    Attributes:
+        words: what its runs were told.
+        began: the settings of those that have begun, and as `run` their names.
+    """
+
+    folder: Path
+    words: list[str]
+    said: str
+    began: list[dict]
+
+    def numbers(self, name: str) -> dict:
+        return numbers_of(self.folder, name)
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """A folder, and the words of small runs in it."""
-    folder = tmp_path_factory.mktemp("figures")
+def made(tmp_path_factory):
+    """All figures and tables, once, with one prompt, one seed and runs of a few iterations."""
+    folder, began = tmp_path_factory.mktemp("figures"), []
     prior = save_pipeline(folder / "prior", autoencoder="tiny")
     prompts = folder / "prompts.txt"
     prompts.write_text("a red cat\n\n")
-    return folder, [*SMALL, *small_words(prior, folder), "--prompts", str(prompts)]
+    words = [*SMALL, *small_words(prior, folder), "--prompts", str(prompts)]
+    said, errors = io.StringIO(), io.StringIO()
+    with in_this_process(began), contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        code = reproduce("all", *words)
+    assert code == 0, errors.getvalue()
+    return Made(folder, words, said.getvalue(), began)
 
 
-@pytest.fixture
-def small(shared, monkeypatch):
-    """The same, and the trainings that began."""
+def test_all_makes_every_figure_and_table_and_no_run_twice(made):
+    for name, figure in FIGURES.items():
+        page = left(made.folder, name, "md").read_text()
+        assert page in made.said
+        assert f"({name}_prior.png)" in page and left(made.folder, name, "png").is_file()
+        views = "1 view" if figure.kind == "image" else "4 views"
+        assert f"{len(figure.variants)} runs: 1 prompt, 1 seed, {views} of each" in page
+    runs = [each["run"] for each in made.began]
+    assert len(set(runs)) == len(runs) < sum(len(figure.variants) for figure in FIGURES.values())
+
+
+def test_what_is_finished_is_neither_trained_nor_measured_again(made, monkeypatch):
+    monkeypatch.setattr(noise, "points", lambda *_: pytest.fail("measured twice"))
     began = []
-
-    def counted(ledger, name, *args, **words):
-        began.append(yaml.safe_load(ledger.settings(name).read_text()))
-        return attempt(ledger, name, *args, **words)
-
-    monkeypatch.setattr("dreammapping.sweep.bench.attempt", counted)
-    monkeypatch.setattr("dreammapping.sweep.processes.popen", Here)
-    # the settings of the quick start, for a prior that the toybox's own words lead to
-    monkeypatch.setattr("dreammapping.reproduction.figures.PAPER_SETTINGS", TOYBOX_SETTINGS)
-    return *shared, began
+    with in_this_process(began):
+        for words in (["fig6"], ["fig8", "--report"], ["fig11"]):
+            assert reproduce(*words, *made.words) == 0
+    assert began == []
 
 
-def test_figures_of_gaussians_share_their_runs_and_leave_picture_numbers_and_page(small, capsys):
-    folder, words, began = small
-    before = len(began)
-    for name, runs in (("fig6", 3), ("fig7", 5), ("fig8", 7)):
-        assert reproduce(name, *words, *GAUSSIANS) == 0, capsys.readouterr().err
-        assert len(began) - before <= runs  # what an earlier figure has made is not made again
-        found = numbers_of(folder, name)
-        assert set(found["variants"]) == set(FIGURES[name].variants) and found["unfinished"] == 0
-        assert all(
-            each["verdict"] == "not told apart" for each in found["comparisons"]
-        )  # one run tells nothing
-        height, width, _ = read_picture(left(folder, name, "png")).shape
-        assert width == 3 * 2 * report.TILE + 2 * 4 and height > report.TILE
-        page = left(folder, name, "md").read_text()
-        assert page in capsys.readouterr().out
-        assert f"({name}_prior.png)" in page and "3 runs: 1 prompt, 1 seed, 4 views of each" in page
-    after = len(began)
-    assert reproduce("fig6", *words, *GAUSSIANS) == 0
-    assert reproduce("fig8", *words, "--report", *GAUSSIANS) == 0
-    assert len(began) == after
+@pytest.mark.parametrize("name", ["fig6", "fig7", "fig8"])
+def test_figures_of_gaussians_compare_their_variants(made, name):
+    found = made.numbers(name)
+    assert set(found["variants"]) == set(FIGURES[name].variants) and found["unfinished"] == 0
+    assert all(each["verdict"] == "not told apart" for each in found["comparisons"])  # one run tells nothing
+    height, width, _ = read_picture(left(made.folder, name, "png")).shape
+    assert width == 3 * 2 * report.TILE + 2 * 4 and height > report.TILE
 
 
-def test_a_radiance_field_has_its_figure(small, capsys):
-    folder, words, _ = small
-    assert reproduce("fig9", *words, *FIELD) == 0, capsys.readouterr().err
-    found = numbers_of(folder, "fig9")
+def test_a_radiance_field_has_its_figure(made):
+    found = made.numbers("fig9")
     assert {name: each["runs"] for name, each in found["variants"].items()} == {"sds": 1, "vsd": 1, "vdm": 1}
 
 
-def test_pictures_have_their_figure_from_one_start(small, capsys):
-    folder, words, began = small
-    image = ["--methods", "sds@7.5,vsd,vdm", "ImageParams.particles=1"]
-    assert reproduce("fig10", *words, *image) == 0, capsys.readouterr().err
-    assert (
-        sum(
-            each["ImageParams"]["steps"] == 40
-            for each in began
-            if each["ModelParams"]["representation"] == "image"
-        )
-        == 3
-    )
-    found = numbers_of(folder, "fig10")
-    costs = {
+def test_pictures_have_their_figure_from_one_start(made):
+    pictures = [each for each in made.began if each["ModelParams"]["representation"] == "image"]
+    assert [each["ImageParams"]["steps"] for each in pictures] == [STEPS] * len(IMAGE_METHODS)
+    costs = evaluations(made.numbers("fig10"))
+    assert {name: costs[name] for name in ("sds@7.5", "vsd", "vdm")} == {"sds@7.5": 2, "vsd": 5, "vdm": 2}
+    width = read_picture(left(made.folder, "fig10", "png")).shape[1]
+    assert width == len(IMAGE_METHODS) * (report.TILE + 4) - 4
+
+
+def evaluations(found: dict) -> dict[str, float]:
+    """Of the score model for each view, by variant."""
+    return {
         name: each["measures"]["evaluations per view"]["mean"] for name, each in found["variants"].items()
     }
-    assert costs == {"sds@7.5": 2, "vsd": 5, "vdm": 2}
-    assert read_picture(left(folder, "fig10", "png")).shape[1] == 3 * report.TILE + 2 * 4
 
 
-def test_figure_11_has_a_curve_of_renders_and_one_of_samples_and_is_measured_once(small, capsys, monkeypatch):
-    folder, words, began = small
-    assert reproduce("fig11", *words, *GAUSSIANS) == 0, capsys.readouterr().err
-    found = numbers_of(folder, "fig11")
+def test_figure_11_has_a_curve_of_renders_and_one_of_samples(made):
+    found = made.numbers("fig11")
     for kind in ("renders", "samples"):
         curve = found["curves"][kind]
         assert [each["t"] for each in curve["points"]] == list(noise.STEPS)
-        assert (curve["pictures"], curve["noises"]) == (4, 32)
+        assert (curve["pictures"], curve["noises"]) == (4, NOISES)
         assert all(
             abs(each["lower_bound"]["mean"]) <= abs(each["stationary"]["mean"]) + 1e-6
             for each in curve["points"]
         )
-    assert read_picture(left(folder, "fig11", "png")).shape == (chart.HEIGHT, 2 * chart.WIDTH, 3)
-    runs = len(began)
-    monkeypatch.setattr(noise, "points", lambda *_: pytest.fail("measured twice"))
-    assert reproduce("fig11", *words, *GAUSSIANS) == 0
-    assert len(began) == runs
+    assert read_picture(left(made.folder, "fig11", "png")).shape == (chart.HEIGHT, 2 * chart.WIDTH, 3)
 
 
-def test_what_a_method_costs_is_counted(small, capsys):
-    folder, words, _ = small
-    assert reproduce("table1", *words, *GAUSSIANS, "--methods", "sds,vsd,vdm") == 0, capsys.readouterr().err
-    found = numbers_of(folder, "table1")
-    counted = {
-        name: each["measures"]["evaluations per view"]["mean"] for name, each in found["variants"].items()
-    }
-    assert counted == {"sds": 2, "vsd": 5, "vdm": 2}
+def test_what_a_method_costs_is_counted(made):
+    found = made.numbers("table1")
+    counted = evaluations(found)
+    assert {name: counted[name] for name in ("sds", "vsd", "vdm")} == {"sds": 2, "vsd": 5, "vdm": 2}
     verdicts = {claim.statement: claim.judge(found)[1] for claim in claims.CLAIMS if claim.figure == "table1"}
     assert set(verdicts.values()) == {HOLDS}
 
 
-@pytest.mark.parametrize(
-    "systems",
-    [["dreamgaussian", "vdm"], pytest.param(list(SYSTEMS), marks=pytest.mark.slow)],
-    ids=["two", "all"],
-)
-def test_systems_have_their_tables_and_a_page_for_participants(small, capsys, systems):
-    folder, words, began = small
-    before = len(began)
-    for name in ("table2", "table3", "table4"):
-        chosen = [system for system in systems if system in FIGURES[name].variants]
-        assert reproduce(name, *words, *GAUSSIANS, "--methods", ",".join(chosen)) == 0, (
-            capsys.readouterr().err
-        )
-        assert len(began) - before <= len(systems)  # what other figures have made is not made again
-    second = numbers_of(folder, "table2")
+def test_systems_have_their_tables_and_a_page_for_participants(made):
+    second = made.numbers("table2")
     assert set(second["variants"]["vdm"]["measures"]) >= {CLIP, "seconds"}
     compared = {(each["first"], each["second"], each["measure"]) for each in second["comparisons"]}
     assert compared >= {("vdm", "dreamgaussian", CLIP), ("vdm", "dreamgaussian", "seconds")}
-    third = numbers_of(folder, "table3")
+    third = made.numbers("table3")
     assert third["pictures_and_references"] == [[4, 4]] and third["features"] == ["toybox"]
     assert set(third["variants"]["dreamgaussian"]["measures"]) == {"3D-FID", "KID x 1000", "CMMD", "MIND"}
-    assert len(list((folder / "report").glob("study_*/index.html"))) == 1
-    assert numbers_of(folder, "table4")["study"] is None
-    assert "Nobody has answered yet" in capsys.readouterr().out
+    assert len(list((made.folder / "report").glob("study_*/index.html"))) == 1
+    assert made.numbers("table4")["study"] is None
+    assert "Nobody has answered yet" in made.said
 
 
 def test_what_is_reported_before_any_run_says_so(tmp_path, capsys):

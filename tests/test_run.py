@@ -449,16 +449,18 @@ def test_a_second_process_is_told_who_works_in_the_folder(tmp_path):
         run.claim("seed: 0\n")
         checkpoint.save(run.path("checkpoints"), 5, {"step": 5})
         before = contents(tmp_path / "a")
-        for how in ("resume", "force"):
-            code = (
-                "from pathlib import Path; from utils.run import Run; "
-                f"Run(Path({str(tmp_path / 'a')!r}), {how}=True).__enter__()"
-            )
-            second = subprocess.run(
-                [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-            )
-            assert second.returncode != 0
-            assert f"is in use by process {os.getpid()} on " in second.stderr
+        code = (
+            "from pathlib import Path; from utils.errors import UserError; from utils.run import Run\n"
+            "for how in ('resume', 'force'):\n"
+            f"    try: Run(Path({str(tmp_path / 'a')!r}), **{{how: True}}).__enter__()\n"
+            "    except UserError as error: print(how, error)"
+        )
+        second = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        said = second.stdout.splitlines()
+        assert [line.split()[0] for line in said] == ["resume", "force"]
+        assert all(f"is in use by process {os.getpid()} on " in line for line in said)
         assert contents(tmp_path / "a") == before
 
 

@@ -106,18 +106,16 @@ def storm(server, where, alone, words, kills: int, rng: random.Random) -> int:
 
 
 def test_runs_of_a_sweep_have_the_bits_that_they_have_alone_and_a_kill_changes_none(server, alone, tmp_path):
-    words = words_of(server, tmp_path, "guidance=[vdm,vsd]", "--losses", "100")
-    storm(server, tmp_path, alone, words, kills=4, rng=random.Random(0))
+    words = words_of(server, tmp_path, "guidance=[vdm]", "--losses", "100")
+    storm(server, tmp_path, alone, words, kills=2, rng=random.Random(0))
     rows = json.loads((tmp_path / "sweep" / "results.json").read_text())
-    assert len(rows) == 4 and all(row["state"] == DONE and row["iterations"] == 10 for row in rows)
-    assert {row["guidance"] for row in rows} == {"vdm", "vsd"} and {row["prompt"] for row in rows} == set(
-        PROMPTS
-    )
+    assert len(rows) == 2 and all(row["state"] == DONE and row["iterations"] == 10 for row in rows)
+    assert {row["prompt"] for row in rows} == set(PROMPTS)
 
 
 def test_actors_of_ray_do_the_same_and_a_dead_one_changes_no_bit(server, alone, tmp_path):
     pytest.importorskip("ray")
-    words = words_of(server, tmp_path, "guidance=[vdm,vsd]", "--losses", "100", "--ray", "--cpus", "0.5")
+    words = words_of(server, tmp_path, "guidance=[vdm]", "--losses", "100", "--ray", "--cpus", "0.5")
     with (tmp_path / "said.txt").open("wb") as said:
         driver = subprocess.Popen(
             [sys.executable, "-m", "dreammapping", "sweep", *words],

@@ -37,11 +37,10 @@ pytestmark = pytest.mark.whole_runs
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def words(prior, tmp_path):
+def words_of(prior: Path, folder: Path) -> list[str]:
     """Overrides that make a run of 8 iterations with everything in it: densification, opacity reset, outputs."""
     return [
-        f"model_key={prior}", f"output_path={tmp_path}", "workspace=run", "device=cpu", 'text="a red car"',
+        f"model_key={prior}", f"output_path={folder}", "workspace=run", "device=cpu", 'text="a red car"',
         "fp16=false", "guidance=vdm", "perpneg=false", "iterations=8", "checkpoint_interval=4", "log_interval=2",
         "video_frames=2", "pro_frames_num=4",
         "vis_interval=4",
@@ -49,6 +48,20 @@ def words(prior, tmp_path):
         "densification_interval=3", "densify_grad_threshold=0.00001", "opacity_reset_interval=5", "sh_degree=1",
         "shs_aug_ratio=0.5", "progressive_view_iter=3", "scale_up_cameras_iter=2",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def words(prior, tmp_path):
+    """The same, for runs of the test's own."""
+    return words_of(prior, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prior, tmp_path_factory):
+    """The folder of such a run; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert main(["--quiet", *words_of(prior, folder)]) == 0
+    return folder / "run"
 
 
 def final_ply(folder: Path) -> bytes:
@@ -82,9 +95,8 @@ def test_a_card_beyond_the_machines_is_refused_with_those_that_are_there(monkeyp
         choose_device("cuda:2")
 
 
-def test_a_run_leaves_what_upstreams_users_expect(words, tmp_path):
-    assert main(["--quiet", *words]) == 0
-    run = tmp_path / "run"
+def test_a_run_leaves_what_upstreams_users_expect(undisturbed):
+    run = undisturbed
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names >= {
         "config.yaml", "cfg_args", "cameras.json", "init_points3d.ply", "input.ply", "metrics.jsonl", "run.json",
@@ -108,10 +120,9 @@ def test_a_run_leaves_what_upstreams_users_expect(words, tmp_path):
     assert len(gaussians) == manifest["gaussians"] != 120
 
 
-def test_the_written_settings_run_the_same_run_again(words, tmp_path):
-    main(["--quiet", *words])
-    main(["--quiet", "--opt", str(tmp_path / "run" / "config.yaml"), "workspace=again"])
-    assert final_ply(tmp_path / "again") == final_ply(tmp_path / "run")
+def test_the_written_settings_run_the_same_run_again(undisturbed, tmp_path):
+    main(["--quiet", "--opt", str(undisturbed / "config.yaml"), f"output_path={tmp_path}", "workspace=again"])
+    assert final_ply(tmp_path / "again") == final_ply(undisturbed)
 
 
 def test_a_closed_terminal_saves_and_says_how_to_go_on(words, tmp_path):
@@ -485,8 +496,8 @@ def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(words):
         optimization.iteration(10)
 
 
-def test_a_checkpoint_of_other_settings_is_refused(words, tmp_path):
-    main(["--quiet", *words])
+def test_a_checkpoint_of_other_settings_is_refused(words, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
     said = r"does not fit these settings \(.*degradation.*\); resume with .* made with: GuidanceParams\.guidance differ"
     with pytest.raises(UserError, match=said):
         optimize(configured([*words, "guidance=sds"]), resume=True, quiet=True)
@@ -518,8 +529,8 @@ def test_a_dry_run_trains_nothing_and_says_what_a_run_would_take(words, tmp_path
     assert "120 Gaussians" in report and "memory" in report and not (tmp_path / "run").exists()
 
 
-def test_a_run_is_not_overwritten(words, tmp_path, capsys):
-    main(["--quiet", *words])
+def test_a_run_is_not_overwritten(words, undisturbed, tmp_path, capsys):
+    shutil.copytree(undisturbed, tmp_path / "run")
     before = final_ply(tmp_path / "run")
     assert main(["--quiet", *words]) == 2
     assert "--resume" in capsys.readouterr().err and final_ply(tmp_path / "run") == before

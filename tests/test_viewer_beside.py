@@ -36,7 +36,7 @@ def run(prior, tmp_path):
         f"model_key={prior}", f"output_path={tmp_path}", "device=cpu", "text=a red car", "fp16=false",
         "guidance=vdm", "perpneg=false", "iterations=6", "log_interval=1", "save_video=false", "save_process=false",
         "init_num_pts=60", "image_w=32", "image_h=32", "C_batch_size=1", "densify_from_iter=1",
-        "densification_interval=3", "densify_grad_threshold=0.00001", "page=false", "save_ratio=1",
+        "densification_interval=3", "densify_grad_threshold=0.00001", "page=false", "save_ratio=1", "test_ratio=1",
     ]  # fmt: skip
 
     def make(name: str, *more: str, **how):

@@ -238,6 +238,7 @@ def serve(prior: Path, folder: Path) -> None:
     import tqdm
 
     torch.set_num_threads(1)
+    os.fsync = lambda _file: None  # as in conftest.py
     tqdm.tqdm.monitor_interval = 0  # no thread of its own
     adopt_orphans = (
         36  # PR_SET_CHILD_SUBREAPER: what a killed run has started becomes a child of this process

@@ -12,17 +12,11 @@ import torch
 from arguments import load
 from dreammapping import optimize
 from tests.faults.programs import SUBJECTS, WORDS, size_and_seed
-from tests.tiny_models import save_pipeline
 
 pytestmark = pytest.mark.whole_runs
 
 MEMORY = 48_000_000
 """Bytes by which a process may grow though it keeps nothing: what the allocators have not given back."""
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
 
 
 def configured(prior: Path, folder: Path, subject: str, steps: int, *more: str):

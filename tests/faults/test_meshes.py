@@ -18,7 +18,7 @@ from scene.initialization import initial_points
 from scene.ply import read_gaussians, read_points
 from tests.faults.fuzz import fuzz, long_form
 
-SHORT = 100
+SHORT = 60
 WORDS = (
     "float", "double", "uchar", "char", "ushort", "short", "int", "uint", "list", "property", "element", "vertex",
     "face", "comment", "end_header", "ascii", "binary_little_endian", "binary_big_endian", "format", "ply", "f_dc_0",

@@ -82,7 +82,7 @@ def damages_additions(model, cases, seed, folder):
 
 
 def test_damaged_additions_are_refused_in_one_line(model, tmp_path):
-    damages_additions(model, 150, 0, tmp_path)
+    damages_additions(model, 75, 0, tmp_path)
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def damages_single_files(single, cases, seed, folder):
 
 
 def test_damaged_headers_of_single_files_are_refused_in_one_line(single, tmp_path):
-    damages_single_files(single, 100, 0, tmp_path)
+    damages_single_files(single, 50, 0, tmp_path)
 
 
 @pytest.mark.slow

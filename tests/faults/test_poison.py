@@ -10,7 +10,6 @@ from arguments import load
 from dreammapping import optimize
 from dreammapping.optimization import NON_FINITE_LIMIT, Optimization
 from tests.faults.programs import SUBJECTS, WORDS, differences, left, size_and_seed
-from tests.tiny_models import save_pipeline
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -19,11 +18,6 @@ pytestmark = pytest.mark.whole_runs
 BAD = (float("nan"), float("inf"), -float("inf"))
 PLACES = ("loss", "subject", "operator")
 """The loss, the gradient of one of the subject's parameters, and that of one of the operator's (or the LoRA's)."""
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    return save_pipeline(tmp_path_factory.mktemp("prior"), autoencoder="tiny")
 
 
 def configured(prior: Path, folder: Path, subject: str, *more: str):

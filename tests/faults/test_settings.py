@@ -53,7 +53,7 @@ READERS = pytest.mark.parametrize(
 
 @READERS
 def test_damaged_settings_are_read_or_refused_in_one_line(tmp_path, read, seeds):
-    report = fuzz(read, seeds(), 250, seed=0, folder=tmp_path, words=WORDS)
+    report = fuzz(read, seeds(), 125, seed=0, folder=tmp_path, words=WORDS)
     assert report.failures == [], str(report)
     assert report.read > 0 and report.refused > 0
 

@@ -86,7 +86,9 @@ def train(
     if harvest.left:
         team = processes.Team(min(jobs, len(harvest.left)), words=("--only", *harvest.left), place=ROOT)
         processes.run(folder, team, harvest)
-    unfinished = (f"{cell.key}: is not over yet; repeat the command to continue" for cell in harvest.left.values())
+    unfinished = (
+        f"{cell.key}: is not over yet; repeat the command to continue" for cell in harvest.left.values()
+    )
     return [*harvest.failures, *unfinished]
 
 

@@ -92,6 +92,7 @@ CLAIMS = (
         "fig6",
         "pictures",
         differs("vdm", "vdm_without_dca", SATURATION, "lower"),
+        "VDM alone is no more saturated than the true objects here",
     ),
     Claim(
         "VDM + DCA fits the text better than SDS at CFG 7.5 (ours)",

@@ -16,7 +16,7 @@ from dreammapping.finished import FinishedRun
 from dreammapping.reproduction.cells import Cell, CellStore, Result, code_digest, digest_of_runs, is_gone
 from dreammapping.reproduction.chart import Line, Panel, write_chart
 from dreammapping.reproduction.correlation import STEPS, Point, falls, point
-from dreammapping.reproduction.report import shown
+from dreammapping.reproduction.report import counted, shown
 from guidance.noise import standard_normal_like
 from guidance.prior.score_model import ScoreModel
 from utils.repository import ROOT
@@ -180,7 +180,8 @@ def markdown(found: dict[str, Any], place: str, command: str, picture: str | Non
             ),
             "",
             f"Rank correlation of t and the lower bound: {shown(curve['falls'])} (1: it falls all the way to 0). "
-            f"{len(curve['prompts'])} prompts, {curve['seeds']} seeds, {curve['pictures']} pictures of each, "
+            f"{counted(len(curve['prompts']), 'prompt')}, {counted(curve['seeds'], 'seed')}, "
+            f"{curve['pictures']} pictures of each, "
             f"{curve['noises']} noises of a picture at each t; in brackets 95 % intervals.",
             "",
         ]

@@ -121,12 +121,17 @@ def shown(found: dict[str, Any] | None) -> str:
     return f"{mean} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
 
 
+def counted(count: int, word: str) -> str:
+    """Such as `1 seed` and `2 seeds`."""
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
 def size_note(size: dict[str, Any]) -> str:
     """What the numbers stand on."""
     if not size["runs"]:
         return "No run is finished yet."
     prompts, seeds, views = (
-        f"{count} {word}{'s' * (count != 1)}"
+        counted(count, word)
         for count, word in (
             (len(size["prompts"]), "prompt"),
             (size["seeds"], "seed"),

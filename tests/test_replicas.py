@@ -107,10 +107,10 @@ def test_two_processes_have_the_gradients_of_one_by_every_method(server, tmp_pat
     [(["guidance=sds"], 0.98), (["guidance=vdm", "operator=linear", "densify_stats=last_view"], 0.9)],
     ids=["sds", "vdm"],
 )
-def test_many_steps_with_all_that_grows_end_with_the_same_gaussians(server, tmp_path, words, share):
-    words = [*words, "iterations=24", "checkpoint_interval=24", "save_video=false", "C_batch_size=4"]
+def test_fifty_steps_with_all_that_grows_end_with_the_same_gaussians(server, tmp_path, words, share):
+    words = [*words, "iterations=50", "checkpoint_interval=50", "save_video=false", "C_batch_size=4"]
     words += [
-        "densification_interval=5",
+        "densification_interval=10",
         "opacity_reset_interval=1000",
         "init_num_pts=60",
         "max_gaussians=1000",

@@ -53,12 +53,20 @@ def fresh(*words, kind="grid"):
     return Field(settings(*words, kind=kind), TextAlone, torch.Generator().manual_seed(0), CPU)
 
 
+KINDS = ("hamburger", "prolificdreamer_gs", "luciddreamer")
+"""One that trains an operator along, one with a LoRA that is told the cameras, one that inverts: methods know nothing
+of what they guide, and each has its own test with Gaussians."""
+
+
 @pytest.mark.whole_runs
-@pytest.mark.parametrize("name", ["hamburger", "prolificdreamer_gs", "luciddreamer"])
-def test_every_kind_of_method_trains_a_field_and_resumes_with_the_same_bits(name, prior, tmp_path):
-    """One that trains an operator along, one with a LoRA that is told the cameras, one that inverts: methods know
-    nothing of what they guide, and each has its own test with Gaussians."""
-    (path,) = (path for path in SHIPPED if path.stem == name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=() if path.stem in KINDS else pytest.mark.slow)
+        for path in SHIPPED
+    ],
+)
+def test_methods_train_a_field_from_their_settings_and_resume_with_the_same_bits(path, prior, tmp_path):
     words = [
         "--opt",
         str(path),

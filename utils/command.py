@@ -8,6 +8,9 @@ from utils.console import complain, forgiving_errors, show_every_letter
 from utils.errors import UserError
 from utils.interruption import as_ctrl_c, told_apart
 
+STARTS_AGAIN = "stopped; repeat the command to start again"
+"""For `exit_code`: a command that keeps nothing of what it has done."""
+
 
 def exit_code(
     work: Callable[[], int],

@@ -8,7 +8,7 @@ import argparse
 import logging
 
 from dreammapping.json_file import JsonFile, add_json_option
-from utils.command import exit_code
+from utils.command import STARTS_AGAIN, exit_code
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
     add_json_option(parser)
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    return exit_code(lambda: _judge(options), stopped="stopped; the same command begins again")
+    return exit_code(lambda: _judge(options), stopped=STARTS_AGAIN)
 
 
 def _judge(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from dreammapping.json_file import JsonFile, add_json_option
-from utils.command import exit_code
+from utils.command import STARTS_AGAIN, exit_code
 from utils.errors import UserError
 from utils.paths import expanded
 
@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     """The command line of `evaluate`; returns the exit code."""
     options = parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    return exit_code(lambda: _evaluate(options), stopped="stopped; the same command begins again")
+    return exit_code(lambda: _evaluate(options), stopped=STARTS_AGAIN)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import os
 from itertools import count
 from pathlib import Path
 
-from utils.command import exit_code
+from utils.command import STARTS_AGAIN, exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.paths import expanded
@@ -32,9 +32,7 @@ def main(words: list[str]) -> int:
     )
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    return exit_code(
-        lambda: write(options.runs, options.output), stopped="stopped; the same command begins again"
-    )
+    return exit_code(lambda: write(options.runs, options.output), stopped=STARTS_AGAIN)
 
 
 def write(named: list[Path], to: Path | None) -> int:

@@ -10,7 +10,7 @@ import argparse
 import logging
 
 from dreammapping.json_file import JsonFile, add_json_option
-from utils.command import exit_code
+from utils.command import STARTS_AGAIN, exit_code
 from utils.console import write_out
 from utils.errors import UserError
 from utils.paths import expanded
@@ -22,7 +22,7 @@ def main(words: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     return exit_code(
         lambda: _build(options) if options.step == "build" else _score(options),
-        stopped="stopped; the same command begins again",
+        stopped=STARTS_AGAIN,
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -16,6 +17,8 @@ FAR = 100.0
 
 def strays(points: Float[Tensor, "N 3"]) -> Bool[Tensor, " N"]:
     """Which points lie more than `FAR` times as far from the middle as those do that are no strays for sure."""
+    if not len(points):
+        return torch.zeros(0, dtype=torch.bool, device=points.device)
     away = (points - points.median(dim=0).values).abs().amax(dim=1)
     reach = away.kthvalue(1 + int((1 - MOST) * (len(points) - 1))).values
     return (away > FAR * reach) & (reach > 0)

@@ -488,10 +488,10 @@ def test_a_corner_far_beyond_the_others_takes_its_triangles_with_it(tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "points", [[[0, 0, 0]] * 95 + [[1, 0, 0]] * 5, [[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 99]]]
+    "points", [[], [[0, 0, 0]] * 95 + [[1, 0, 0]] * 5, [[0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 99]]]
 )
 def test_what_has_no_rest_has_no_strays(points):
-    assert not strays(torch.tensor(points, dtype=torch.float64)).any()
+    assert not strays(torch.tensor(points, dtype=torch.float64).reshape(-1, 3)).any()
 
 
 def test_a_point_cloud_is_thinned_and_keeps_its_colours(tmp_path):

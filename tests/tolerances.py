@@ -26,6 +26,12 @@ computes with half types, which gives the root of 2^20 times float32's. float32:
 A branch, a weight or a view that is missing changes a gradient by a third and more.
 """
 
+POOLED = {dtype: 1 / 16 + tolerance for dtype, tolerance in NETWORK.items()}
+"""Relative in the norm, of the gradient of a network with maxima in it, such as the degradation operator. Where the two
+largest values of a window lie within rounding of each other, the gradient goes to the other one: as much as one of the
+256 or more windows of a level bears, which is the root of that of the norm.
+"""
+
 
 def same(left, right):
     """Whether two states, with dictionaries, lists and tensors in them, are equal to the bit."""

@@ -103,11 +103,11 @@ def test_two_processes_have_the_gradients_of_one_by_every_method(server, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "share"),  # an operator that is trained along passes on what Adam makes of rounding
-    [(["guidance=sds"], 0.98), (["guidance=vdm", "operator=linear", "densify_stats=last_view"], 0.9)],
+    "words",
+    [["guidance=sds"], ["guidance=vdm", "operator=linear", "densify_stats=last_view"]],
     ids=["sds", "vdm"],
 )
-def test_fifty_steps_with_all_that_grows_end_with_the_same_gaussians(server, tmp_path, words, share):
+def test_fifty_steps_with_all_that_grows_end_with_the_same_gaussians(server, tmp_path, words):
     words = [*words, "iterations=50", "checkpoint_interval=50", "save_video=false", "C_batch_size=4"]
     words += [
         "densification_interval=10",
@@ -123,10 +123,11 @@ def test_fifty_steps_with_all_that_grows_end_with_the_same_gaussians(server, tmp
         key = f"/subject/gaussians/{name}"
         assert found[key].shape == expected[key].shape, "not the same number of Gaussians"
         # Adam steps as far along a gradient that is nothing but rounding as along any other, so what no view says
-        # anything of may go anywhere; the rest has the order of sums alone.
+        # anything of may go anywhere; the rest has the order of sums alone. A view that is missing, or counted
+        # twice, moves all of them.
         atol = 1e-5 * max(1.0, float(expected[key].abs().max()))
         close = torch.isclose(found[key], expected[key], atol=atol, rtol=1e-5)
-        assert close.float().mean() > share, (
+        assert close.float().mean() > 0.9, (
             f"{key}: {(~close).sum()} of {close.numel()} differ, by {(found[key] - expected[key]).abs().max():.1e}"
         )
     said = [json.loads((tmp_path / name / "run" / "run.json").read_text()) for name in ("two", "one")]

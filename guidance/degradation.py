@@ -42,6 +42,8 @@ class AxialDepthwise(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+        # in channels-last memory, which pointwise convolutions leave, cuDNN launches a k×1 kernel channel by channel
+        x = x.contiguous() if x.is_cuda else x
         return x + self.vertical(x) + self.horizontal(x)
 
 

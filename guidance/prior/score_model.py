@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from arguments import GuidanceParams, HardwareParams
 from guidance import models
 from guidance.noise import noise_of_views
-from guidance.prior import learned_words
+from guidance.prior import group_norm, learned_words
+from guidance.prior.attention import set_wide_heads
 from guidance.prior.compilation import keep_compiled
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
@@ -138,6 +139,7 @@ class ScoreModel:
             gc.collect()
         # PyTorch remembers what it compiled, should the other run compile likewise
         self.unet._compiled_call_impl = self.vae.encoder._compiled_call_impl = None
+        set_wide_heads(self.vae, fused=True)
         torch.backends.cudnn.benchmark = False
         other = copy.copy(self)
         other.__dict__.pop("plan", None)
@@ -163,13 +165,15 @@ class ScoreModel:
     def compile(self) -> None:
         """Compile U-Net and image encoder in place; the first calls of each shape then take long.
 
-        On CUDA cuDNN then also tries its algorithms on each shape, unless views are encoded in parts: what it tries
-        takes memory, which is short there. What is compiled is kept for later runs.
+        On CUDA cuDNN then also tries its algorithms on each shape, and the encoder's attention is two products of
+        matrices, unless views are encoded in parts: both take memory, which is short there. What is compiled is kept
+        for later runs.
         """
         if not self.compiled:
             keep_compiled()
             if self.device.type == "cuda" and self.plan.views is None:
                 torch.backends.cudnn.benchmark = True
+                set_wide_heads(self.vae.encoder, fused=False)
             # its own graphs would be recorded within those of `record`
             searched = self._hardware.compile == "autotune"
             options = {"mode": "max-autotune-no-cudagraphs"} if searched else {}
@@ -194,7 +198,7 @@ class ScoreModel:
         self._posterior(images).sum().backward()
 
     def record(self, views: int, batches: Collection[int], *, encodes: bool = True) -> bool:
-        """Let a card launch U-Net and image encoder as one CUDA graph each, for the batches that `warm_up` runs.
+        """Let a card launch the U-Net, and in float32 the encoder, as a CUDA graph, for the batches of `warm_up`.
 
         Not where memory is short: a graph keeps the memory that it computes in. Not where something within the U-Net is
         trained: it is switched on and off there. Batches of other sizes are run as before.
@@ -239,7 +243,9 @@ class ScoreModel:
                 if unet.record(latents):
                     self._replayed["unet"] = unet
         encoder = Replayed("the image encoder", self._encode)
-        if encodes and encoder.record(images):
+        # in float16, on an H200, its graph gave gradients that were not finite once other graphs ran before its
+        # backward pass, which no check at the recording shows
+        if encodes and self.dtype == torch.float32 and encoder.record(images):
             self._replayed["encoder"] = encoder
         return True
 
@@ -459,6 +465,7 @@ def precision(params: GuidanceParams, hardware: HardwareParams, device: torch.de
 
 
 def _frozen(module: nn.Module, device: torch.device) -> nn.Module:
+    group_norm.adopt(module)
     # channels last is the layout that convolutions are fastest in, on the CPU (by a quarter in the VAE) as on CUDA
     return module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 

@@ -1,12 +1,12 @@
 """Everything that only a card can show, in one command and eight minutes: `python -m benchmarks.card`.
 
-Runs the tests that need a GPU, compute-sanitizer on a small scene, the image encoder by layout and algorithm with
-its kernels, the rasterizer beside gsplat if that is installed, floor and iteration of the paper's setting (random
-weights) compiled, without CUDA graphs and, in a second start, with them, the same of the quick start, the paper's
-setting eager under every memory plan, the encoder with several kernels tried, and the quick start with its scores; and
-ends with one table. Every part is a process of its own with a time limit: one that fails, hangs or is missing does not
-end the others. Parts that only have to pass run side by side, timed ones run alone. A part has its own seconds for
-sure, and beside them those that the parts before it have left over.
+Runs the tests that need a GPU, compute-sanitizer on a small scene, the image encoder eager and compiled with its
+kernels, the rasterizer beside gsplat if that is installed, floor and iteration of the paper's setting (random weights)
+compiled, without CUDA graphs and, in a second start, with them, the same of the quick start, the paper's setting eager
+under every memory plan, and the quick start with its scores; and ends with one table. Every part is a process of its
+own with a time limit: one that fails, hangs or is missing does not end the others. Parts that only have to pass run
+side by side, timed ones run alone. A part has its own seconds for sure, and beside them those that the parts before it
+have left over.
 
 A bare machine needs torch, the packages that the list WHEELS in benchmarks/card.py names, and no network.
 `--device cpu --tiny` runs all parts as far as a CPU can, on sizes that say nothing about speed.
@@ -43,8 +43,8 @@ from utils.repository import QUICKSTART, ROOT
 
 WHEELS = (
     "diffusers", "transformers", "peft", "safetensors", "huggingface_hub", "filelock", "omegaconf", "jaxtyping",
-    "beartype", "plyfile", "trimesh", "scipy", "cv2", "PIL", "psutil", "imageio", "tqdm", "pytest", "hypothesis",
-    "diff_gaussian_rasterization", "simple_knn",
+    "beartype", "plyfile", "trimesh", "scipy", "cv2", "PIL", "psutil", "imageio", "tqdm", "pytest", "xdist",
+    "hypothesis", "diff_gaussian_rasterization", "simple_knn",
 )  # fmt: skip
 """What has to be importable beside torch."""
 TOTAL = 470
@@ -143,27 +143,32 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         Part("model", 45, [build], lambda _: []),
         Part(
             "gpu tests", 60,
-            [[python, "-m", "pytest", "-q", "-k", "gpu", "-p", "no:cacheprovider", *tests]],
+            # pytest-benchmark, where it is installed, takes several workers for a mistake
+            [[python, "-m", "pytest", "-q", "-k", "gpu", "-n", "4", "-p", "no:benchmark", *tests]],
             lambda folder: [("tests", last_line(folder / "gpu_tests.log"))],
         ),
         *_small_scenes(options),
         Part(
-            "encoder", 45,
+            "encoder", 60,
             [module("encoder", "--device", device, *size, *narrow, file="encoder")],
             encoder_rows,
         ),
         Part(
-            "iteration", 150,
-            [module("iteration", *setting, *small, *compiled, "--iterations", once, file="iteration")],
+            "iteration", 130,
+            [
+                module(
+                    "iteration", *setting, *small, *compiled, f"{SETTING}=never", "--iterations", once, file="iteration"
+                )
+            ],
             iteration_rows,
         ),
         Part(
-            "rasterizer", 30,
+            "rasterizer", 35,
             [module("rasterizer", "--device", device, *scenes, file="rasterizer")],
             rasterizer_rows,
         ),
         Part(
-            "launches", 30,
+            "launches", 40,
             [
                 module("iteration", *toybox, "--iterations", fewer, f"{SETTING}={graphs}", file=f"toybox_{graphs}")
                 for graphs in GRAPHS
@@ -180,11 +185,6 @@ def _parts(options: argparse.Namespace) -> list[Part]:
             "graphs", 30,
             [module("iteration", *setting, *small, *compiled, f"{SETTING}=auto", "--iterations", fewer, file="graphs")],
             graph_rows,
-        ),
-        Part(
-            "autotuned", 10,
-            [module("encoder", "--device", device, *size, *narrow, *["--autotune"] * (not tiny), file="autotuned")],
-            lambda folder: encoder_rows(folder, "autotuned"),
         ),
     ]  # fmt: skip
 

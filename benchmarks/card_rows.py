@@ -10,9 +10,9 @@ SETTING, GRAPHS = "HardwareParams.graphs", ("auto", "never")
 """Of CUDA graphs, and the values that are compared."""
 
 
-def encoder_rows(folder: Path, file: str = "encoder") -> Rows:
+def encoder_rows(folder: Path) -> Rows:
     """Forward and backward of each form, what its layouts cost, and its longest kernel."""
-    result, rows = read(folder / f"{file}.json"), []
+    result, rows = read(folder / "encoder.json"), []
     for name, row in result["encoder"].items():
         if "failed" in row:
             rows.append((name, f"failed: {row['failed']}"))

@@ -102,7 +102,7 @@ def test_on_a_card_what_is_timed_runs_alone_and_both_tools_are_asked_for(tmp_pat
     order = card.stages(card.parser().parse_args(words))
     names = [[each.name for each in stage] for stage in order]
     assert names[0] == ["model", "gpu tests", "memcheck", "racecheck"]
-    assert all(len(stage) == 1 for stage in names[1:]) and len(names) == 9
+    assert all(len(stage) == 1 for stage in names[1:]) and len(names) == 8
     for each in order[0][2:]:
         assert list(each.commands[0][:3]) == ["/opt/compute-sanitizer", "--tool", each.name]
         assert each.environment == (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)

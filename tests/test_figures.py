@@ -160,20 +160,51 @@ def test_what_a_single_iteration_of_a_method_is_worth():
     )
 
 
-def test_what_a_card_took_is_said_alike_everywhere():
-    found = re.search(
-        r"an iteration, compiled \| ([\d.]+) ms, ([\d.]+) times the floor: ([\d.]+) minutes for 5000",
-        page(DOCS / "results.md"),
-    )
-    assert found
-    milliseconds, ratio, minutes = found.groups()
-    front = page(FRONT_PAGE)
+def test_what_a_card_took_is_that_of_the_files_and_said_alike_everywhere():
+    said, front = page(DOCS / "results.md"), page(FRONT_PAGE)
+    run = measured("h200/iteration")
+    floor, whole = 1000 * run["floor"], 1000 * run["iteration"]
+    minutes = 5000 * run["iteration"] / 60
     assert (
-        f"takes {float(milliseconds):.0f} ms, {ratio} times what no method can avoid: {float(minutes):.0f} minutes"
+        f"{whole:.1f} ms, {run['ratio']:.2f} times its floor of {floor:.1f} ms: {minutes:.1f} minutes for 5000"
+        in said
+    )
+    assert (
+        f"takes {whole:.0f} ms, {run['ratio']:.2f} times what no method can avoid: {minutes:.1f} minutes for 5000"
     ) in front
-    assert f"an iteration took {float(milliseconds):.0f} ms on an H200" in page(DOCS / "method.md")
-    quick = re.search(r"The quick start took (\d+) s", page(DOCS / "results.md"))
-    assert quick and f"the quick start takes {quick[1]} s" in front
+    assert f"and {whole:.0f} ms without Perp-Neg a day later" in page(DOCS / "method.md")
+    parts = [*run["floor_parts"].values(), run["iteration_parts"]["operator, forward"]]
+    assert f"| {'; '.join(f'{1000 * seconds:.1f} ms' for seconds in parts)} |" in said
+
+    eager, graphs = (1000 * measured(f"h200/quickstart_{name}")["iteration"] for name in ("eager", "graphs"))
+    assert f"an iteration of the quick start | {eager:.1f} ms, with CUDA graphs {graphs:.1f} ms |" in said
+    for text in (front, page(DOCS.parent / "CHANGELOG.md")):
+        assert (
+            f"an iteration of the quick start takes {graphs:.1f} ms instead of {eager:.1f} on an H200" in text
+        )
+
+    asset, truth = (measured("h200/judge")[name] for name in ("asset", "truth"))
+    judged = f"R-precision {asset['r_precision']:.2f}, similarity {asset['similarity']:.1f}"
+    quick = re.search(rf"beside it \| ([\d.]+) s; {judged} \(true object {truth['similarity']:.1f}\)", said)
+    assert quick and f"the quick start takes {float(quick[1]):.0f} s" in front
+
+    before = re.search(r"an iteration with Perp-Neg, compiled, no graphs \| ([\d.]+) ms", said)
+    assert before and f"at commit 92d34c3: {float(before[1]):.0f} ms" in front
+
+
+def test_the_rasterizer_on_a_card_is_as_its_file_says():
+    said, ratios, sizes = page(DOCS / "results.md"), [], []
+    for scene in measured("h200/rasterizer")["scenes"]:
+        ratio, bytes_ = scene["speedups"]["gsplat"], scene["peak_memory"]
+        ratios.append(f"{ratio:.3f}")
+        sizes.append(bytes_)
+        row = f"{1000 * scene['forward_backward']:.2f} ms | {ratios[-1]} | {bytes_ / 1e6:.0f} MB |"
+        assert re.search(
+            rf"\| {scene['gaussians']:,}(?: Gaussians)?, {scene['size']} px \| {re.escape(row)}", said
+        )
+    told = f"gsplat takes {min(ratios, key=float)} to {max(ratios, key=float)} times as long"
+    assert told in page(DOCS / "rasterizer.md")
+    assert f"{min(sizes) / 1e6:.0f} to {max(sizes) / 1e6:.0f} MB" in page(DOCS / "rasterizer.md")
 
 
 ONCE = re.compile(r"\b(measured|made)( by hand)?,? once\b|\bonce, on\b", re.IGNORECASE)

@@ -293,6 +293,15 @@ def test_latents_need_no_encoder_and_what_was_not_recorded_is_not_padded(folder,
     assert sizes == [3]
 
 
+@pytest.mark.parametrize(
+    ("precision", "names"), [("float32", {"unet", "encoder"}), ("float16", {"unet"}), ("bfloat16", {"unet"})]
+)
+def test_the_encoder_is_recorded_only_where_its_graph_was_seen_to_work(folder, precision, names):
+    model = model_of(folder, memory="max", precision=precision)
+    model.record(views=1, batches={2})
+    assert model._replayed.keys() == names
+
+
 def test_another_run_of_the_same_weights_has_none_of_the_graphs(folder):
     kept = model_of(folder, memory="max")
     first = kept.anew(GuidanceParams(model_key=str(folder)), kept._hardware)

@@ -21,9 +21,9 @@ class HardwareParams:
         choices=("auto", "float32", "float16", "bfloat16"),
     )
     graphs: str = option(
-        "never",
-        "launch U-Net, image encoder and degradation operator as one CUDA graph each; auto: on CUDA, where memory has "
-        "room and a graph gives the same numbers. Not yet tried on a card",
+        "auto",
+        "launch U-Net, degradation operator and, in float32, image encoder as one CUDA graph each; auto: on CUDA, "
+        "where memory has room and a graph gives the same numbers",
         choices=("never", "auto"),
     )
     compile: str = option(

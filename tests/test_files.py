@@ -86,3 +86,15 @@ def test_ctrl_c_among_several_files_comes_after_the_last(tmp_path, monkeypatch):
         for name in ("a.obj", "a.mtl"):
             (temporary / name).write_text("a")
     assert sorted(path.name for path in (tmp_path / "mesh").iterdir()) == ["a.mtl", "a.obj"]
+
+
+def test_nobody_can_tell_beforehand_what_a_file_is_called_while_it_is_written(tmp_path):
+    """In a folder that others may write, they could put a link there."""
+    names = set()
+    for _ in range(64):
+        with atomic(tmp_path / "a.ply") as temporary:
+            names.add(temporary.name)
+            temporary.touch()
+    assert len(names) == 64
+    words = "".join(name.removeprefix(".a.").removesuffix(".partial.ply") for name in names)
+    assert len(words) == 64 * 8 and len(set(words)) == 16, "32 bits, each hexadecimal digit among them"

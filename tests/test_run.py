@@ -361,6 +361,52 @@ def test_a_run_folder_that_is_itself_a_link_is_emptied_of_the_run_alone(tmp_path
     assert (tmp_path / "big" / "config.yaml").read_text() == "seed: 1\n"
 
 
+@pytest.fixture
+def mounted():
+    """Mounts an empty volume; only an administrator of a machine that allows it can."""
+    places = []
+
+    def mount(place: Path) -> Path:
+        place.mkdir(parents=True, exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "none", str(place)]
+        if shutil.which("mount") is None or subprocess.run(words, capture_output=True).returncode:
+            pytest.skip("no volume can be mounted here")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("place", ["volume", "point_cloud/volume", "checkpoints/iteration_5/volume"])
+def test_a_volume_that_a_user_mounted_within_a_run_keeps_its_files(tmp_path, mounted, place):
+    make(tmp_path / "a")
+    volume = mounted(tmp_path / "a" / place)
+    (volume / "thesis.txt").write_text("precious")
+    make(tmp_path / "a", "seed: 1\n", force=True)
+    assert volume.is_mount() and (volume / "thesis.txt").read_text() == "precious"
+    assert (tmp_path / "a" / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_run_with_a_part_on_a_mounted_volume_is_replaced_or_stays_whole(tmp_path, mounted):
+    make(tmp_path / "a")
+    (tmp_path / "a" / "checkpoints").rename(tmp_path / "kept")
+    volume = mounted(tmp_path / "a" / "checkpoints")
+    shutil.copytree(tmp_path / "kept", volume, dirs_exist_ok=True)
+    before = contents(tmp_path / "a")
+    with (
+        pytest.raises(
+            UserError, match=r"expected a file that can be moved, got: .*; choose another workspace"
+        ),
+        Run(tmp_path / "a", force=True) as run,
+    ):
+        run.claim("seed: 1\n")
+    assert volume.is_mount() and contents(tmp_path / "a") == before
+    with Run(tmp_path / "a", resume=True):  # and so it can go on
+        assert checkpoint.checkpoints(volume)
+
+
 def test_a_start_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), Run(tmp_path / "deep" / "a"):
         raise ZeroDivisionError

@@ -14,14 +14,15 @@ from tests.tolerances import NETWORK
 def wide():
     from diffusers.models.attention_processor import Attention
 
-    block = Attention(320, heads=1, dim_head=320, norm_num_groups=8, residual_connection=True, bias=True)
+    words = {"norm_num_groups": 8, "residual_connection": True, "bias": True, "rescale_output_factor": 2.0}
+    block = Attention(640, heads=2, dim_head=320, **words)
     narrow = Attention(320, heads=2, dim_head=160)
     return torch.nn.ModuleList([block, narrow]).requires_grad_(False)
 
 
 def results(network):
     torch.manual_seed(0)
-    x = torch.randn(2, 320, 6, 5, requires_grad=True)
+    x = torch.randn(2, 640, 6, 5, requires_grad=True)
     found = network[0](x)
     (gradient,) = torch.autograd.grad(found.square().sum(), x)
     return found.detach(), gradient
@@ -30,7 +31,7 @@ def results(network):
 def test_products_of_matrices_have_the_numbers_of_the_fused_kernel(wide):
     expected, kinds = results(wide), [type(each.processor).__name__ for each in wide]
     set_wide_heads(wide, fused=False)
-    assert [type(each.processor).__name__ for each in wide] == ["AttnProcessor", kinds[1]]
+    assert [type(each.processor).__name__ for each in wide] == ["Products", kinds[1]]
     for one, other in zip(results(wide), expected, strict=True):
         assert (one - other).norm() < NETWORK[torch.float32] * other.norm()
     set_wide_heads(wide, fused=True)

@@ -102,7 +102,7 @@ class GenerateCamParams:
     default_polar: float = option(90.0, "polar angle of test and video cameras", unit="deg", low=0, high=180)
     default_azimuth: float = option(0.0, "azimuth that counts as the front", unit="deg", low=-360, high=360)
     default_fovy: float = option(0.55, "field of view of test and video cameras", unit="rad", above=0, high=3)
-    render_45: bool = option(True, "test and video cameras include a ring from above")
+    render_45: bool = option(True, "test cameras include a ring from above; videos always do")
     jitter_pose: bool = option(True, "disturb the training cameras")
     jitter_center: float = option(
         0.05, "full width of the disturbance of their position", unit="world units", low=0

@@ -57,6 +57,7 @@ SCENE = (
 """A small scene, forward and backward, twice; our kernels have their devices' names."""
 GPU_TESTS = (
     "submodules",
+    "tests/test_attention.py",
     "tests/test_score_model.py",
     "tests/test_training.py",
     "tests/test_replayed_run.py",
@@ -112,6 +113,12 @@ def _parts(options: argparse.Namespace) -> list[Part]:
     quickstart += ["iterations=2", "init_num_pts=60", "C_batch_size=1", "test_ratio=1"] if tiny else []
     views = "4" if tiny else "24"
     judge = [python, "-m", "dreammapping", "judge", str(folder / "quickstart"), "--views", views]
+    quietly = [
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+    ]  # pytest-benchmark takes several workers for a mistake
     tests = [GPU_TESTS[0] + "/simple-knn/tests/test_knn.py"] if tiny else GPU_TESTS
     size = ["--size", "64", "--views", "1", "--repeats", "1", "--eager"] if tiny else []
     narrow = ["--settings", str(models / "settings" / "sd2-base")] if tiny else []
@@ -143,8 +150,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         Part("model", 45, [build], lambda _: []),
         Part(
             "gpu tests", 60,
-            # pytest-benchmark, where it is installed, takes several workers for a mistake
-            [[python, "-m", "pytest", "-q", "-k", "gpu", "-n", "4", "-p", "no:benchmark", *tests]],
+            [[python, "-m", "pytest", "-q", "-k", "gpu", "-n", "4", *quietly, *tests]],
             lambda folder: [("tests", last_line(folder / "gpu_tests.log"))],
         ),
         *_small_scenes(options),

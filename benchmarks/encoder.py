@@ -1,4 +1,4 @@
-"""The image encoder and the operator by algorithm, compilation and graph: `python -m benchmarks.encoder`.
+"""The image encoder eager and compiled, and the operator by how it is run: `python -m benchmarks.encoder`.
 
 Times forward and backward of the encoder of Stable Diffusion 2.1 base (random weights: what it takes does not depend
 on them), lists the kernels that each form runs, by time, and those among them that only change a tensor's layout. Then
@@ -49,40 +49,34 @@ class Form:
     """A way to run the encoder.
 
     Attributes:
-        search: cuDNN searches for algorithms. how: eager, plain (compiled, with PyTorch's own norms and attention),
-            compiled (with those of `guidance.prior`), or autotuned (compiled, with several kernels tried for each
-            operation).
+        search: cuDNN searches for algorithms. how: eager, plain (compiled, with PyTorch's own norms and attention), or
+            compiled (with those of `guidance.prior`, as in a run).
     """
 
     name: str
-    dtype: torch.dtype
     search: bool = False
     how: str = "eager"
 
 
-def forms(device: torch.device, compiled: bool, autotuned: bool) -> Iterator[Form]:
-    """What is measured; `autotuned`: that alone. Neither layout, nor bfloat16, nor a graph changed the eager one."""
-    half = torch.float16 if device.type == "cuda" else torch.float32
-    if autotuned:
-        yield Form("autotuned", half, search=True, how="autotuned")
-        return
-    yield Form("eager", half)
+def forms(device: torch.device, compiled: bool) -> Iterator[Form]:
+    """What is measured."""
+    yield Form("eager")
     if device.type == "cuda":
-        yield Form("eager, search", half, search=True)
+        yield Form("eager, search", search=True)
     if compiled:
-        yield Form("compiled as PyTorch does", half, search=True, how="plain")
-        yield Form("compiled as in a run", half, search=True, how="compiled")
+        yield Form("compiled as PyTorch does", search=True, how="plain")
+        yield Form("compiled as in a run", search=True, how="compiled")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of every form, its kernels, and those of the operator."""
     device = torch.device(options.device)
     encoder: dict[str, Any] = {}
-    for form in forms(device, not options.eager, options.autotune):
+    for form in forms(device, not options.eager):
         with torch.backends.cudnn.flags(benchmark=form.search):
             encoder[form.name] = _or_why(lambda: _encoder_row(options, device, form))  # noqa: B023
         sys.stderr.write(_line(form.name, encoder[form.name]) + "\n")
-    steps = {} if options.autotune else operators(device, not options.eager)
+    steps = operators(device, not options.eager)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "images": [options.views, 3, options.size, options.size],
@@ -106,13 +100,14 @@ def _or_why(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def _encoder_row(options: argparse.Namespace, device: torch.device, form: Form) -> dict[str, Any]:
     last = torch.channels_last
-    encoder = encoder_of(options.settings, device, form.dtype).to(memory_format=last)
-    if form.how in ("compiled", "autotuned"):
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    encoder = encoder_of(options.settings, device, dtype).to(memory_format=last)
+    if form.how == "compiled":
         adopt(encoder)
-        set_wide_heads(encoder, fused=False)
+        set_wide_heads(encoder, fused=device.type == "cpu")
     if form.how != "eager":
-        encoder.compile(mode="max-autotune-no-cudagraphs" if form.how == "autotuned" else None)
-    images = torch.rand(options.views, 3, options.size, options.size, device=device, dtype=form.dtype)
+        encoder.compile()
+    images = torch.rand(options.views, 3, options.size, options.size, device=device, dtype=dtype)
     images = images.to(memory_format=last).requires_grad_()
 
     def both() -> None:
@@ -248,7 +243,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--views", type=int, default=4, help="images in a batch (default 4)")
     parser.add_argument("--repeats", type=int, default=12, help="calls that are timed (default 12)")
     parser.add_argument("--eager", action="store_true", help="compile nothing")
-    parser.add_argument("--autotune", action="store_true", help="only compiled, with several kernels tried")
     parser.add_argument("--json", type=Path, default=RESULTS / "encoder.json", help="where the numbers go")
     options = parser.parse_args(argv)
 

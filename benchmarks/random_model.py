@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from guidance.models.single_file import CONFIGS
-from utils.device import choose_device
 from utils.files import atomic
 from utils.repository import ROOT
 
@@ -48,13 +47,13 @@ def build(folder: Path, settings: Path) -> Path:
         name: lambda name=name, kind=kind: kind.from_config(kind.load_config(settings / name))
         for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL))
     } | {"text_encoder": lambda: CLIPTextModel(text_config)}
-    with torch.random.fork_rng(), atomic(folder) as temporary:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng(range(torch.cuda.device_count())), atomic(folder) as temporary:
         torch.manual_seed(0)
         temporary.mkdir(parents=True)
         for name, make in makers.items():
-            with torch.device(choose_device("auto")):
-                model = make()
-            model.half().save_pretrained(temporary / name)
+            with device:
+                make().half().save_pretrained(temporary / name)
         tokenizer = word_tokenizer()
         tokenizer.pad_token = "<|endoftext|>" if text_config.hidden_act == "quick_gelu" else "!"
         tokenizer.save_pretrained(temporary / "tokenizer")

@@ -28,6 +28,15 @@ class Pointwise(nn.Conv2d):
         return F.linear(x.movedim(1, 3), self.weight.flatten(1), self.bias).movedim(3, 1)
 
 
+def channels_first(x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
+    """A copy in the layout in which PyTorch takes its own depthwise kernels on CUDA.
+
+    In channels-last memory, which pointwise convolutions leave, cuDNN launches a k×1 kernel channel by channel. A
+    picture of one pixel is contiguous in both layouts, and only a copy has the strides of the first.
+    """
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 class AxialDepthwise(nn.Module):
     """x + a k×1 and a 1×k depthwise convolution of x, at the same size."""
 
@@ -42,8 +51,7 @@ class AxialDepthwise(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C h w"]:
-        # in channels-last memory, which pointwise convolutions leave, cuDNN launches a k×1 kernel channel by channel
-        x = x.contiguous() if x.is_cuda else x
+        x = channels_first(x) if x.is_cuda else x
         return x + self.vertical(x) + self.horizontal(x)
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch._prims_common import suggest_memory_format
 from torch.nn import functional as F
 
 from arguments import VDMParams
-from guidance.degradation import Pointwise, ULite, build_degradation
+from guidance.degradation import Pointwise, ULite, build_degradation, channels_first
 from tests.tolerances import NETWORK
 
 
@@ -125,3 +126,12 @@ def test_online_training_recovers_the_noise_from_a_scaled_copy():
         losses.append(loss.item())
     assert losses[0] > 0.9
     assert losses[-1] < 0.6
+
+
+@pytest.mark.parametrize("side", [1, 4])
+def test_a_copy_of_what_a_pointwise_convolution_leaves_is_channels_first(side):
+    """As PyTorch reads strides when it chooses a kernel; of one pixel `contiguous` would copy nothing."""
+    left = Pointwise(8, 16)(torch.randn(2, 8, side, side))
+    assert suggest_memory_format(left) is torch.channels_last
+    copied = channels_first(left)
+    assert torch.equal(copied, left) and suggest_memory_format(copied) is torch.contiguous_format

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from guidance.prior.group_norm import GroupNorm, adopt, normalize
-from tests.tolerances import FORMULA, SUM
+from tests.tolerances import EPS, FORMULA, SUM
 
 SHAPES = {"images": (3, 12, 5, 7), "words": (2, 8, 6), "vectors": (4, 12), "one pixel": (2, 16, 1, 1)}
 
@@ -41,22 +41,25 @@ def test_values_and_gradients_are_those_of_pytorch(shape, groups, layout):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_summed_in_float32_and_rounded_once(dtype):
-    """A sum of as many values in the half type would be off by several per cent, or overflow."""
+    """Squares of these would overflow float16, and a sum of as many values in bfloat16 loses most of them."""
     x, weight, bias = drawn((1, 8, 96, 96), dtype)
-    found = normalize(10 * x, 2, weight, bias, 1e-5)
-    exact = F.group_norm((10 * x).double(), 2, weight.double(), bias.double(), 1e-5)
+    x = (200 * x).detach()
+    found = normalize(x, 2, weight, bias, 1e-5)
+    exact = F.group_norm(x.double(), 2, weight.double(), bias.double(), 1e-5)
     assert found.dtype == dtype
-    assert (found - exact).abs().max() <= FORMULA[dtype] / 16 * exact.abs().max()
+    # half a unit of the last place, and float32's rounding
+    assert ((found - exact).abs() <= (EPS[dtype] / 2 + SUM[torch.float32]) * exact.abs().clamp_min(1.0)).all()
 
 
-def test_a_group_of_one_value_is_its_bias():
-    x = torch.full((2, 8, 4, 4), 1e3)
-    found = normalize(x, 4, torch.ones(8), torch.arange(8.0), 1e-5)
-    # the variance of equal values is nothing but rounding, and no root of less than nothing is taken
-    assert found.isfinite().all()
+def test_no_root_is_taken_of_a_variance_that_is_nothing_but_rounding():
+    """E[x²] - E[x]² of equal values may come out less than zero: here by 0.2, of 1.5 million."""
+    x = torch.full((1, 8, 96, 96), 1234.5)
+    assert normalize(x, 4, torch.ones(8), torch.zeros(8), 1e-5).isfinite().all()
+    small = normalize(x / 1e4, 4, torch.ones(8), torch.arange(8.0), 1e-5)
+    torch.testing.assert_close(small[0, :, 0, 0], torch.arange(8.0), rtol=0, atol=0.01)
 
 
-def test_channels_last_stays_so_without_a_copy():
+def test_channels_last_stays_so():
     x = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last)
     found = normalize(x, 4, torch.ones(8), torch.zeros(8), 1e-5)
     assert found.is_contiguous(memory_format=torch.channels_last)

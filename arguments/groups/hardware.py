@@ -22,8 +22,8 @@ class HardwareParams:
     )
     graphs: str = option(
         "auto",
-        "launch U-Net, degradation operator and, in float32, image encoder as one CUDA graph each; auto: on CUDA, "
-        "where memory has room and a graph gives the same numbers",
+        "launch U-Net, degradation operator, the renders' total variation and, in float32, the image encoder as one "
+        "CUDA graph each; auto: on CUDA, in one process, where memory has room and a graph gives the same numbers",
         choices=("never", "auto"),
     )
     compile: str = option(

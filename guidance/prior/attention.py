@@ -17,7 +17,14 @@ class Products:
     It keeps the scores: in half precision 2 bytes for each pair of pixels, 134 MB for four views of 64 x 64.
     """
 
-    def __call__(self, attn: Any, hidden_states: Tensor, **_unused: Any) -> Tensor:
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,  # noqa: ARG002 - diffusers warns of what is not named, and compiles in pieces
+        attention_mask: None = None,  # noqa: ARG002
+        temb: None = None,  # noqa: ARG002
+    ) -> Tensor:
         rows = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)
         query, key, value = (
             attn.head_to_batch_dim(project(rows)) for project in (attn.to_q, attn.to_k, attn.to_v)

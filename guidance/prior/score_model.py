@@ -103,7 +103,7 @@ class ScoreModel:
         self._shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         self.evaluations = Evaluations()
         self._estimator_scale = self._gradient_scale()
-        self._has_estimators = False
+        self._has_estimators = self._keeps_scores = False
 
     @classmethod
     @torch.inference_mode(mode=False)  # gradients pass through what is loaded
@@ -139,7 +139,7 @@ class ScoreModel:
             gc.collect()
         # PyTorch remembers what it compiled, should the other run compile likewise
         self.unet._compiled_call_impl = self.vae.encoder._compiled_call_impl = None
-        set_wide_heads(self.vae, fused=True)
+        set_wide_heads(self.vae.encoder, fused=True)
         torch.backends.cudnn.benchmark = False
         other = copy.copy(self)
         other.__dict__.pop("plan", None)
@@ -147,7 +147,7 @@ class ScoreModel:
         other._params, other._hardware = params, hardware
         other.evaluations = Evaluations()
         other._estimator_scale = other._gradient_scale()
-        other._has_estimators = False
+        other._has_estimators = other._keeps_scores = False
         other.compiled = False
         return other
 
@@ -174,6 +174,7 @@ class ScoreModel:
             if self.device.type == "cuda" and self.plan.views is None:
                 torch.backends.cudnn.benchmark = True
                 set_wide_heads(self.vae.encoder, fused=False)
+                self._keeps_scores = True
             # its own graphs would be recorded within those of `record`
             searched = self._hardware.compile == "autotune"
             options = {"mode": "max-autotune-no-cudagraphs"} if searched else {}
@@ -250,7 +251,7 @@ class ScoreModel:
         return True
 
     def _room_of_graphs(self, views: int, batches: Collection[int]) -> int:
-        """Free bytes from which U-Net and image encoder are recorded."""
+        """Free bytes from which graphs are recorded."""
         branches = -(-max(batches) // views)
         return ROOM_OF_GRAPHS * (self.estimate_bytes(views, branches) - self._weight_bytes())
 
@@ -410,7 +411,7 @@ class ScoreModel:
         """
         plan = plan or self.plan
         architecture = tuple((type(each), str(each.config)) for each in (self.unet, self.vae))
-        kind = (self.dtype, self._has_estimators, bool(self._replayed))
+        kind = (self.dtype, self._has_estimators, bool(self._replayed), self._keeps_scores)
         key = (architecture, self.text_shape, kind, views, branches, plan)
         if key not in _COUNTED:
             _COUNTED[key] = self._count_peak(views, branches, plan)
@@ -449,6 +450,7 @@ class ScoreModel:
         with torch.device("meta"):
             parts = [type(each).from_config(each.config) for each in (self.unet, self.vae)]
         bare.unet, bare.vae = (each.to(self.dtype).eval().requires_grad_(False) for each in parts)
+        set_wide_heads(bare.vae, fused=not self._keeps_scores)
         return bare
 
     @cached_property

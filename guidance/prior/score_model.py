@@ -244,8 +244,8 @@ class ScoreModel:
                 if unet.record(latents):
                     self._replayed["unet"] = unet
         encoder = Replayed("the image encoder", self._encode)
-        # in float16, on an H200, its graph gave gradients that were not finite once other graphs ran before its
-        # backward pass, which no check at the recording shows
+        # in float16, on an H200, an iteration's gradients were not finite with its graph, and were without, although
+        # it had agreed with the encoder here: what else runs between its two passes is not in this check
         if encodes and self.dtype == torch.float32 and encoder.record(images):
             self._replayed["encoder"] = encoder
         return True

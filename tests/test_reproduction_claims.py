@@ -6,7 +6,7 @@ import pytest
 
 from dreammapping.reproduction import claims, methods, verdicts
 from dreammapping.reproduction.claims import BEGIN, END, NO_ANSWERS, NOT_RUN
-from dreammapping.reproduction.figures import CLIP, DETAIL, DETAIL_OFF, FIGURES, SECONDS
+from dreammapping.reproduction.figures import CLIP, DETAIL, DETAIL_OFF, FIGURES, PRECISION, SECONDS
 from dreammapping.reproduction.verdicts import FAILS, HOLDS, UNTOLD
 from tests.reproduction import reproduce
 
@@ -170,3 +170,19 @@ def test_none_backward_is_counted(backward, expected):
         for name, mean, back in (("vdm", 2.0, backward), ("vsd", 5.0, 1.0))
     }
     assert verdicts.counted("vdm", "vsd", "fewer")({"variants": variants})[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "expected"),
+    [("toybox", 1.0, True), ("toybox", 0.99, False), ("/models/sd", 1.0, False)],
+)
+def test_what_is_known_of_a_result_is_said_of_the_runs_that_show_it(
+    tmp_path, monkeypatch, model, precision, expected
+):
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    claim = next(
+        each for each in claims.CLAIMS if each.figure == "fig6" and "than VDM alone" in each.statement
+    )
+    variants = {name: {"measures": {PRECISION: {"mean": precision}}} for name in ("vdm", "sds")}
+    (tmp_path / "fig6.json").write_text(json.dumps({"model": model, "variants": variants}))
+    assert claims.known(claim) == ("every view of all runs is recognised" if expected else "")

@@ -13,6 +13,7 @@ from dreammapping.reproduction.figures import (
     DETAIL_OFF,
     FID,
     FIGURES,
+    PRECISION,
     SATURATION,
     SECONDS,
     SYSTEMS,
@@ -63,8 +64,8 @@ class Claim:
 
 _COPIED = "copied from GaussianDreamer's paper"
 _CEILING = "R-precision is at its ceiling"
-_RECOGNISED = "every view of all runs is recognised, and there are few runs"
-_ALL_RECOGNISED = "every view of all runs is recognised"
+_RECOGNISED = "every view of all runs is recognised"
+"""Said only where the kept numbers say so."""
 _MORE_WORK = "VSD evaluates the U-Net more often, once of it backward (Table 1)"
 
 
@@ -100,21 +101,21 @@ CLAIMS = (
         "fig6",
         "pictures",
         differs("vdm", "sds", CLIP, "higher"),
-        _ALL_RECOGNISED,
+        _RECOGNISED,
     ),
     Claim(
         "VDM + DCA fits the text better than VDM alone (ours)",
         "fig6",
         "pictures",
         differs("vdm", "vdm_without_dca", CLIP, "higher"),
-        _ALL_RECOGNISED,
+        _RECOGNISED,
     ),
     Claim(
         "a nonlinear operator is better than a linear one; by text fit (ours)",
         "fig7",
         "pictures",
         differs("vdm", "vdm_linear", CLIP, "higher"),
-        _ALL_RECOGNISED,
+        _RECOGNISED,
     ),
     Claim(
         "a linear operator leaves more noise",
@@ -128,7 +129,7 @@ CLAIMS = (
         "fig7",
         "pictures, artifacts in some",
         differs("vdm_ulite_noise", "vdm", CLIP, "lower"),
-        _ALL_RECOGNISED,
+        _RECOGNISED,
     ),
     Claim(
         "a cut-off of 100 saturates more than 300",
@@ -149,7 +150,7 @@ CLAIMS = (
             "fig8",
             "pictures",
             differs("vdm", f"vdm_cutoff_{other}", CLIP, "higher"),
-            _ALL_RECOGNISED,
+            _RECOGNISED,
         )
         for other in (100, 500)
     ),
@@ -264,7 +265,7 @@ def table() -> str:
     ]
     for claim in CLAIMS:
         said, verdict, command = finding(claim)
-        why = "" if said == NOTHING else claim.why
+        why = "" if said == NOTHING else known(claim)
         lines.append(f"| {claim.statement} | {claim.printed} | `{command}` | {said} | {verdict} | {why} |")
     return "\n".join([*lines, *_pictures()])
 
@@ -280,13 +281,30 @@ def _pictures() -> list[str]:
     ]
 
 
+def known(claim: Claim) -> str:
+    """What is known of why it came out so: of the toybox alone, and what numbers tell only where they do."""
+    kept = _kept(claim)
+    if kept.get("model", "toybox") != "toybox":
+        return ""
+    measured = [each.get("measures", {}).get(PRECISION, {}) for each in kept.get("variants", {}).values()]
+    if claim.why == _RECOGNISED and not all(each.get("mean") == 1.0 for each in measured):
+        return ""
+    return claim.why
+
+
+def _kept(claim: Claim) -> Kept:
+    """The numbers of its figure; none where that has not been made."""
+    path = RESULTS / f"{claim.figure}.json"
+    if not path.is_file():
+        return {}
+    if claim.figure == "methods":
+        return {"cells": CellStore(path).results}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def finding(claim: Claim) -> tuple[str, str, str]:
     """What the kept numbers say of a claim: what came out with its runs and prior, the verdict, and the command."""
-    path = RESULTS / f"{claim.figure}.json"
-    kept: Kept = {}
-    if path.is_file():
-        methods = claim.figure == "methods"
-        kept = {"cells": CellStore(path).results} if methods else json.loads(path.read_text(encoding="utf-8"))
+    kept = _kept(claim)
     command = kept.get("command", f"python -m dreammapping reproduce {claim.figure}")
     found = claim.judge(kept) if kept else None
     if found is None:

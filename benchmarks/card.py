@@ -113,12 +113,8 @@ def _parts(options: argparse.Namespace) -> list[Part]:
     quickstart += ["iterations=2", "init_num_pts=60", "C_batch_size=1", "test_ratio=1"] if tiny else []
     views = "4" if tiny else "24"
     judge = [python, "-m", "dreammapping", "judge", str(folder / "quickstart"), "--views", views]
-    quietly = [
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:benchmark",
-    ]  # pytest-benchmark takes several workers for a mistake
+    # pytest-benchmark, where it is installed, takes several workers for a mistake
+    quietly = ("-p", "no:cacheprovider", "-p", "no:benchmark")
     tests = [GPU_TESTS[0] + "/simple-knn/tests/test_knn.py"] if tiny else GPU_TESTS
     size = ["--size", "64", "--views", "1", "--repeats", "1", "--eager"] if tiny else []
     narrow = ["--settings", str(models / "settings" / "sd2-base")] if tiny else []

@@ -34,7 +34,7 @@ NARROW = {
 def build(folder: Path, settings: Path) -> Path:
     """A diffusers folder with random weights, in half precision, from a family's settings.
 
-    One part is in memory at a time. A card, where there is one, draws them in a fraction of the time.
+    One part is in memory at a time, on a card where there is one.
 
     Args:
         settings: a folder such as `guidance/models/configs/sd2-base`.
@@ -42,18 +42,15 @@ def build(folder: Path, settings: Path) -> Path:
     import diffusers
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    text_config = CLIPTextConfig.from_pretrained(settings / "text_encoder")
-    makers = {
-        name: lambda name=name, kind=kind: kind.from_config(kind.load_config(settings / name))
-        for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL))
-    } | {"text_encoder": lambda: CLIPTextModel(text_config)}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(range(torch.cuda.device_count())), atomic(folder) as temporary:
         torch.manual_seed(0)
         temporary.mkdir(parents=True)
-        for name, make in makers.items():
-            with device:
-                make().half().save_pretrained(temporary / name)
+        text_config = CLIPTextConfig.from_pretrained(settings / "text_encoder")
+        with device:
+            for name, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL)):
+                kind.from_config(kind.load_config(settings / name)).half().save_pretrained(temporary / name)
+            CLIPTextModel(text_config).half().save_pretrained(temporary / "text_encoder")
         tokenizer = word_tokenizer()
         tokenizer.pad_token = "<|endoftext|>" if text_config.hidden_act == "quick_gelu" else "!"
         tokenizer.save_pretrained(temporary / "tokenizer")

@@ -94,7 +94,7 @@ def test_the_estimate_of_memory_knows_of_their_scores(tmp_path, all_wide, named_
     model = model_of(save_pipeline(tmp_path))
     fused = model.estimate_bytes(8, 1)
     named_a_card(model, "cuda")
-    assert model._keeps_scores and model.estimate_bytes(8, 1) > fused
+    assert model.estimate_bytes(8, 1) > fused
 
 
 ONE_PIECE = """

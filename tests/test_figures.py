@@ -194,18 +194,19 @@ def test_what_a_card_took_is_that_of_the_files_and_said_alike_everywhere():
 
 
 def test_the_rasterizer_on_a_card_is_as_its_file_says():
-    said, ratios, sizes = page(DOCS / "results.md"), [], []
-    for scene in measured("h200/rasterizer")["scenes"]:
-        ratio, bytes_ = scene["speedups"]["gsplat"], scene["peak_memory"]
-        ratios.append(f"{ratio:.3f}")
-        sizes.append(bytes_)
-        row = f"{1000 * scene['forward_backward']:.2f} ms | {ratios[-1]} | {bytes_ / 1e6:.0f} MB |"
-        assert re.search(
-            rf"\| {scene['gaussians']:,}(?: Gaussians)?, {scene['size']} px \| {re.escape(row)}", said
+    said, scenes = page(DOCS / "results.md"), measured("h200/rasterizer")["scenes"]
+    ratios, sizes = (
+        [scene["speedups"]["gsplat"] for scene in scenes],
+        [scene["peak_memory"] / 1e6 for scene in scenes],
+    )
+    for scene, ratio, size in zip(scenes, ratios, sizes, strict=True):
+        row = (
+            f"{scene['size']} px | {1000 * scene['forward_backward']:.2f} ms | {ratio:.3f} | {size:.0f} MB |"
         )
-    told = f"gsplat takes {min(ratios, key=float)} to {max(ratios, key=float)} times as long"
-    assert told in page(DOCS / "rasterizer.md")
-    assert f"{min(sizes) / 1e6:.0f} to {max(sizes) / 1e6:.0f} MB" in page(DOCS / "rasterizer.md")
+        assert re.search(rf"\| {scene['gaussians']:,}(?: Gaussians)?, {re.escape(row)}", said)
+    found = page(DOCS / "rasterizer.md")
+    assert f"gsplat takes {min(ratios):.3f} to {max(ratios):.3f} times as long" in found
+    assert f"{min(sizes):.0f} to {max(sizes):.0f} MB" in found
 
 
 ONCE = re.compile(r"\b(measured|made)( by hand)?,? once\b|\bonce, on\b", re.IGNORECASE)

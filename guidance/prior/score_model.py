@@ -103,7 +103,7 @@ class ScoreModel:
         self._shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         self.evaluations = Evaluations()
         self._estimator_scale = self._gradient_scale()
-        self._has_estimators = self._keeps_scores = False
+        self._has_estimators = False
 
     @classmethod
     @torch.inference_mode(mode=False)  # gradients pass through what is loaded
@@ -147,7 +147,7 @@ class ScoreModel:
         other._params, other._hardware = params, hardware
         other.evaluations = Evaluations()
         other._estimator_scale = other._gradient_scale()
-        other._has_estimators = other._keeps_scores = False
+        other._has_estimators = False
         other.compiled = False
         return other
 
@@ -171,16 +171,19 @@ class ScoreModel:
         """
         if not self.compiled:
             keep_compiled()
-            if self.device.type == "cuda" and self.plan.views is None:
+            if self._searches():
                 torch.backends.cudnn.benchmark = True
                 set_wide_heads(self.vae.encoder, fused=False)
-                self._keeps_scores = True
             # its own graphs would be recorded within those of `record`
             searched = self._hardware.compile == "autotune"
             options = {"mode": "max-autotune-no-cudagraphs"} if searched else {}
             self.unet.compile(**options)
             self.vae.encoder.compile(**options)
             self.compiled = True
+
+    def _searches(self) -> bool:
+        """Whether there is memory to compile for speed alone."""
+        return self.device.type == "cuda" and self.plan.views is None
 
     def warm_up(self, views: int, batches: Collection[int]) -> None:
         """Run what an iteration runs without gradient to the U-Net, so that nothing of it compiles later.
@@ -411,7 +414,8 @@ class ScoreModel:
         """
         plan = plan or self.plan
         architecture = tuple((type(each), str(each.config)) for each in (self.unet, self.vae))
-        kind = (self.dtype, self._has_estimators, bool(self._replayed), self._keeps_scores)
+        scores = self.compiled and self._searches()
+        kind = (self.dtype, self._has_estimators, bool(self._replayed), scores)
         key = (architecture, self.text_shape, kind, views, branches, plan)
         if key not in _COUNTED:
             _COUNTED[key] = self._count_peak(views, branches, plan)
@@ -450,7 +454,7 @@ class ScoreModel:
         with torch.device("meta"):
             parts = [type(each).from_config(each.config) for each in (self.unet, self.vae)]
         bare.unet, bare.vae = (each.to(self.dtype).eval().requires_grad_(False) for each in parts)
-        set_wide_heads(bare.vae, fused=not self._keeps_scores)
+        set_wide_heads(bare.vae, fused=not (self.compiled and self._searches()))
         return bare
 
     @cached_property

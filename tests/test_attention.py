@@ -132,17 +132,33 @@ def test_every_network_of_a_prior_has_norms_of_its_own(prior):
     assert any(type(each) is GroupNorm for each in model.unet.modules())
 
 
-def test_a_compiled_encoder_in_half_precision_on_a_gpu_is_the_eager_one(tmp_path, all_wide, gpu):
-    model = model_of(save_pipeline(tmp_path), gpu)
-    images = torch.rand(2, 3, *model.image_size, device=gpu, requires_grad=True)
+HALF = """
+import sys
+import torch
+from arguments import GuidanceParams, HardwareParams
+from guidance.prior import attention
+from guidance.prior.score_model import ScoreModel
 
-    def passes():
-        found = model.encode_images(images, torch.Generator().manual_seed(0))
-        (gradient,) = torch.autograd.grad(found.square().sum(), images)
-        return found.detach(), gradient
+attention.WIDEST = 0
+params = GuidanceParams(model_key=sys.argv[1])
+model = ScoreModel.from_pretrained(params, torch.device("cuda"), HardwareParams(memory="max"))
+images = torch.rand(2, 3, *model.image_size, device="cuda", requires_grad=True)
 
-    expected = passes()
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False):
-        model.compile()
-        for one, other in zip(passes(), expected, strict=True):
-            assert (one - other).norm() < NETWORK[torch.float16] * other.norm()
+def passes():
+    found = model.encode_images(images, torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad(found.square().sum(), images)
+    return found.detach(), gradient
+
+expected = passes()
+model.compile()
+for one, other in zip(passes(), expected, strict=True):
+    print(float((one - other).norm() / other.norm()))
+"""
+
+
+def test_a_compiled_encoder_in_half_precision_on_a_gpu_is_the_eager_one(tmp_path, gpu):
+    """In a process of its own, for the same reason."""
+    words = [sys.executable, "-c", HALF, str(save_pipeline(tmp_path))]
+    printed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    distances = [float(line) for line in printed.split()]
+    assert len(distances) == 2 and all(each < NETWORK[torch.float16] for each in distances)

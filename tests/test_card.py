@@ -1,15 +1,18 @@
 """The measurement of a card: no part can hold up or spoil another."""
 
+import argparse
 import sys
 import threading
 import time
 
 import psutil
 import pytest
+import torch
 
-from benchmarks import card
+from benchmarks import card, encoder
 from benchmarks.card import main
 from benchmarks.card_rows import encoder_rows, sanitizer_summary
+from benchmarks.stopwatch import Stopwatch
 from benchmarks.timed_parts import SIDE_BY_SIDE, Part, carry_out, longest
 
 
@@ -169,3 +172,40 @@ def test_wrong_options_are_one_line(words, message, tmp_path, monkeypatch, capsy
     assert main([*words, "--folder", str(tmp_path), "--json", str(tmp_path / "card.json")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_every_form_of_the_encoder_is_measured_with_cudnn(monkeypatch):
+    """`cudnn.flags` switches it off where nobody says otherwise: which takes other kernels."""
+    seen = {}
+
+    def row(_options, _device, form):
+        seen[form.name] = torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark
+        return {"failed": "not run"}
+
+    monkeypatch.setattr(encoder, "_encoder_row", row)
+    monkeypatch.setattr(encoder, "operators", lambda *_words: {})
+    options = argparse.Namespace(device="cpu", eager=False, views=1, size=64)
+    encoder.measure(options)
+    assert seen == {form.name: (True, form.search) for form in encoder.forms(torch.device("cpu"), compiled=True)}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "layout"),
+    [
+        ("void at::native::elementwise_kernel<128, 4, direct_copy_kernel_cuda>", True),
+        ("void cudnn::ops::nchwToNhwcKernel<__half>", True),
+        ("triton_poi_fused__to_copy_add_mul_permute_rsqrt_silu_view_4", False),
+        ("sm90_xmma_fprop_implicit_gemm_f16f16_f16f32", False),
+    ],
+)
+def test_a_kernel_that_only_moves_numbers_is_told_by_its_name(kernel, layout):
+    assert encoder.is_of_layout(kernel) is layout
+
+
+def test_a_block_of_several_is_timed_as_one_of_them(monkeypatch):
+    times = iter([1.0, 4.0])
+    monkeypatch.setattr(Stopwatch, "now", lambda _self: next(times))
+    watch = Stopwatch(torch.device("cpu"))
+    with watch.timed("iteration", 3):
+        pass
+    assert watch.median("iteration") == 1.0

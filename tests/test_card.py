@@ -186,7 +186,9 @@ def test_every_form_of_the_encoder_is_measured_with_cudnn(monkeypatch):
     monkeypatch.setattr(encoder, "operators", lambda *_words: {})
     options = argparse.Namespace(device="cpu", eager=False, views=1, size=64)
     encoder.measure(options)
-    assert seen == {form.name: (True, form.search) for form in encoder.forms(torch.device("cpu"), compiled=True)}
+    assert seen == {
+        form.name: (True, form.search) for form in encoder.forms(torch.device("cpu"), compiled=True)
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,19 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import random
 import signal
+from collections.abc import Iterator
 
 import hypothesis
 import jaxtyping
 import pytest
 import torch
+from diff_gaussian_rasterization import set_num_threads
 
 # Small tensors are slower on many threads, and workers beside each other have a core each; the matrix of tests asks for
 # threads all the same.
-_threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads())
-torch.set_num_threads(int(os.environ.get("TEST_THREADS", _threads)))
+_usual = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads())
+_threads = int(os.environ.get("TEST_THREADS", _usual))
+torch.set_num_threads(_threads)
 hypothesis.settings.register_profile("reproducible", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("reproducible")
 
@@ -34,6 +37,14 @@ def _seed() -> None:
     """Every test starts from the same random state, in whatever order the tests run."""
     random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _threads_again() -> Iterator[None]:
+    """Whole commands set how many threads there are; the next test has as many as the others."""
+    yield
+    torch.set_num_threads(_threads)
+    set_num_threads(None)
 
 
 @pytest.fixture(autouse=True)

@@ -150,7 +150,7 @@ class _Child:
         self.gone = False
         self.process = fork.Process(
             target=_read_all,
-            args=(far, reader, seeds, seed, range(start, stop), folder, words, memory),
+            args=(self.pipe, far, reader, seeds, seed, range(start, stop), folder, words, memory),
             daemon=True,
         )
         with warnings.catch_warnings():
@@ -184,6 +184,7 @@ class _Child:
 
 
 def _read_all(
+    parents: Connection,
     pipe: Connection,
     reader: Reader,
     seeds: Files,
@@ -195,6 +196,7 @@ def _read_all(
 ) -> None:
     import resource
 
+    parents.close()  # else this process would go on without anybody to hear it
     faulthandler.disable()  # pytest's, which would print every crash
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

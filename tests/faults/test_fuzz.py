@@ -3,13 +3,18 @@
 import os
 import random
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.faults.fuzz import DAMAGES, MEMORY, fuzz, long_form, mutant
 from utils.errors import UserError
+from utils.repository import ROOT
 
 SEEDS = {"a.txt": b"one 1\ntwo 2\n" * 20, "b.bin": bytes(range(256))}
 
@@ -130,3 +135,27 @@ def test_the_environment_says_how_long(monkeypatch, capsys):
     assert capsys.readouterr().out == "FUZZ_CASES=7 FUZZ_SEED=9\n"
     monkeypatch.delenv("FUZZ_SEED")
     assert long_form()[1] > 20260101
+
+
+def test_nothing_goes_on_when_the_tests_are_killed(tmp_path):
+    script = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from tests.faults.fuzz import fuzz
+
+        def read(path):
+            Path({str(tmp_path / "read")!r}).touch()
+            time.sleep(0.01)
+
+        fuzz(read, {{"a": b"good"}}, 100_000, 0, Path({str(tmp_path)!r}))
+    """)
+    tests = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    try:
+        while not (tmp_path / "read").exists():
+            assert tests.poll() is None
+            time.sleep(0.05)
+        (child,) = psutil.Process(tests.pid).children()
+    finally:
+        tests.kill()
+        tests.wait()
+    assert psutil.wait_procs([child], timeout=30.0)[0] == [child]

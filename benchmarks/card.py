@@ -39,6 +39,7 @@ from benchmarks.card_rows import (
 from benchmarks.command import RESULTS, finish_measurement
 from benchmarks.timed_parts import SIDE_BY_SIDE, Part, carry_out, last_line, longest
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.repository import QUICKSTART, ROOT
 
 WHEELS = (
@@ -270,9 +271,9 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.card", description=__doc__)
+    found = Parser(prog="python -m benchmarks.card", description=__doc__)
     found.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="default cuda")
     found.add_argument("--tiny", action="store_true", help="sizes that only try out that every part runs")
     found.add_argument("--parts", nargs="+", default=[], metavar="NAME", help="only these (default: all)")

@@ -27,6 +27,7 @@ from guidance.degradation import ULite
 from guidance.prior.attention import set_wide_heads
 from guidance.prior.group_norm import adopt
 from utils.errors import UserError
+from utils.parser import Parser
 
 WARM_UP, KERNELS = 3, 16
 LAYOUT_WORDS = ("nchwtonhwc", "nhwctonchw", "transpose", "copy", "convert")
@@ -241,7 +242,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoder", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.encoder", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda (default) or cpu")
     parser.add_argument("--settings", type=Path, default=SD2_BASE, help="a family's settings")
     parser.add_argument("--size", type=int, default=512, help="pixels a side, a multiple of 64 (default 512)")

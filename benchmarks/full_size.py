@@ -5,7 +5,6 @@ Builds Stable Diffusion 2.1 base, or another family, in its exact architecture w
 result is noise. On a CPU, try `--iterations 2 C_batch_size=1 HardwareParams.memory=8gb`.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -25,6 +24,7 @@ from guidance.prior.memory import GIB, PLANS
 from guidance.prior.score_model import ScoreModel
 from train import main as train
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.peak_memory import peak_memory
 from utils.repository import ROOT
 
@@ -127,7 +127,7 @@ def plan_table(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.full_size", description=__doc__)
     parser.add_argument("--settings", type=Path, default=SD2_BASE, help="a family's settings")
     parser.add_argument("--folder", type=Path, default=ROOT / ".models", help="where model and run are kept")
     parser.add_argument("--iterations", type=int, default=200, help="iterations to train (default 200)")

@@ -6,7 +6,6 @@ medians are compared. On a card some of each run in a row, as in a training: the
 computes another, and a clock that waited for each would count its time as well.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from benchmarks.command import RESULTS, finish_measurement
 from benchmarks.stopwatch import Stopwatch
 from dreammapping.optimization import Optimization, start
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.repository import QUICKSTART
 
 WARM_UP = 3
@@ -180,7 +180,7 @@ def _line(name: str, seconds: float) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.iteration", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.iteration", description=__doc__)
     parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings to measure")
     parser.add_argument(
         "--iterations", type=int, default=40, help="floors and iterations to time (default 40)"

@@ -5,7 +5,6 @@ right before, in the same process. With `--full` the prior is Stable Diffusion 2
 weights, and SDS is measured only once. On a CPU, try `--full --warm-up 1 --iterations 1 C_batch_size=1`.
 """
 
-import argparse
 import gc
 import logging
 import sys
@@ -20,6 +19,7 @@ from benchmarks.stopwatch import Stopwatch
 from dreammapping.optimization import Optimization
 from guidance.prior.memory import GIB
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.peak_memory import forget_peak, peak_memory
 from utils.repository import QUICKSTART, ROOT
 
@@ -87,7 +87,7 @@ def _line(row: Row) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.methods", description=__doc__)
     parser.add_argument("--opt", type=Path, default=QUICKSTART, help="settings of every method")
     parser.add_argument(
         "--methods", default=",".join(METHODS), help="names, separated by commas (default: all)"

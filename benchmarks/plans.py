@@ -21,6 +21,7 @@ from dreammapping.optimization import Optimization
 from guidance.prior.memory import GIB
 from utils.device import choose_device
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.peak_memory import forget_peak, peak_memory, present_memory
 from utils.repository import ROOT
 
@@ -88,7 +89,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plans", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.plans", description=__doc__)
     parser.add_argument("--opt", type=Path, default=ROOT / "configs" / "cat.yaml", help="settings to measure")
     parser.add_argument("--plans", nargs="+", default=["8gb", "12gb", "max"], help="default: 8gb 12gb max")
     parser.add_argument("--iterations", type=int, default=8, help="iterations to time (default 8)")

@@ -1,6 +1,5 @@
 """A diffusion model in a family's exact architecture with random weights: what it costs does not depend on them."""
 
-import argparse
 import json
 import re
 import shutil
@@ -12,6 +11,7 @@ import torch
 
 from guidance.models.single_file import CONFIGS
 from utils.files import atomic
+from utils.parser import Parser
 from utils.repository import ROOT
 
 SD2_BASE = CONFIGS / "sd2-base"
@@ -108,7 +108,7 @@ def word_tokenizer() -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line: build what is not there yet and say where; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.random_model", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.random_model", description=__doc__)
     parser.add_argument("--folder", type=Path, default=ROOT / ".models", help="where models are kept")
     parser.add_argument("--settings", type=Path, default=SD2_BASE, help="a family's settings")
     parser.add_argument("--narrow", action="store_true", help="with few channels, for trying what uses it")

@@ -29,6 +29,7 @@ from simple_knn._C import distCUDA2
 from benchmarks.command import RESULTS, finish_measurement
 from benchmarks.splat_scenes import blended_pairs, gsplat, object_scene, ours
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.peak_memory import forget_peak, peak_memory, present_memory
 
 FORWARD_FMAS, BACKWARD_FMAS = 15, 28
@@ -244,7 +245,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rasterizer", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.rasterizer", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument(
         "--gaussians", type=int, nargs="+", help="default 10000 50000, on a GPU also 100000 500000"

@@ -36,6 +36,7 @@ from dreammapping.sweep.ledger import Beat, Ledger
 from dreammapping.sweep.retries import BUSY, DONE_SO, ERROR, FULL, NOT_FINITE, Outcome
 from dreammapping.sweep.shift import Claim, Wait, carry_on, shift
 from dreammapping.sweep.status import DONE, FAILED, Worker
+from utils.parser import Parser
 from utils.repository import QUICKSTART, ROOT
 
 BEAT, STALE, POLL, RESTART = 150.0, 300.0, 15.0, 45.0
@@ -342,7 +343,7 @@ MEASURES: dict[
 
 def main(words: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("what", choices=MEASURES)
     parser.add_argument("--runs", type=int, default=10_000, help="runs to simulate (default 10,000)")
     parser.add_argument("--workers", type=int, default=256, help="workers to simulate (default 256)")

@@ -1,5 +1,7 @@
 """`python -m dreammapping`: every verb answers for help at once, and a wrong word is one line."""
 
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +128,23 @@ def test_what_the_file_system_refuses_and_memory_that_is_full_are_one_line(capsy
 def test_methods_are_an_option_of_their_table_alone(capsys):
     assert main(["reproduce", "prompts", "--methods", "sds"]) == 2
     assert "--methods: expected a figure or the table `methods`, got 'prompts'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "module", ["dreammapping.page.command", "toybox.__main__", "guidance.models.__main__"]
+)
+def test_an_unknown_option_is_one_line_without_the_usage(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "run", "--frobnicate"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(module).main(["fetch", "toybox", "--frobnicate"])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1
+    assert re.fullmatch(r"error: (python .*): .*--frobnicate; \1 --help lists all\n", error)
+
+
+def test_every_command_has_that_parser():
+    """Another one prints its usage before what is wrong."""
+    code = [*ROOT.glob("*.py"), *(p for p in ROOT.glob("*/**/*.py") if ".venv" not in p.parts)]
+    code = [path for path in code if "tests" not in path.parts and path.name != "parser.py"]
+    assert len(code) > 100
+    assert [path for path in code if "ArgumentParser(" in path.read_text("utf-8")] == []

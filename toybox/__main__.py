@@ -1,14 +1,14 @@
 """What the toybox knows: `python -m toybox --prompts`."""
 
-import argparse
 import sys
 
 from utils.console import write_out
+from utils.parser import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toybox",
         description="The toybox, a world of simple objects and the models trained on it.",
         epilog="It is trained by python -m toybox.train.",

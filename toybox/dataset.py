@@ -5,7 +5,6 @@ A split is two files in the cache folder, `{split}_images.npy` (N, S, S, 3) uint
 interruption change nothing.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -40,6 +39,7 @@ from toybox.world import (
 from utils.command import exit_code
 from utils.errors import UserError
 from utils.files import atomic
+from utils.parser import Parser
 
 CACHE = Path(__file__).parent / "cache"
 SHARD = 250
@@ -282,9 +282,7 @@ def _shard(folder: Path, start: int) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m toybox.dataset", description="Render the toybox's data set."
-    )
+    parser = Parser(prog="python -m toybox.dataset", description="Render the toybox's data set.")
     parser.add_argument("--views", type=int, default=20000, help="training views (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="pixels on a side (default: %(default)s)")
     parser.add_argument(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from utils.command import exit_code
 from utils.errors import UserError
+from utils.parser import Parser
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code. What trains is imported after it, so that its help is instant."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m toybox.train", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m toybox.train", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--preset", choices=("card", "cpu"), help="default: card where there is one, else cpu"
     )

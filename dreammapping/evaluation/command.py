@@ -10,6 +10,7 @@ import logging
 from dreammapping.json_file import JsonFile, add_json_option
 from utils.command import STARTS_AGAIN, exit_code
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.paths import expanded
 
 MOST_VIEWS = 1000
@@ -17,7 +18,7 @@ MOST_VIEWS = 1000
 
 def main(words: list[str]) -> int:
     """The command line of `judge`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dreammapping judge", description=__doc__)
+    parser = Parser(prog="python -m dreammapping judge", description=__doc__)
     parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument("--views", type=int, default=24, help="views all around, at least 4 (default 24)")
     parser.add_argument("--prompt", help="judge by this prompt instead of the run's own")

@@ -13,6 +13,7 @@ from pathlib import Path
 from dreammapping.json_file import JsonFile, add_json_option
 from utils.command import STARTS_AGAIN, exit_code
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.paths import expanded
 
 LIMITS = {"views": (1, 10**6), "references": (0, 10**6), "seed": (0, 2**32 - 1)}
@@ -26,9 +27,9 @@ def main(words: list[str]) -> int:
     return exit_code(lambda: _evaluate(options), stopped=STARTS_AGAIN)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """What `evaluate` understands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dreammapping evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

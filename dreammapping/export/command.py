@@ -11,6 +11,7 @@ import logging
 
 from utils.command import exit_code
 from utils.console import write_out
+from utils.parser import Parser
 from utils.paths import expanded
 
 FORMATS = {
@@ -28,7 +29,7 @@ FORMATS = {
 def main(words: list[str]) -> int:
     """The command line of `export`; returns the exit code."""
     listed = "\n".join(f"  {name:16}{about}" for name, about in FORMATS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dreammapping export",
         description=f"{__doc__}\nformats:\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

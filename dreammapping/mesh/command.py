@@ -12,6 +12,7 @@ import sys
 from utils.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.paths import expanded
 
 LIMITS = {
@@ -26,7 +27,7 @@ LIMITS = {
 
 def main(words: list[str]) -> int:
     """The command line of `mesh`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dreammapping mesh", description=__doc__)
+    parser = Parser(prog="python -m dreammapping mesh", description=__doc__)
     parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument("--iteration", type=int, help="saved iteration (default: the last)")
     parser.add_argument(

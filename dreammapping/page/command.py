@@ -4,7 +4,6 @@ The page is RUN/index.html: the asset in 3D, videos, test views, curves, setting
 runs, or a folder of runs, get a page each and one gallery; runs with broken settings are left out.
 """
 
-import argparse
 import logging
 import os
 from itertools import count
@@ -13,6 +12,7 @@ from pathlib import Path
 from utils.command import STARTS_AGAIN, exit_code
 from utils.console import write_out
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.paths import expanded
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def main(words: list[str]) -> int:
     """The command line of `page`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dreammapping page", description=__doc__)
+    parser = Parser(prog="python -m dreammapping page", description=__doc__)
     parser.add_argument(
         "runs", nargs="+", type=expanded, metavar="RUN", help="run folder, or a folder of runs"
     )

@@ -15,6 +15,7 @@ from typing import Any
 from utils.command import exit_code
 from utils.console import warning_once, write_out
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.paths import user_path
 from utils.repository import QUICKSTART
 
@@ -45,12 +46,12 @@ def main(words: list[str]) -> int:
     return exit_code(lambda: _reproduce(options))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """What `reproduce` understands."""
     figures, tables = (
         "\n".join(f"  {name:10}{about}" for name, about in names.items()) for names in (FIGURES, TABLES)
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dreammapping reproduce",
         description=f"{__doc__}\nof the paper:\n{figures}\n  {'all':10}all of these\nof the documents:\n{tables}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

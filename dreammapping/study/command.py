@@ -13,6 +13,7 @@ from dreammapping.json_file import JsonFile, add_json_option
 from utils.command import STARTS_AGAIN, exit_code
 from utils.console import write_out
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.paths import expanded
 
 
@@ -26,9 +27,9 @@ def main(words: list[str]) -> int:
     )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """What `study` understands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dreammapping study",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

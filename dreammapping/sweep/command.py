@@ -23,6 +23,7 @@ from typing import Any
 from utils.command import exit_code
 from utils.console import warning_once, write_out
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.paths import expanded
 
 PLACES = ("status", "results")
@@ -40,9 +41,9 @@ def main(words: list[str]) -> int:
     )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """What `sweep` understands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dreammapping sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -96,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _folder_parser(place: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"python -m dreammapping sweep {place}")
+def _folder_parser(place: str) -> Parser:
+    parser = Parser(prog=f"python -m dreammapping sweep {place}")
     parser.add_argument("folder", type=expanded, help="the sweep's, such as output/animals")
     if place == "results":
         parser.add_argument("--no-pages", action="store_true", help="write the tables alone")

@@ -13,6 +13,7 @@ from dreammapping.sweep.shift import POLL, STALE, carry_on, shift
 from dreammapping.sweep.status import Worker
 from utils.console import complain
 from utils.errors import UserError
+from utils.parser import Parser
 
 AGAIN = 75
 """Exit code: start me anew, for this process has lost its device."""
@@ -21,7 +22,7 @@ STOPPED = 143
 
 def main(words: list[str] | None = None) -> int:
     """Work until nothing is left; returns the exit code: 0, `AGAIN`, `STOPPED`, or 2 where the folder is of no use."""
-    parser = argparse.ArgumentParser(prog="python -m dreammapping.sweep.worker", description=__doc__)
+    parser = Parser(prog="python -m dreammapping.sweep.worker", description=__doc__)
     parser.add_argument("folder", type=Path, help="the sweep's")
     parser.add_argument("--index", type=int, default=0, help="of this worker, from 0")
     parser.add_argument("--count", type=int, default=1, help="workers in all")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from utils.command import exit_code
 from utils.console import complain, write_out
 from utils.errors import UserError
+from utils.parser import Parser
 from utils.paths import expanded
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ PORT = 8080
 
 def main(words: list[str]) -> int:
     """The command line of `view`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dreammapping view", description=__doc__)
+    parser = Parser(prog="python -m dreammapping view", description=__doc__)
     parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument("--iteration", type=int, help="saved iteration to begin with (default: the last)")
     parser.add_argument(

@@ -1,6 +1,5 @@
 """Fetch models ahead of a run: `python -m guidance.models fetch sd21-base shap-e`."""
 
-import argparse
 import logging
 import sys
 
@@ -11,6 +10,7 @@ from guidance.models.source import ModelSource, locate
 from utils.command import exit_code
 from utils.console import write_out
 from utils.errors import UserError
+from utils.parser import Parser
 
 
 def fetch(key: str) -> str:
@@ -51,7 +51,7 @@ def _components(source: ModelSource) -> tuple[str, ...]:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    parser = argparse.ArgumentParser(prog="python -m guidance.models", description=__doc__)
+    parser = Parser(prog="python -m guidance.models", description=__doc__)
     known = ", ".join((*ALIASES, *HELPERS, *ENCODERS))
     parser.add_argument(
         "command", choices=("fetch",), help="fetch: download what a run needs, check and record it"

@@ -22,8 +22,9 @@ class HardwareParams:
     )
     graphs: str = option(
         "auto",
-        "launch U-Net, degradation operator, the renders' total variation and, in float32, the image encoder as one "
-        "CUDA graph each; auto: on CUDA, in one process, where memory has room and a graph gives the same numbers",
+        "launch U-Net, degradation operator, the total variation of Gaussians' renders and, in float32, the image "
+        "encoder as CUDA graphs; auto: on CUDA, in one process, where memory has room (not with 8gb or 12gb), nothing "
+        "in the U-Net is trained (for U-Net and encoder), and a graph gives the same numbers",
         choices=("never", "auto"),
     )
     compile: str = option(

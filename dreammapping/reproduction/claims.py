@@ -241,14 +241,14 @@ CLAIMS = (
         first_of("quality", "DreamMapping"),
     ),
     Claim(
-        "a cut-off that is learned would be better, a last wish of the paper; by R-precision (ours)",
+        "a cut-off that is learned would be better, one of the paper's closing wishes; by R-precision (ours)",
         "methods",
         "none",
         is_better_method("vdm_dca_learned", "vdm"),
         _CEILING,
     ),
     Claim(
-        "an operator trained before the run would be better, the other; by R-precision (ours)",
+        "an operator trained before the run would be better, another closing wish; by R-precision (ours)",
         "methods",
         "none",
         is_better_method("vdm_warm", "vdm"),

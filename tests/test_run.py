@@ -79,6 +79,35 @@ def test_force_replaces_the_asset_of_the_runs_own_kind(tmp_path, kind, asset):
     assert not (tmp_path / "a" / asset).exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ("GuidanceParams: {text: 'a mushroom, representation: grid'}\n", {}),
+        ("ModelParams: {workspace: 'representation: image'} # representation: hash\n", {}),
+        ("ModelParams: {representation: grid}\n", {"representation": "gaussians"}),
+        *(
+            (settings, {})
+            for settings in (
+                "ModelParams: [representation: grid",
+                "ModelParams: [a]",
+                "- grid",
+                "",
+                "[" * 9999,
+                "\0",
+            )
+        ),
+    ],
+)
+def test_only_the_representation_of_a_run_says_what_its_asset_is_called(tmp_path, settings, told):
+    """Not a prompt or a name with that word in it, nor settings that were changed after the run, or damaged."""
+    make(tmp_path / "a", settings).write_manifest(**told)
+    for name in ("picture.png", "field.safetensors", "mesh.ply"):
+        (tmp_path / "a" / name).write_text("precious")
+    make(tmp_path / "a", force=True)
+    kept = contents(tmp_path / "a")
+    assert all(kept.get(name) == b"precious" for name in ("picture.png", "field.safetensors", "mesh.ply"))
+
+
 EXPORTED = (
     "export/a.spz",
     "export/a.compressed.ply",

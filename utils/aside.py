@@ -2,11 +2,15 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import re
 import secrets
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from utils.errors import UserError
 from utils.inputs import regular_file
@@ -38,7 +42,7 @@ ASSETS = {
     "hash": re.compile(r"field\.safetensors|mesh\.ply"),
 }
 """What a run of a representation leaves under a name that, beside another run, a user may have given to a file."""
-SETTINGS = "config.yaml"
+SETTINGS, MANIFEST = "config.yaml", "run.json"
 PAGE = "index.html"
 FOLDERS = ("train_process", "test_six_views", "videos", "process_videos", "point_cloud", "checkpoints")
 """The folders in which they lie."""
@@ -67,7 +71,7 @@ def written(folder: Path) -> list[Path]:
             and (name != PAGE or _is_page(Path(place, name)))
         ]
     return sorted(
-        found, key=lambda path: (path.name == SETTINGS, path)
+        found, key=lambda path: (path.name in (MANIFEST, SETTINGS), path)
     )  # they say of what kind the others are
 
 
@@ -87,14 +91,32 @@ def _is_aside(folder: Path) -> bool:
 
 
 def _asset(folder: Path) -> list[re.Pattern[str]]:
-    """What the settings in a run's folder say that its asset is called; all of them where only a run's files lie."""
+    """What the asset of the run in a folder is called, by what it says of itself; all of them where only a run's files
+    lie."""
     if _is_aside(folder):
         return list(ASSETS.values())
-    try:
-        settings = regular_file(folder / SETTINGS).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return []
-    return [name for kind, name in ASSETS.items() if re.search(rf"\brepresentation: ?{kind}\b", settings)]
+    told = told_by(folder / MANIFEST)
+    if "representation" not in told:  # of an earlier version, or not written yet
+        with contextlib.suppress(OSError, ValueError):
+            told = _model_of(regular_file(folder / SETTINGS).read_text(encoding="utf-8"))
+    return [name for kind, name in ASSETS.items() if told.get("representation") == kind]
+
+
+def told_by(manifest: Path) -> dict[str, Any]:
+    """What `run.json` says; nothing where there is none, or a damaged one."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        told = json.loads(regular_file(manifest).read_text(encoding="utf-8"))
+        return told if isinstance(told, dict) else {}
+    return {}
+
+
+def _model_of(settings: str) -> dict[str, Any]:
+    """The group `ModelParams` of settings, every value as text; nothing where they are damaged."""
+    with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError):
+        tree = yaml.load(settings, yaml.BaseLoader)  # text alone: nothing is built, nothing merged
+        group = tree.get("ModelParams") if isinstance(tree, dict) else None
+        return group if isinstance(group, dict) else {}
+    return {}
 
 
 def _is_page(path: Path) -> bool:

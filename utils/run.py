@@ -225,7 +225,7 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: by its marker, or, for one of before there were markers, by what its files say."""
     if (folder / MARKER).is_file():
         return True
-    told = _told_by(folder / "run.json")
+    told = aside.told_by(folder / aside.MANIFEST)
     return (folder / "config.yaml").is_file() and told.keys() >= {"versions", "iterations", "finished"}
 
 
@@ -233,15 +233,7 @@ def _would_be_missed(folder: Path) -> bool:
     """Whether a run's folder holds a checkpoint, or an asset of a run that was not ended before its first one."""
     if checkpoints(folder / "checkpoints"):
         return True
-    return _told_by(folder / "run.json").get("iterations") != 0 and aside.has_results(folder)
-
-
-def _told_by(manifest: Path) -> dict[str, Any]:
-    """What `run.json` says; nothing where there is none, or a damaged one."""
-    with suppress(OSError, ValueError, RecursionError):
-        told = json.loads(regular_file(manifest).read_text(encoding="utf-8"))
-        return told if isinstance(told, dict) else {}
-    return {}
+    return aside.told_by(folder / aside.MANIFEST).get("iterations") != 0 and aside.has_results(folder)
 
 
 @contextmanager

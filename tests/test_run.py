@@ -108,6 +108,41 @@ def test_only_the_representation_of_a_run_says_what_its_asset_is_called(tmp_path
     assert all(kept.get(name) == b"precious" for name in ("picture.png", "field.safetensors", "mesh.ply"))
 
 
+@pytest.mark.parametrize("before", ["finished", "never stood"])
+@pytest.mark.parametrize(
+    ("kind", "asset"),
+    [("image", "picture.png"), ("grid", "field.safetensors"), ("grid", "mesh.ply"), ("hash", "mesh.ply")],
+)
+def test_a_users_file_with_the_name_of_the_new_runs_asset_is_refused(tmp_path, kind, asset, before):
+    folder = tmp_path / "a"
+    if before == "finished":
+        make(folder)
+    else:
+        folder.mkdir()
+        (folder / MARKER).touch()
+    (folder / asset).write_text("precious")
+    found = contents(folder)
+    with (
+        pytest.raises(UserError, match=rf"{asset}: expected no file.* move it, or choose another workspace"),
+        Run(folder, force=True) as run,
+    ):
+        run.claim(f"ModelParams: {{representation: {kind}}}\n")
+    assert not run.claimed and contents(folder) | {MARKER: b""} == found | {MARKER: b""}
+    (folder / asset).rename(tmp_path / asset)  # as the message advises
+    make(folder, f"ModelParams: {{representation: {kind}}}\n", force=True)
+
+
+def test_an_asset_of_the_replaced_run_is_no_users_file(tmp_path):
+    for kind in ("grid", "hash"):
+        make(tmp_path / "a", f"ModelParams: {{representation: {kind}}}\n", force=True)
+        (tmp_path / "a" / "mesh.ply").write_text(kind)
+    with pytest.raises(ZeroDivisionError), Run(tmp_path / "a", force=True) as run:
+        run.claim("ModelParams: {representation: grid}\n")
+        (tmp_path / "a" / "mesh.ply").write_text("grid")
+        raise ZeroDivisionError
+    assert (tmp_path / "a" / "mesh.ply").read_text() == "hash"
+
+
 EXPORTED = (
     "export/a.spz",
     "export/a.compressed.ply",

@@ -102,6 +102,18 @@ def _asset(folder: Path) -> list[re.Pattern[str]]:
     return [name for kind, name in ASSETS.items() if told.get("representation") == kind]
 
 
+def refuse_others(folder: Path, settings: str) -> None:
+    """Raise UserError where somebody else's file has a name that the asset of a run of these settings would take."""
+    kind = _model_of(settings).get("representation")
+    ours = {path.as_posix() for path in written(folder)}
+    for path in sorted(folder.iterdir()) if kind in ASSETS else ():
+        if ASSETS[kind].fullmatch(path.name) and path.name not in ours:
+            raise UserError(
+                f"{path}: expected no file, or one of the run that is replaced, found another; move it, or choose "
+                "another workspace"
+            )
+
+
 def told_by(manifest: Path) -> dict[str, Any]:
     """What `run.json` says; nothing where there is none, or a damaged one."""
     with contextlib.suppress(OSError, ValueError, RecursionError):

@@ -134,8 +134,11 @@ class Run:
             settings: the resolved settings as YAML text, written to `config.yaml`.
 
         Raises:
-            UserError: the old run cannot be moved, or the folder cannot be written.
+            UserError: a user's file has the name of the new run's asset; the old run cannot be moved, or the folder
+                cannot be written.
         """
+        if not self._resume:
+            aside.refuse_others(self.folder, settings)
         self.claimed = True
         if self._resume:
             self.manifest = _read_manifest(self.path("run.json"))

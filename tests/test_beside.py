@@ -47,6 +47,13 @@ def test_a_start_that_failed_is_started_again_in_its_place(tmp_path):
     assert folder_of(settings) == tmp_path / "cat"
 
 
+def test_what_is_left_of_a_finished_run_stays_alone(tmp_path):
+    """Its checkpoints and Gaussians may have been deleted to save room."""
+    settings = run_in(tmp_path / "cat", f"output_path={tmp_path}", "workspace=cat", results=False)
+    write_text(tmp_path / "cat" / "run.json", '{"versions": {}, "iterations": 7, "finished": true}')
+    assert folder_of(settings) == tmp_path / "cat-2"
+
+
 @pytest.mark.parametrize("name", ["quickstart", "cat"])
 def test_settings_that_are_no_runs_are_left_alone(name):
     config, command = load(["--opt", f"configs/{name}.yaml"])

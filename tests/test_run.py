@@ -380,6 +380,26 @@ def test_an_asset_without_a_checkpoint_is_told_from_a_run_that_goes_on(tmp_path)
     make(tmp_path / "a", force=True)
 
 
+@pytest.mark.parametrize(
+    "left", ["run.json", "videos/9_iteration/video_rgb_9.mp4", "test_six_views/9_iteration/all_views.png"]
+)
+def test_what_is_left_of_a_run_that_was_thinned_out_is_no_failed_start(tmp_path, left):
+    """As where its checkpoints and Gaussians were deleted to save room."""
+    folder = tmp_path / "a"
+    make(folder)
+    for name in ("checkpoints", "point_cloud"):
+        shutil.rmtree(folder / name)
+    if left != "run.json":
+        (folder / "run.json").unlink()
+        (folder / left).parent.mkdir(parents=True)
+        (folder / left).write_text("precious")
+    before = contents(folder)
+    with pytest.raises(UserError, match="holds another run; --force replaces it"):
+        Run(folder)
+    assert contents(folder) == before
+    make(folder, force=True)
+
+
 def test_what_a_link_within_a_folder_of_the_run_leads_to_is_left_alone(tmp_path):
     make(tmp_path / "a")
     disk = tmp_path / "disk"

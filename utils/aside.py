@@ -46,7 +46,7 @@ SETTINGS, MANIFEST = "config.yaml", "run.json"
 PAGE = "index.html"
 FOLDERS = ("train_process", "test_six_views", "videos", "process_videos", "point_cloud", "checkpoints")
 """The folders in which they lie."""
-RESULTS = re.compile(r"(point_cloud|checkpoints)/.*|picture\.png|field\.safetensors")
+RESULTS = re.compile(rf"({'|'.join(FOLDERS)})/.*|picture\.png|field\.safetensors|mesh\.ply")
 """Those of them that somebody would miss."""
 _PARTS = re.compile(r"frames|iteration_\d+|\d+_iteration")
 """The folders in those."""
@@ -139,8 +139,12 @@ def _is_page(path: Path) -> bool:
 
 
 def has_results(folder: Path) -> bool:
-    """Whether a run's folder holds what somebody would miss: a checkpoint, or an asset."""
-    return any(RESULTS.fullmatch(path.as_posix()) for path in written(folder))
+    """Whether a run's folder holds what somebody would miss: whatever is left of a run that was saved, and not what one
+    left that ended before its first checkpoint."""
+    told = told_by(folder / MANIFEST)
+    if told.get("finished") or told.get("iterations"):
+        return True
+    return told.get("iterations") != 0 and any(RESULTS.fullmatch(path.as_posix()) for path in written(folder))
 
 
 def move_aside(folder: Path) -> None:

@@ -100,7 +100,7 @@ class Run:
             )
         ours = is_run(folder)
         saved = ours and bool(checkpoints(folder / "checkpoints"))
-        results = ours and _would_be_missed(folder)
+        results = saved or (ours and aside.has_results(folder))
         if self._resume and not saved:
             advice = "start with --force, which replaces the results there" if results else "start"
             raise UserError(f"{folder}: there is no checkpoint to resume from; {advice} without --resume")
@@ -230,13 +230,6 @@ def is_run(folder: Path) -> bool:
         return True
     told = aside.told_by(folder / aside.MANIFEST)
     return (folder / "config.yaml").is_file() and told.keys() >= {"versions", "iterations", "finished"}
-
-
-def _would_be_missed(folder: Path) -> bool:
-    """Whether a run's folder holds a checkpoint, or an asset of a run that was not ended before its first one."""
-    if checkpoints(folder / "checkpoints"):
-        return True
-    return aside.told_by(folder / aside.MANIFEST).get("iterations") != 0 and aside.has_results(folder)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def _work(words: list[str]) -> int:
 
     result = optimize(config, resume=command.resume, force=command.force, quiet=command.quiet)
     if result.exit_code == 0:
-        logging.info("finished: %s", result.folder)
+        logging.info("finished: %s", config.ModelParams.run_folder)
     return result.exit_code
 
 

@@ -140,7 +140,7 @@ class SceneOutputs(Outputs):
         model = self.config.ModelParams
         values = {
             "sh_degree": self.scene.sh_degree,
-            "model_path": str(self.run.folder),
+            "model_path": str(self.run.given),
             "white_background": model.white_background,
         }
         arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
@@ -174,7 +174,7 @@ class SceneOutputs(Outputs):
             yield
         except UserError as error:
             self._encodes = False
-            log.warning("%s; the run continues without videos", error)
+            log.warning("%s; the run continues without videos", self.run.as_given(error))
 
     def _views(self, cameras: Cameras) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Colour and depth of each camera as bytes, of which no more than a few are kept."""

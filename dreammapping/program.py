@@ -43,7 +43,7 @@ class Result:
 
     Attributes:
         subject: what was optimised, as it ended.
-        folder: the run folder, with its asset, videos and pictures.
+        folder: the run folder, with its asset, videos and pictures; absolute.
         exit_code: 0 when the run is finished, 128 plus a signal's number when one ended it early.
     """
 
@@ -152,7 +152,7 @@ def _follow(config: Config, build: Build | None, load: Load | None) -> Result:
         with Interruption() as interruption:
             follow(optimization, interruption)
         done = optimization.step == config.iterations
-        folder = config.ModelParams.run_folder
+        folder = config.ModelParams.run_folder.absolute()
         return Result(optimization.subject, folder, 0 if done else interruption.exit_code)
 
 
@@ -291,20 +291,21 @@ def _changes(config: Config, run: Run) -> list[str]:
     try:
         return [name for name in differences(run.path("config.yaml"), config) if name not in PLACE]
     except UserError as error:
-        log.warning("%s; it is written anew", error)
+        log.warning("%s; it is written anew", run.as_given(error))
         return []
 
 
 @contextmanager
 def _told_when_full(config: Config) -> Iterator[None]:
     """Where memory runs out beside an iteration: while something is read, saved or drawn."""
+    folder = config.ModelParams.run_folder
+    place = folder.absolute()  # a callback may change the working directory
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        folder = config.ModelParams.run_folder
-        saved = checkpoint.checkpoints(folder / "checkpoints")
+        saved = checkpoint.checkpoints(place / "checkpoints")
         left = (
             f"what was done up to iteration {checkpoint.step_of(saved[-1])} is saved; to continue from it, repeat the "
             "command with --resume"
@@ -324,7 +325,7 @@ def _what_is_left(run: Run) -> str:
     if not saved:
         return "stopped at once, before the first checkpoint; repeat the command to start again"
     if run.manifest.get("finished"):
-        return f"stopped at once, but the run was finished: {run.folder}"
+        return f"stopped at once, but the run was finished: {run.given}"
     return (
         f"stopped at once; the last checkpoint is that of iteration {checkpoint.step_of(saved[-1])}, "
         "from which the command with --resume continues"

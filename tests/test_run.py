@@ -491,6 +491,21 @@ def test_a_run_with_a_part_on_a_mounted_volume_is_replaced_or_stays_whole(tmp_pa
         assert checkpoint.checkpoints(volume)
 
 
+def test_messages_name_the_folder_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("output", "a")
+    make(folder)
+    (folder / "mesh.ply").write_text("precious")
+    with pytest.raises(UserError, match=r"^output/a: holds another run"):
+        Run(folder)
+    with pytest.raises(UserError, match=r"^output/a/mesh\.ply: "), Run(folder, force=True) as run:
+        run.claim("ModelParams: {representation: grid}\n")
+    with Run(folder, resume=True), pytest.raises(UserError, match=r"^output/a: is in use"):
+        Run(folder, resume=True).__enter__()
+    os.chdir("/")  # what becomes of the working directory later is no matter
+    assert run.path("config.yaml").read_text() == "seed: 0\n"
+
+
 def test_a_start_that_fails_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), Run(tmp_path / "deep" / "a"):
         raise ZeroDivisionError

@@ -461,6 +461,17 @@ def test_a_callback_that_raises_loses_nothing(short, tmp_path, end):
     assert optimize(configured(short), resume=True, quiet=True).exit_code == 0
 
 
+def test_a_callback_that_changes_the_working_directory_does_not_part_a_run(short, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = configured([*short, "output_path=output", "iterations=2"])
+    result = optimize(config, quiet=True, callback=lambda *_: os.chdir(tmp_path / "elsewhere"))
+    assert not any((tmp_path / "elsewhere").iterdir())
+    assert result.folder == tmp_path / "output" / "run"
+    assert json.loads((result.folder / "run.json").read_text())["finished"]
+    assert {"config.yaml", "point_cloud", "checkpoints", "index.html"} <= set(os.listdir(result.folder))
+
+
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
 def test_an_unknown_prompt_is_looked_for_once_at_the_start(flags, short, monkeypatch):
     asked = []

@@ -45,6 +45,7 @@ class Run:
             and removed when the new run `stands`; if that never happens, they come back.
 
     Attributes:
+        folder: where the run is kept, whatever becomes of the working directory. given: the same, as it was given.
         claimed: the folder was changed. standing: the run has a checkpoint of its own.
         manifest: what `run.json` says.
 
@@ -53,7 +54,7 @@ class Run:
     """
 
     def __init__(self, folder: Path, *, resume: bool = False, force: bool = False) -> None:
-        self.folder = folder
+        self.given = folder
         self.started = time.monotonic()
         self.manifest: dict[str, Any] = {}
         self._resume, self._force = resume, force
@@ -61,58 +62,65 @@ class Run:
         self._moved = False  # all that is in the folder now is the new run's
         self._made: list[Path] = []
         with _named(folder):
+            self.folder = folder.absolute()
             if not (
-                aside.half_done(folder) or unfinished(folder, aside.FOLDERS)
+                aside.half_done(self.folder) or unfinished(self.folder, aside.FOLDERS)
             ):  # else once that is in order
                 self._look()
 
     def __enter__(self) -> "Run":
-        with _named(self.folder):
+        with _named(self.given):
             self._make_folder()
         self._lock = Lock(self.path(MARKER))
         try:
             self._lock.acquire()
-        except UserError:
+        except UserError as error:
             self._made = []  # somebody else's by now
-            self._leave()
+            self.__exit__(type(error), error, None)
             raise
         try:
-            with _named(self.folder):
+            with _named(self.given):
                 self._settle()
                 self._look()  # again: nobody else is here now
-        except BaseException:
-            self._leave()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, UserError):
+            error.args = (self.as_given(str(error)),)
         self._leave()
+
+    def as_given(self, text: str | UserError) -> str:
+        """A text with the folder in it as it was given."""
+        return str(text).replace(str(self.folder), str(self.given))
 
     def _look(self) -> None:
         """Whether the folder can be used as it was asked for."""
-        folder = self.folder
+        folder, given = self.folder, self.given
         if os.path.lexists(folder) and not folder.is_dir():
             found = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
             raise UserError(
-                f"{folder}: expected a folder for the run, found {found}; choose another workspace"
+                f"{given}: expected a folder for the run, found {found}; choose another workspace"
             )
         ours = is_run(folder)
         saved = ours and bool(checkpoints(folder / "checkpoints"))
         results = saved or (ours and aside.has_results(folder))
         if self._resume and not saved:
             advice = "start with --force, which replaces the results there" if results else "start"
-            raise UserError(f"{folder}: there is no checkpoint to resume from; {advice} without --resume")
+            raise UserError(f"{given}: there is no checkpoint to resume from; {advice} without --resume")
         if self._resume:
             return
         if results and not self._force:
             resume = "--resume continues it, " if saved else ""
             raise UserError(
-                f"{folder}: holds another run; {resume}--force replaces it, workspace=NAME starts beside it"
+                f"{given}: holds another run; {resume}--force replaces it, workspace=NAME starts beside it"
             )
         if not ours and folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{folder}: is not empty and holds no run of ours; choose another workspace")
+            raise UserError(f"{given}: is not empty and holds no run of ours; choose another workspace")
 
     def _make_folder(self) -> None:
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]

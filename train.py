@@ -34,10 +34,9 @@ def _work(words: list[str]) -> int:
         return 0
     if command.quiet:
         logging.getLogger().setLevel(max(level, logging.WARNING))
-    if not (command.resume or command.force):
-        from dreammapping.beside import beside_its_run
+    from dreammapping.beside import in_its_place
 
-        config = beside_its_run(config, command.opt)
+    config = in_its_place(config, command)
     if command.dry_run:
         from dreammapping.dry_run import dry_run
 

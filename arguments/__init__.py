@@ -25,11 +25,11 @@ from arguments.groups import (
     SSDParams,
     VDMParams,
 )
-from arguments.load import differences, load
+from arguments.load import PLACE, differences, load
 
 __all__ = [
-    "ASDParams", "CSDParams", "Command", "Config", "Consistent3DParams", "DreamFlowParams", "FieldParams",
+    "PLACE", "ASDParams", "CSDParams", "Command", "Config", "Consistent3DParams", "DreamFlowParams", "FieldParams",
     "GenerateCamParams", "GuidanceParams", "HardwareParams", "ImageParams", "LMCParams", "LODSParams", "LoRAParams",
-    "ModelParams", "NFSDParams", "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams", "differences",
-    "load", "to_yaml",
+    "ModelParams", "NFSDParams", "OptimizationParams", "PipelineParams", "SSDParams", "VDMParams",
+    "differences", "load", "to_yaml",
 ]  # fmt: skip

@@ -28,9 +28,14 @@ UPSTREAM_FLAGS = ("--port", "--test_ratio", "--save_ratio", "--save_video")
 
 @dataclass(frozen=True)
 class Command:
-    """What a command asks for beside the settings."""
+    """What a command asks for beside the settings.
+
+    Attributes:
+        names_folder: a word of the command, and not the settings file, says where the run is.
+    """
 
     opt: Path | None = None
+    names_folder: bool = False
     print_config: bool = False
     dry_run: bool = False
     resume: bool = False

@@ -28,6 +28,8 @@ from utils.paths import user_path
 log = logging.getLogger(__name__)
 
 COMMAND_LINE, PYTHON = "command line", "overrides"
+PLACE = ("ModelParams.output_path", "ModelParams.workspace", "ModelParams.model_path")
+"""The settings that say where a run is: a folder that was moved has others and is the same run."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def load(
     _remark(config, entries)
     command = Command(
         opt=path,
+        names_folder=any(entry.name in PLACE for entry in overrides),
         print_config=flags.print_config,
         dry_run=flags.dry_run,
         resume=flags.resume,

@@ -5,12 +5,12 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arguments import Config, differences, load, to_yaml
-from dreammapping.beside import beside_its_run
+from arguments import PLACE, Config, differences, load, to_yaml
+from dreammapping.beside import in_its_place
 from dreammapping.finished import FinishedRun
 from dreammapping.loop import Callback, follow, loop
 from dreammapping.manifest import manifest
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 _one = threading.RLock()
 """Held by the thread that has a run; a callback in it may make another."""
-PLACE = ("ModelParams.output_path", "ModelParams.workspace")
-"""The settings that say where a run is: a folder that was moved has others and is the same run."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,7 @@ def generate(
     """
     changes = {"GuidanceParams.text": prompt, **(overrides or {})}
     config, command = load(["--opt", str(settings)], changes)
-    if not (resume or force):
-        config = beside_its_run(config, command.opt)
+    config = in_its_place(config, replace(command, resume=resume, force=force))
     return optimize(config, resume=resume, force=force, quiet=quiet, callback=callback)
 
 

@@ -15,7 +15,7 @@ from arguments import Config
 from dreammapping.memory import gaussian_bytes, most_gaussians
 from dreammapping.outputs import fractions
 from dreammapping.subject import Shown, Subject
-from gaussian_renderer import Views, disparity, render
+from gaussian_renderer import Views, disparity, render, usable
 from guidance.prior.score_model import ScoreModel
 from guidance.prior.shap_e import text_to_mesh
 from guidance.prompts import ViewPrompts
@@ -58,7 +58,7 @@ class Gaussians(Subject):
         rng: draws the start shape.
 
     Raises:
-        UserError: the start shape or the prompt cannot be used.
+        UserError: the device has not the backend, or the start shape or the prompt cannot be used.
     """
 
     replicas = True
@@ -70,6 +70,11 @@ class Gaussians(Subject):
         rng: torch.Generator,
         device: torch.device,
     ) -> None:
+        backend = config.PipelineParams.backend
+        if usable(backend, device) != backend:
+            raise UserError(
+                f"PipelineParams.backend: expected kernels that run on {device}, got {backend}; use backend=auto"
+            )
         # a shape from text takes minutes and comes after all that can fail within seconds
         start = None if config.starts_from_text else initial_gaussians(config, rng, device)
         prior = load_prior()

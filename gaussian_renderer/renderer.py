@@ -88,6 +88,11 @@ def render(
     return Views(images, alphas, depths, Footprint(means2d, radii))
 
 
+def usable(backend: str, device: torch.device) -> str:
+    """A backend of the rasterizer, or "auto" where a device has not its kernels: a run may be looked at elsewhere."""
+    return "auto" if backend in ("cpu", "cuda") and backend != device.type else backend
+
+
 def camera_arguments(cameras: Cameras) -> dict[str, Any]:
     """What `rasterize` asks of B cameras: matrices transposed, tangents of half the fields of view."""
     return {

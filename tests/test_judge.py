@@ -149,6 +149,14 @@ def test_a_run_is_judged_beside_its_truth_and_its_start(run):
     assert [line.split("  ")[0] for line in lines[4:]] == ["this asset", "true object", "untrained start"]
 
 
+def test_a_run_of_a_card_is_judged_where_there_is_none(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = run / "config.yaml"
+    settings.write_text(settings.read_text().replace("backend: auto", "backend: cuda"))
+    assert FinishedRun.open(run).config.PipelineParams.backend == "cuda"
+    assert judge_run(run, views=8, clip=ColourBlind())["gaussians"] == 50
+
+
 def test_without_its_points_the_start_is_made_again(run):
     finished = FinishedRun.open(run)
     stored = finished.start()

@@ -11,16 +11,19 @@ import trimesh
 
 from arguments import load, to_yaml
 from dreammapping.__main__ import main
+from dreammapping.finished import FinishedRun
 from dreammapping.mesh import files
 from dreammapping.mesh import make as making
 from dreammapping.mesh.compare import Likeness
+from dreammapping.mesh.source import source_of
+from scene.cameras import orbit
 from scene.gaussian_model import GaussianModel
 from scene.mesh import sample_file
 from scene.ply import write_gaussians
 from tests import foreign
 from tests.balls import painted, sides
 from tests.finished_run import field_run
-from tests.gaussians import seeded
+from tests.gaussians import random_gaussians, seeded
 from utils.files import atomic
 from utils.own_files import RECORD, note
 from utils.run import Run
@@ -96,8 +99,10 @@ def test_three_loads_the_mesh(written, ball):
     assert np.subtract(high, low) == pytest.approx([1.6] * 3, abs=0.1)
 
 
-def a_run(folder: Path, model: GaussianModel) -> Path:
-    config, _ = load(["text=a red ball", "image_w=40", "image_h=40", "model_key=toybox", "device=cpu"])
+def a_run(folder: Path, model: GaussianModel, *words: str) -> Path:
+    config, _ = load(
+        ["text=a red ball", "image_w=40", "image_h=40", "model_key=toybox", "device=cpu", *words]
+    )
     with Run(folder) as run:
         run.claim(to_yaml(config))
         write_gaussians(run.path("point_cloud", "iteration_7", "point_cloud.ply"), model)
@@ -138,6 +143,12 @@ def test_the_verb_makes_all_files_and_says_how_good_they_are(tmp_path, capsys):
     assert numbers["watertight"] and numbers["psnr"] > 22 and numbers["coverage"] > 0.93
     mesh = loaded(made / "mesh.glb")
     assert mesh.extents == pytest.approx([0.85] * 3, abs=0.1)
+
+
+def test_a_run_of_a_card_becomes_a_mesh_where_there_is_none(tmp_path):
+    run = FinishedRun.open(a_run(tmp_path / "ball", random_gaussians(20), "backend=cuda"))
+    cameras = orbit(2, run.config.GenerateCamParams)
+    assert source_of(run, 7, torch.device("cpu")).look(cameras).images.shape == (2, 3, 40, 40)
 
 
 @pytest.mark.parametrize("kind", ["grid", "hash"])

@@ -95,6 +95,16 @@ def test_a_card_beyond_the_machines_is_refused_with_those_that_are_there(monkeyp
         choose_device("cuda:2")
 
 
+def test_kernels_that_the_device_has_not_are_refused_before_anything_is_changed(short, tmp_path, capsys):
+    said = "PipelineParams.backend: expected kernels that run on cpu, got cuda; use backend=auto"
+    assert main(["--quiet", *short, "backend=cuda"]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main(["--quiet", *short, "backend=auto"]) == 0
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    assert main(["--quiet", *short, "--resume", "backend=cuda", "iterations=3"]) == 2
+    assert said in capsys.readouterr().err and (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
 def test_a_run_leaves_what_upstreams_users_expect(undisturbed):
     run = undisturbed
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}

@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from dreammapping.viewer.frames import Pose, covariances, frame, side_by_side
 from gaussian_renderer import render
 from scene.cameras import Cameras, orbit
 from tests.gaussians import random_gaussians
+from tests.settings import config_of
 from utils.images import to_uint8
 from utils.rotations import quaternions_to_matrices
 
@@ -49,6 +51,19 @@ def test_a_frame_is_what_the_renderer_draws_for_the_same_camera(params):
     assert abs(opacity.astype(int) - to_uint8(expected.alphas)[0]).max() <= 1
     depth = frame(model, pose_of(cameras), 40, channel="depth")
     assert depth.shape == (40, 60, 3) and depth.max() > 100
+
+
+def test_a_run_of_a_card_is_shown_where_there_is_none(params):
+    from dreammapping.viewer.stage import BACKGROUNDS, Stage
+
+    model = random_gaussians(40)
+    chosen = {"background": next(iter(BACKGROUNDS)), "channel": "colour", "degree": 0}
+    stage = SimpleNamespace(
+        gaussians=model,
+        config=config_of(backend="cuda"),
+        **{name: SimpleNamespace(value=value) for name, value in chosen.items()},
+    )
+    assert Stage.picture(stage, pose_of(orbit(8, params)[1:2]), 40).shape == (40, 60, 3)
 
 
 def test_harmonics_are_used_up_to_the_degree_that_is_asked_for(params):

@@ -16,7 +16,7 @@ from torch import Tensor
 from arguments import GenerateCamParams
 from dreammapping.field import look
 from dreammapping.finished import FinishedRun
-from gaussian_renderer import render
+from gaussian_renderer import render, usable
 from scene.cameras import Cameras, orbit
 from scene.gaussian_model import GaussianModel
 from scene.radiance_field import RadianceField
@@ -90,7 +90,8 @@ class Exhibit:
         if isinstance(asset, RadianceField):
             views = look(asset, self.cameras, self.background, self.run.config.FieldParams)
             return torch.cat([each.images.clamp(0.0, 1.0).cpu() for each in views])
-        options = {"backend": params.backend, "direct_rgb": params.convert_SHs_python}
+        backend = usable(params.backend, self.device)
+        options = {"backend": backend, "direct_rgb": params.convert_SHs_python}
         images = []
         for first in range(0, len(self.cameras), CHUNK):
             cameras = self.cameras[first : first + CHUNK]

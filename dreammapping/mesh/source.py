@@ -5,6 +5,7 @@ import torch
 from dreammapping.finished import FIELD, FinishedRun
 from dreammapping.mesh import gaussian_views, radiance_views
 from dreammapping.mesh.views import Source
+from gaussian_renderer import usable
 from scene.radiance_field import RadianceField
 
 
@@ -32,5 +33,5 @@ def source_of(run: FinishedRun, iteration: int, device: torch.device) -> Source:
         return radiance_views.RadianceViews(asset, run.config)
     pipeline = run.config.PipelineParams
     return gaussian_views.GaussianViews(
-        asset, backend=pipeline.backend, direct_rgb=pipeline.convert_SHs_python
+        asset, backend=usable(pipeline.backend, device), direct_rgb=pipeline.convert_SHs_python
     )

@@ -20,6 +20,7 @@ from PIL import Image
 from arguments import Config
 from dreammapping.page.splats import most_visible
 from dreammapping.viewer.frames import CHANNELS, Pose, covariances, frame
+from gaussian_renderer import usable
 from scene.gaussian_model import GaussianModel
 from utils.spherical_harmonics import sh_dc_to_rgb
 
@@ -116,6 +117,7 @@ class Stage:
         if self.gaussians is None:
             return None
         params = self.config.PipelineParams
+        backend = usable(params.backend, self.gaussians.means.device)
         return frame(
             self.gaussians,
             pose,
@@ -123,7 +125,7 @@ class Stage:
             background=BACKGROUNDS[self.background.value],
             channel=self.channel.value,
             sh_degree=int(self.degree.value),
-            options={"backend": params.backend, "direct_rgb": params.convert_SHs_python},
+            options={"backend": backend, "direct_rgb": params.convert_SHs_python},
         )
 
     def plain(self) -> UInt8[np.ndarray, "H W 3"]:

@@ -31,6 +31,14 @@ from utils.run import Run
 
 log = logging.getLogger(__name__)
 
+BESIDE_THE_ASSET = {
+    "device", "offline", "viewer", "port", "test_ratio", "checkpoint_interval", "log_interval", "save_video", "page",
+    "video_frames", "OptimizationParams.iterations", "OptimizationParams.save_process",
+    "OptimizationParams.pro_frames_num", "OptimizationParams.pro_render_45", "PipelineParams.backend",
+    "PipelineParams.debug", "GenerateCamParams.render_45", "GuidanceParams.vram_O", "GuidanceParams.vis_interval",
+    "FieldParams.mesh_density", "FieldParams.ray_chunk", "ImageParams.steps", "ImageParams.picture_interval",
+}  # fmt: skip
+"""Settings of what lies beside the asset, of the hardware, and of the length, which is compared by itself."""
 _one = threading.RLock()
 """Held by the thread that has a run; a callback in it may make another."""
 
@@ -220,7 +228,8 @@ def _go_on(optimization: Optimization, run: Run) -> None:
     """Load the newest checkpoint.
 
     Raises:
-        UserError: it is damaged, of other settings, or of a later iteration than the settings ask for.
+        UserError: it is damaged, of other settings, or of a later iteration than the settings ask for; or it is of the
+            last one, and what it was made with differs.
     """
     newest = checkpoint.checkpoints(run.path("checkpoints"))[-1]
     done, wanted = checkpoint.step_of(newest), optimization.config.iterations
@@ -246,6 +255,12 @@ def _go_on(optimization: Optimization, run: Run) -> None:
             "its name back, or delete it to go on from the one before it"
         )
     if done == wanted:
+        other = [name for name in changed if not _is_beside_the_asset(name)]
+        if other:
+            raise UserError(
+                f"{run.folder}: expected the settings it was made with, as all {done} iterations are done, got other "
+                f"{', '.join(other)}; set more iterations, or leave out --resume and choose another workspace"
+            )
         log.info("all %d iterations were done before; what is missing after the last is written", done)
     if changed:
         log.warning("resuming with other settings than before: %s", ", ".join(changed))
@@ -253,6 +268,11 @@ def _go_on(optimization: Optimization, run: Run) -> None:
     other = optimization.other_seeds
     if other or (other is None and {"seed", "GuidanceParams.noise_seed"} & set(changed)):
         optimization.reseed()
+
+
+def _is_beside_the_asset(name: str) -> bool:
+    """Whether a setting can change after the last iteration, and what the settings say of the asset is still true."""
+    return name in BESIDE_THE_ASSET or name.startswith("HardwareParams.")
 
 
 def _warn_of_other_weights(before: Any, now: dict[str, Any]) -> None:

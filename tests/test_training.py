@@ -22,9 +22,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from arguments import load
+from arguments.config import settings
 from arguments.names import MOVED
 from dreammapping import gaussians, generate, optimize
 from dreammapping.optimization import Optimization
+from dreammapping.program import BESIDE_THE_ASSET
 from scene.ply import read_gaussians
 from train import main
 from utils.device import choose_device, plain_torch
@@ -291,6 +293,30 @@ def test_another_length_is_refused_or_finishes(short, tmp_path, capsys, caplog):
     assert "all 2 iterations were done before" in caplog.text
     assert main([*short, "--quiet", "--resume", "iterations=3"]) == 0
     assert json.loads((tmp_path / "run" / "run.json").read_text())["iterations"] == 3
+
+
+def test_a_run_that_has_done_all_stays_one_of_the_settings_that_made_it(short, tmp_path, capsys):
+    """Only what lies beside the asset may still change: the settings say what the asset is."""
+    assert main([*short, "--quiet"]) == 0
+    folder = tmp_path / "run"
+    before = {name: (folder / name).read_bytes() for name in ("config.yaml", "run.json", "index.html")}
+    for word, name in (
+        ("text=a green duck", "GuidanceParams.text"),
+        ("seed=7", "GuidanceParams.noise_seed, seed"),
+        ("image_w=24", "GenerateCamParams.image_w"),
+        ("max_gaussians=50", "ModelParams.max_gaussians"),
+    ):
+        assert main([*short, "--quiet", "--resume", "log_interval=3", word]) == 2
+        said = capsys.readouterr().err
+        assert f"as all 2 iterations are done, got other {name}; set more iterations" in said
+        assert {name: (folder / name).read_bytes() for name in before} == before
+    assert main([*short, "--quiet", "--resume", "save_process=true", "memory=8gb", "log_interval=3"]) == 0
+    assert main([*short, "--quiet", "--resume", "text=a green duck", "iterations=3"]) == 0
+    assert "green duck" in (folder / "config.yaml").read_text("utf-8")
+
+
+def test_the_settings_beside_the_asset_are_settings():
+    assert settings().keys() >= BESIDE_THE_ASSET
 
 
 def test_resuming_names_what_changed_and_not_what_moved(short, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -525,17 +526,75 @@ def test_a_drawn_picture_is_the_render_of_its_labels(pool):
         assert off.min() < 1e-5
 
 
-def test_no_other_model_is_trained_over(tmp_path, capsys):
-    """`--output` in the place of `--start`, with Stable Diffusion's folder."""
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text('{"block_out_channels": [320, 640, 1280, 1280]}')
-    before = sorted(tmp_path.rglob("*"))
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("unet/config.json", '{"block_out_channels": [320, 640, 1280, 1280]}'),  # Stable Diffusion's
+        ("vae/mine.txt", "x"),
+        ("text_encoder/mine.txt", "x"),
+        ("clip/mine.py", "x"),
+        ("clip/config.json", '{"model_type": "clip", "projection_dim": 512}'),
+        ("tokenizer/mine.txt", "x"),
+        ("scheduler/mine.txt", "x"),
+        ("scheduler/scheduler_config.json", '{"_class_name": "DDIMScheduler", "beta_end": 0.02}'),
+        ("model_index.json", "[]"),
+        ("README.md", "# My project"),
+        ("report.json", "{}"),
+        ("toybox_samples.png", "x"),
+        ("checkpoints/unet.json", '{"my": "notes"}'),
+    ],
+)
+def test_nothing_else_is_trained_over(tmp_path, capsys, name, text):
+    """Also `--output` in the place of `--start`, and a repository's own folder."""
+    output = tmp_path / "output"
+    (output / name).parent.mkdir(parents=True)
+    (output / name).write_text(text)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     words = ["--preset", "cpu", "--device", "cpu", "--threads", "1", "--cache", str(tmp_path / "cache")]
-    assert train.main([*words, "--output", str(tmp_path)]) == 2
+    assert train.main([*words, "--output", str(output)]) == 2
     error = capsys.readouterr().err
-    assert f"{tmp_path / 'unet'}: expected nothing, or what this command has trained" in error
-    assert error.count("\n") == 1 and sorted(tmp_path.rglob("*")) == before
+    assert (
+        error.startswith(f"error: {output / name.partition('/')[0]}") and "choose another --output" in error
+    )
+    assert error.count("\n") == 1
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_of_ours_and_a_copy_of_it_are_trained_further(tmp_path):
     models.refuse_others(PRIOR)
+    shutil.copytree(PRIOR, tmp_path / "copy")
+    models.refuse_others(tmp_path / "copy")
+    with models.reporting(tmp_path / "copy"):
+        (tmp_path / "copy" / "report.json").write_text("{}")
+    models.refuse_others(tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").write_text("# The toybox prior\n\nMy notes.\n")
+    with pytest.raises(UserError, match=r"README\.md: expected no file, or one that this program made"):
+        models.refuse_others(tmp_path / "copy")
+
+
+def test_linked_weights_are_never_trained_over(tmp_path):
+    (tmp_path / "clip").symlink_to(PRIOR / "clip", target_is_directory=True)
+    with pytest.raises(UserError, match="found another"):
+        models.refuse_others(tmp_path)
+
+
+def test_a_users_files_beside_the_weights_stay(clip, tokenizer, tmp_path):
+    shutil.copytree(PRIOR, tmp_path, dirs_exist_ok=True)
+    mine = [tmp_path / folder / "mine.safetensors" for folder in (".", "clip", "unet", "tokenizer")]
+    for path in mine:
+        path.write_text("x")
+    stale = tmp_path / "clip" / "model-00001-of-00003.safetensors"
+    stale.write_text("what another number of shards has left")
+    models.save_clip(clip, tokenizer, tmp_path / "clip")
+    vae, encoder, tokenizer = _parts(PRIOR)
+    models.save_pipeline(tmp_path, vae, encoder, tokenizer, models.build_unet())
+    assert [path.read_text() for path in mine] == ["x"] * 4 and not stale.exists()
+    models.refuse_others(tmp_path)
+    _check_pipeline(tmp_path)
+    names = {path.relative_to(PRIOR) for path in PRIOR.rglob("*")}
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == names | {
+        path.relative_to(tmp_path) for path in mine
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,13 @@ Everything is an ordinary `transformers` or `diffusers` class, so that `StableDi
 `CLIPModel.from_pretrained` read the folder without code of ours.
 """
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,21 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from toybox import world
 from toybox.starts import convolve, keep_words_apart, pass_colour_through, start_as_identity
+from utils import own_files
 from utils.errors import UserError
-from utils.files import atomic
+from utils.files import all_or_none, atomic
+from utils.inputs import regular_file
 
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 128, 32, 4
 TEXT_LENGTH, WIDTH = 24, 128
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 _SHARD = "12MB"  # of a weight file, so that any host takes it
+_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+STAGES = ("vae", "clip", "unet")
+CHECKPOINTS = "checkpoints"
+TITLE = "# The toybox prior"
+REPORT = ("README.md", "report.json", "toybox_reconstructions.png", "toybox_samples.png")
+"""The files that the report stage writes beside the weights."""
 
 PIXEL_MEAN, PIXEL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 """The CLIP's pixel normalisation, of images in [0, 1]."""
@@ -164,7 +175,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write a folder for `CLIPModel` and `CLIPProcessor`, whole or not at all."""
+    """Write the files of a folder for `CLIPModel` and `CLIPProcessor`; others in it stay."""
     pixels = {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor",
@@ -180,7 +191,7 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
         "image_std": PIXEL_STD,
         "do_convert_rgb": True,
     }
-    with atomic(folder) as partial:
+    with saving(folder) as partial:
         clip.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / "preprocessor_config.json").write_text(
@@ -195,7 +206,7 @@ def save_pipeline(
     tokenizer: CLIPTokenizer,
     unet: UNet2DConditionModel,
 ) -> None:
-    """Write the folders of a `StableDiffusionPipeline` into `folder`, each whole or not at all; others stay."""
+    """Write the files of a `StableDiffusionPipeline` into `folder`; others in it stay."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
@@ -214,37 +225,109 @@ def save_pipeline(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline") as whole:
         pipeline.save_pretrained(whole, max_shard_size=_SHARD)
         for part in sorted(Path(whole).iterdir()):
-            with atomic(folder / part.name) as target:
-                part.rename(target)
+            if part.is_dir():
+                with saving(folder / part.name) as target:
+                    shutil.copytree(part, target, dirs_exist_ok=True)
+            else:
+                with atomic(folder / part.name) as target:
+                    part.rename(target)
+
+
+@contextlib.contextmanager
+def saving(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; its files take the place of those that this program has saved in `folder`, and all
+    others there stay.
+
+    Raises:
+        UserError: as `atomic`.
+    """
+    with (all_or_none if folder.is_dir() else atomic)(folder) as partial:
+        yield partial
+        saved = {path.name for path in partial.iterdir()}
+    for (
+        path
+    ) in folder.iterdir():  # those of another number of shards, which would be read in the place of these
+        if _WEIGHTS.fullmatch(path.name) and path.name not in saved:
+            path.unlink()
 
 
 def refuse_others(folder: Path) -> None:
-    """Before a folder is trained into, that no part of another model lies there: it would be replaced.
+    """Before a folder is trained into, that nothing else lies there under a name that is written.
 
     Raises:
-        UserError: one does.
+        UserError: something does.
     """
-    sizes = {
+    parts = {
         "vae": (
-            "encoder_block_out_channels",
-            lambda: list(build_autoencoder().config.encoder_block_out_channels),
+            "config.json",
+            {"encoder_block_out_channels": list(build_autoencoder().config.encoder_block_out_channels)},
         ),
-        "unet": ("block_out_channels", lambda: list(build_unet().config.block_out_channels)),
-        "text_encoder": ("hidden_size", lambda: WIDTH),
+        "unet": ("config.json", {"block_out_channels": list(build_unet().config.block_out_channels)}),
+        "text_encoder": ("config.json", {"hidden_size": WIDTH}),
+        "clip": ("config.json", {"model_type": "clip", "projection_dim": WIDTH}),
+        "tokenizer": ("tokenizer_config.json", {"model_max_length": TEXT_LENGTH}),
+        "scheduler": ("scheduler_config.json", _settings(build_scheduler().to_json_string())),
+        "model_index.json": ("", {"vae": ["diffusers", "AutoencoderTiny"]}),
     }
-    for part, (key, ours) in sizes.items():
-        if os.path.lexists(folder / part) and _setting(folder / part / "config.json", key) != ours():
-            raise UserError(
-                f"{folder / part}: expected nothing, or what this command has trained, found another; choose another "
-                "--output"
-            )
+    for name, (file, settings) in parts.items():
+        path = folder / name
+        if os.path.lexists(path) and (path.is_symlink() or not _has(path / file, settings)):
+            raise _found_another(path)
+    for stage in STAGES:
+        path = folder / CHECKPOINTS / f"{stage}.json"
+        if os.path.lexists(path) and "peak_rate" not in _read(path):
+            raise _found_another(path)
+    if not _is_earlier_report(folder):
+        own_files.refuse_others(folder, REPORT)
 
 
-def _setting(path: Path, key: str) -> Any:
+@contextlib.contextmanager
+def reporting(folder: Path) -> Iterator[None]:
+    """Within the block the files of `REPORT` are made in a trained folder.
+
+    Raises:
+        UserError: others lie there under their names, or the folder cannot be written.
+    """
+    if _is_earlier_report(folder):
+        own_files.adopt(folder, [name for name in REPORT if (folder / name).is_file()])
+    with own_files.making(folder, REPORT):
+        yield
+
+
+def _is_earlier_report(folder: Path) -> bool:
+    """Whether an earlier version, which kept no record of its files, wrote the report there; or it is a copy of the
+    shipped one."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return None
+        titled = regular_file(folder / "README.md").read_text(encoding="utf-8").startswith(f"{TITLE}\n")
+    except (OSError, ValueError):
+        return False
+    unrecorded = not (folder / own_files.RECORD).exists()
+    return titled and unrecorded and "stages" in _read(folder / "report.json")
+
+
+def _found_another(path: Path) -> UserError:
+    return UserError(
+        f"{path}: expected nothing, or what this command has trained, found another; choose another --output"
+    )
+
+
+def _has(path: Path, settings: dict[str, Any]) -> bool:
+    found = _read(path)
+    return all(found.get(key) == value for key, value in settings.items())
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """A configuration without what a version of a library writes by itself."""
+    return {key: value for key, value in json.loads(text).items() if key != "_diffusers_version"}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file has; nothing where it cannot be read."""
+    try:
+        found = json.loads(regular_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def count_macs(forward: Callable[[], object]) -> float:

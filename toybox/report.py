@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from toybox import dataset, world
 from toybox.clip import Clip
-from toybox.models import IMAGE_SIZE, LATENT_CHANNELS, LATENT_SIZE, TEXT_LENGTH, WIDTH, count_macs
+from toybox.models import IMAGE_SIZE, LATENT_CHANNELS, LATENT_SIZE, TEXT_LENGTH, TITLE, WIDTH, count_macs
 from toybox.recognition import recognise
 from toybox.samples import GUIDANCE_SCALE, STEPS, load_pipeline, sample, save_grid
 from toybox.train_vae import decode, encode
@@ -211,7 +211,7 @@ def _card(report: dict) -> str:
     macs = ", ".join(f"{name} {value}" for name, value in report["giga_macs"].items())
     table = "\n".join(f"| {title} | {value} |" for title, value in (*rows, *stages))
     samples, scale = report["samples"], report["samples"]["guidance_scale"]
-    return f"""# The toybox prior
+    return f"""{TITLE}
 
 A small text-to-image prior of a procedural world of {len(world.OBJECTS)} kinds of object in {len(COLOURS)} colours:
 autoencoder (128 px to 4x32x32), CLIP, and a U-Net that predicts noise. `StableDiffusionPipeline.from_pretrained` reads

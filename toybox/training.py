@@ -23,7 +23,6 @@ from toybox.train_views import Pool, Source, Views
 from utils.errors import UserError
 from utils.files import atomic
 
-_TRAINED = ("vae", "clip", "unet")
 _STARTED = time.monotonic()
 
 log = logging.getLogger(__name__)
@@ -182,7 +181,7 @@ class Training:
         torch.manual_seed(0)
         vae = models.build_autoencoder().to(self.device)
         loop = train_vae.train(vae, self.source, self._budget(1.0, 0.95), self._checkpoint("vae"))
-        with atomic(self.output / "vae") as folder:
+        with models.saving(self.output / "vae") as folder:
             vae.save_pretrained(folder)
         self._note(loop, train_vae.BATCH, "vae")
 
@@ -230,7 +229,8 @@ class Training:
         from toybox.report import write
 
         dataset.generate(1, models.IMAGE_SIZE, 0, self.cache, device=self.device, splits=("test", "held_out"))
-        write(self.output, self.cache, self.device, self._notes(), self.output)
+        with models.reporting(self.output):
+            write(self.output, self.cache, self.device, self._notes(), self.output)
 
     def all(self, arguments: list[str]) -> None:
         """Every stage. `arguments` start the CLIP's process where it is trained beside the U-Net."""
@@ -265,7 +265,7 @@ class Training:
         self.report()
 
     def _checkpoint(self, stage: str) -> Path:
-        return self.output / "checkpoints" / f"{stage}.pt"
+        return self.output / models.CHECKPOINTS / f"{stage}.pt"
 
     def _notes(self) -> dict[str, dict]:
         """What is known of each stage's training: by its checkpoint, else by an earlier report of the folder.
@@ -274,7 +274,7 @@ class Training:
         """
         notes = {stage: note for stage, note in _stages(PRIOR).items() if stage == "vae"}
         notes |= _stages(self.output)
-        for stage in _TRAINED:
+        for stage in models.STAGES:
             file = self._checkpoint(stage).with_suffix(".json")
             if file.exists():
                 notes[stage] = json.loads(file.read_text(encoding="utf-8"))

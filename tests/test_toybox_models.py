@@ -453,6 +453,15 @@ def test_the_cards_preset_makes_a_whole_prior_and_a_second_call_goes_on(tmp_path
     assert shipped == {path: path.stat().st_mtime_ns for path in PRIOR.rglob("*")}
 
 
+@pytest.mark.usefixtures("small_card")
+def test_a_cache_that_the_report_could_not_use_is_refused_before_the_training(tmp_path, capsys):
+    (tmp_path / "test_images.npy").write_text("a user's")
+    words = ["--preset", "card", "--device", "cpu", "--threads", "1", "--steps", "1"]
+    assert train.main([*words, "--output", str(tmp_path / "prior"), "--cache", str(tmp_path)]) == 2
+    assert "test_images.npy and test_labels.npz away" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["test_images.npy"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "start"),
     [

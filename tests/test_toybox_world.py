@@ -402,9 +402,108 @@ def test_an_interrupted_data_set_ends_with_the_same_bytes(monkeypatch, tmp_path)
     written.clear()
     dataset.generate(10, 16, 5, tmp_path / "cut")
     assert written == []
-    dataset.generate(10, 16, 6, tmp_path / "cut")
-    assert written
-    assert contents(tmp_path / "whole") != contents(tmp_path / "cut")
+    dataset.generate(10, 16, 6, tmp_path / "other")
+    assert contents(tmp_path / "whole") != contents(tmp_path / "other")
+
+
+def files(folder):
+    """Every file of a folder, as bytes."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(capsys, *words):
+    """The one line that the command ends with."""
+    capsys.readouterr()
+    assert dataset.main([*words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.usefixtures("small_splits")
+def test_views_of_other_settings_are_not_replaced(tmp_path, capsys):
+    settings = ("--cache", str(tmp_path), "--size", "8")
+    dataset.generate(2, 8, 0, tmp_path)
+    before = files(tmp_path)
+    for words in (("--views", "3"), ("--views", "2", "--seed", "1"), ("--views", "2", "--size", "4")):
+        assert "choose another --cache, or remove" in refusal(capsys, *settings, *words)
+    assert files(tmp_path) == before
+    for path in tmp_path.glob("train_*"):
+        path.unlink()
+    assert dataset.main([*settings, "--views", "3"]) == 0
+    assert len(dataset.load("train", tmp_path)) == 3
+
+
+@pytest.mark.usefixtures("small_splits")
+@pytest.mark.parametrize(
+    "name", ["train_images.npy", "train_labels.npz", "test_images.npy", "held_out_labels.npz"]
+)
+def test_arrays_of_a_user_are_not_replaced(tmp_path, capsys, name):
+    if name.endswith("npy"):
+        np.save(tmp_path / name, np.array(3))
+    else:
+        np.savez(tmp_path / name, mine=np.arange(3))
+    before = files(tmp_path)
+    error = refusal(capsys, "--cache", str(tmp_path), "--views", "2", "--size", "8")
+    assert "choose another --cache, or move" in error
+    assert files(tmp_path) == before
+    (tmp_path / name).unlink()
+    dataset.generate(2, 8, 0, tmp_path)
+
+
+@pytest.mark.usefixtures("small_splits")
+def test_another_versions_views_are_made_anew_in_the_programs_own_cache_alone(tmp_path, monkeypatch, capsys):
+    for cache in (tmp_path / "own", tmp_path / "users"):
+        dataset.generate(2, 8, 0, cache)
+    monkeypatch.setattr(dataset, "CACHE", tmp_path / "own")
+    monkeypatch.setattr(dataset, "_DRAWS", dataset._DRAWS + 1)
+    dataset.generate(2, 8, 0, tmp_path / "own")
+    for cache, seed in (("users", "0"), ("own", "1")):
+        words = ("--cache", str(tmp_path / cache), "--views", "2", "--size", "8", "--seed", seed)
+        assert "found those of other settings or of another version" in refusal(capsys, *words)
+
+
+@pytest.mark.usefixtures("small_splits")
+def test_a_data_set_that_was_ended_between_its_two_files_is_completed(tmp_path, monkeypatch):
+    dataset.generate(10, 16, 5, tmp_path / "whole")
+
+    def interrupt(path):
+        if path.name == "train_labels.npz":
+            raise KeyboardInterrupt
+        return atomic(path)
+
+    atomic = dataset.atomic
+    monkeypatch.setattr(dataset, "atomic", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.generate(10, 16, 5, tmp_path / "cut", processes=1)
+    assert (tmp_path / "cut" / "train_images.npy").exists()
+    monkeypatch.setattr(dataset, "atomic", atomic)
+    dataset.generate(10, 16, 5, tmp_path / "cut")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+
+
+@pytest.mark.usefixtures("small_splits")
+@pytest.mark.parametrize("name", ["train_images.npy", "train_labels.npz"])
+@pytest.mark.parametrize("kind", ["text", "half", "empty", "folder"])
+def test_damaged_views_are_one_line(tmp_path, capsys, name, kind):
+    dataset.generate(2, 8, 0, tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"text": b"text", "half": whole[: len(whole) // 2], "empty": b""}[kind])
+    expected = f"{path}: expected the toybox's train views, found none, or a damaged file"
+    assert expected in refusal(capsys, "--cache", str(tmp_path), "--views", "2", "--size", "8")
+    with pytest.raises(UserError, match=re.escape(expected)):
+        dataset.load("train", tmp_path)
+
+
+def test_views_that_no_disk_can_hold_are_refused_at_once(tmp_path, capsys):
+    for words in (("--size", "100000000000"), ("--views", "1000000000000000000")):
+        assert "GB to be free for the views" in refusal(capsys, *words, "--cache", str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_data_set_is_the_same_with_any_number_of_processes(monkeypatch, tmp_path):

@@ -11,9 +11,12 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +42,7 @@ from toybox.world import (
 from utils.command import exit_code
 from utils.errors import UserError
 from utils.files import atomic
+from utils.inputs import regular_file
 from utils.parser import Parser
 
 CACHE = Path(__file__).parent / "cache"
@@ -90,7 +94,7 @@ class Views:
 
 
 def load(split: str, cache: str | os.PathLike[str] = CACHE) -> Views:
-    """Open a split; raises `UserError` if it is unknown or has not been generated."""
+    """Open a split; raises `UserError` if it is unknown, has not been generated or is damaged."""
     if split not in SPLITS:
         raise UserError(f"toybox split: expected one of {', '.join(SPLITS)}, got {split!r}; use one of them")
     images, labels = _paths(Path(cache), split)
@@ -98,9 +102,8 @@ def load(split: str, cache: str | os.PathLike[str] = CACHE) -> Views:
         raise UserError(
             f"{images}: expected the toybox's {split} views, found none; run python -m toybox.dataset"
         )
-    with np.load(labels) as stored:
-        columns = [stored[name] for name in _LABELS]
-    return Views(np.load(images, mmap_mode="r"), *columns)
+    pictures, stored = _read(Path(cache), split)
+    return Views(pictures, *(stored[name] for name in _LABELS))
 
 
 def sample_orbits(count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -176,18 +179,27 @@ def generate(
     """Write the `splits` that are not there yet; finished shards of an interrupted run are kept and used.
 
     `views` counts the training views. A CPU renders in `processes`, another device in this one. Raises `UserError`
-    for a number that is too small.
+    for a number that is too small or needs more than the disk has, and as `missing`.
     """
     for name, value, least in (("views", views, 1), ("size", size, 1), ("seed", seed, 0)):
         if value < least:
             raise UserError(f"toybox.dataset --{name}: expected {least} or more, got {value}; choose another")
+    splits = list(SPLITS if splits is None else splits)
+    absent = missing(views, size, seed, cache, splits)
+    needed = 3 * size**2 * sum(SPLITS[split] or views for split in absent)
+    there = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise UserError(
+            f"{cache}: expected {needed / 1e9:.3g} GB to be free for the views, found {free / 1e9:.3g} GB; choose "
+            "a smaller --size or --views, or another --cache"
+        )
     cache.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS if splits is None else splits:
+    for split in splits:
         count = SPLITS[split] or views
-        identity = _identity(split, count, size, seed)
-        if _is_complete(cache, split, identity):
+        if split not in absent:
             log.info("%s: %d views are there", split, count)
             continue
+        identity = _identity(split, count, size, seed)
         began = time.monotonic()
         shards = cache / f"{split}-{identity}"
         shards.mkdir(parents=True, exist_ok=True)
@@ -206,7 +218,7 @@ def generate(
                 finished = map(work, starts)
             for done, _ in enumerate(finished, 1):
                 log.info("%s: shard %d of %d, %.0f s", split, done, len(starts), time.monotonic() - began)
-        _join(cache, split, shards, count, size, identity)
+        _join(cache, split, shards, count, size, seed, identity)
         log.info("%s: %d views in %.0f s", split, count, time.monotonic() - began)
 
 
@@ -223,7 +235,7 @@ def _write_shard(
         np.savez(file, images=images, labels=labels)
 
 
-def _join(cache: Path, split: str, shards: Path, count: int, size: int, identity: str) -> None:
+def _join(cache: Path, split: str, shards: Path, count: int, size: int, seed: int, identity: str) -> None:
     """Make the two files of a split from its shards, and remove these."""
     images_path, labels_path = _paths(cache, split)
     labels = np.empty((count, len(_LABELS)))
@@ -238,7 +250,8 @@ def _join(cache: Path, split: str, shards: Path, count: int, size: int, identity
         for column, name in enumerate(_LABELS)
     }
     with atomic(labels_path) as path, open(path, "wb") as file:
-        np.savez(file, **columns, identity=np.array(identity))
+        settings = json.dumps([count, size, seed])
+        np.savez(file, **columns, identity=np.array(identity), settings=np.array(settings))
     for start in range(0, count, SHARD):
         _shard(shards, start).unlink()
     shards.rmdir()
@@ -265,12 +278,78 @@ def _identity(split: str, count: int, size: int, seed: int) -> str:
     return digest.hexdigest()[:12]
 
 
-def _is_complete(cache: Path, split: str, identity: str) -> bool:
+def missing(views: int, size: int, seed: int, cache: Path, splits: Iterable[str]) -> list[str]:
+    """Those of the `splits` that have to be rendered; the settings are those of `generate`.
+
+    Raises:
+        UserError: files would be replaced that are no views, or views of other settings. Views of another version's
+            world are replaced in `CACHE` alone, which this program fills by itself.
+    """
+    return [split for split in splits if not _is_complete(cache, split, SPLITS[split] or views, size, seed)]
+
+
+def _is_complete(cache: Path, split: str, count: int, size: int, seed: int) -> bool:
     images, labels = _paths(cache, split)
-    if not (images.exists() and labels.exists()):
+    if not (os.path.lexists(images) or os.path.lexists(labels)):
         return False
-    with np.load(labels) as stored:
-        return "identity" in stored and str(stored["identity"]) == identity
+    identity = _identity(split, count, size, seed)
+    shards = cache / f"{split}-{identity}"
+    if not os.path.lexists(labels) and all(
+        _shard(shards, start).exists() for start in range(0, count, SHARD)
+    ):
+        return False  # it was ended between the two files
+    pictures, stored = _read(cache, split)
+    if "identity" not in stored:
+        raise _others(labels, cache, split)
+    if str(stored["identity"]) == identity:
+        return True
+    # An earlier version did not keep its settings.
+    settings = [len(pictures), pictures.shape[1], seed]
+    if "settings" in stored:
+        settings = json.loads(str(stored["settings"]))
+    if settings == [count, size, seed] and cache.resolve() == CACHE.resolve():
+        return False
+    raise UserError(
+        f"{images}: expected no views, or {count} of {size} px and seed {seed}, found those of other settings or of "
+        f"another version; choose another --cache, or remove {images.name} and {labels.name}"
+    )
+
+
+_DAMAGED = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _read(cache: Path, split: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The images of a split, memory-mapped, and its labels; raises `UserError` where they are none."""
+    images, labels = _paths(cache, split)
+    path = labels
+    try:
+        with regular_file(path).open("rb") as file, np.load(file) as columns:
+            stored = dict(columns)
+        path = images
+        pictures = np.load(regular_file(path), mmap_mode="r")
+        counts = {len(stored[name]) for name in _LABELS}
+        if pictures.shape[3:] != (3,) or pictures.dtype != np.uint8 or counts != {len(pictures)}:
+            raise ValueError("no pictures of these labels")
+    except _DAMAGED as error:
+        raise _others(path, cache, split) from error
+    return pictures, stored
+
+
+def _others(path: Path, cache: Path, split: str) -> UserError:
+    images, labels = _paths(cache, split)
+    return UserError(
+        f"{path}: expected the toybox's {split} views, found none, or a damaged file; choose another --cache, or move "
+        f"what there is of {images.name} and {labels.name} away"
+    )
 
 
 def _paths(cache: Path, split: str) -> tuple[Path, Path]:

@@ -23,6 +23,7 @@ from toybox.train_views import Pool, Source, Views
 from utils.errors import UserError
 from utils.files import atomic
 
+_REPORTED = ("test", "held_out")
 _STARTED = time.monotonic()
 
 log = logging.getLogger(__name__)
@@ -228,12 +229,13 @@ class Training:
     def report(self) -> None:
         from toybox.report import write
 
-        dataset.generate(1, models.IMAGE_SIZE, 0, self.cache, device=self.device, splits=("test", "held_out"))
+        dataset.generate(1, models.IMAGE_SIZE, 0, self.cache, device=self.device, splits=_REPORTED)
         with models.reporting(self.output):
             write(self.output, self.cache, self.device, self._notes(), self.output)
 
     def all(self, arguments: list[str]) -> None:
         """Every stage. `arguments` start the CLIP's process where it is trained beside the U-Net."""
+        dataset.missing(1, models.IMAGE_SIZE, 0, self.cache, _REPORTED)  # refuses now what the report would
         self.prepare()
         until = 1.0 - self.preset.report_share
         if not self.preset.together:

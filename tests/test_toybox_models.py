@@ -317,6 +317,16 @@ def test_a_checkpoint_of_another_architecture_is_a_users_error(tmp_path):
         Loop("line", nn.Linear(7, 2), 1e-2, Budget(1.0, 1), tmp_path / "line.pt")
 
 
+@pytest.mark.parametrize("damage", [lambda whole: b"text", lambda whole: b"", lambda whole: whole[:999], len])
+def test_a_damaged_checkpoint_is_a_users_error(tmp_path, damage):
+    path = tmp_path / "line.pt"
+    _fit(path, 1, torch.Generator())
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged) if isinstance(damaged, bytes) else torch.save({"mine": damaged}, path)
+    with pytest.raises(UserError, match="another or a damaged one; move it away to start again"):
+        _fit(path, 1, torch.Generator())
+
+
 def test_jitter_keeps_the_range_and_differs_between_images():
     images = torch.full((4, 3, 32, 32), 0.5)
     moved = jitter(images, torch.Generator().manual_seed(0))

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import pickle
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,12 +12,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
+from utils.device import is_out_of_memory
 from utils.errors import UserError
 from utils.files import atomic
+from utils.inputs import regular_file
 
 _WARM_UP, _LAST_RATE = 0.02, 1e-5
 _CHECKPOINT_SECONDS, _LOG_SECONDS = 120.0, 20.0
 _MOST_GRADIENT = 1.0
+_DAMAGED = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    struct.error,
+    pickle.UnpicklingError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -185,17 +199,21 @@ class Loop:
         return self.name, self.step, self.seconds, 100.0 * self.progress
 
     def _restore(self) -> None:
-        state = torch.load(self.path, map_location=self.device, weights_only=True)
         try:
+            state = torch.load(regular_file(self.path), map_location=self.device, weights_only=True)
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            self.average.values = state["average"]
+            self.step, self.seconds = state["step"], state["seconds"]
+            finished = state["finished"]
+        except _DAMAGED as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(
-                f"{self.path}: expected a checkpoint of this architecture, got another; delete it to start again"
+                f"{self.path}: expected a checkpoint of this architecture, got another or a damaged one; move it away "
+                "to start again"
             ) from error
-        self.average.values = state["average"]
-        self.step, self.seconds = state["step"], state["seconds"]
-        self._finished = state["finished"] and self.budget.deadline is not None
+        self._finished = finished and self.budget.deadline is not None
         log.info("%s: continues from step %d, %.0f s, %.0f %%", *self._state())
 
 

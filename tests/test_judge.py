@@ -19,6 +19,7 @@ from toybox import raycast, world
 from toybox.clip import Clip
 from toybox.recognition import caption_pairs, parse_caption
 from utils.errors import UserError
+from utils.own_files import RECORD
 
 PAIR = ("car", "blue")
 ONE_HOT = torch.eye(len(caption_pairs()))
@@ -157,6 +158,50 @@ def test_a_run_of_a_card_is_judged_where_there_is_none(run, monkeypatch):
     assert judge_run(run, views=8, clip=ColourBlind())["gaussians"] == 50
 
 
+KEPT = ("judge.json", "judge_views.png")
+
+
+def kept(run):
+    return [(run / name).read_bytes() for name in KEPT]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_users_file_of_the_name_of_scores_stays(run, caplog, name):
+    """Also beside scores that an earlier version left, without a record; and one of ours that was edited."""
+    (run / name).write_text("MINE")
+    judge_run(run, views=4, clip=ColourBlind())
+    assert (run / name).read_text() == "MINE" and sum((run / each).exists() for each in KEPT) == 1
+    assert f"{name}: expected no file, " in caplog.text and "; the scores are not kept there" in caplog.text
+    (run / name).unlink()
+    judge_run(run, views=4, clip=ColourBlind())
+    for record in ("there", "gone"):
+        (run / name).write_text("MINE")
+        before = kept(run)
+        if record == "gone":
+            (run / RECORD).unlink()
+        judge_run(run, views=8, clip=ColourBlind())
+        assert kept(run) == before, record
+
+
+def test_scores_are_made_again_also_where_an_earlier_version_left_them(run, caplog):
+    judge_run(run, views=4, clip=ColourBlind())
+    for views in (8, 6):
+        judge_run(run, views=views, clip=ColourBlind())
+        assert json.loads((run / "judge.json").read_text())["views"] == views
+        (run / RECORD).unlink()
+    assert "not kept" not in caplog.text
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "a green duck"}, {"iteration": 5}], ids=str)
+def test_scores_of_something_else_leave_those_of_the_run(run, asked):
+    judge_run(run, views=4, **asked, clip=ColourBlind())
+    assert not any((run / name).exists() for name in KEPT)
+    judge_run(run, views=4, prompt="a blue car", iteration=10, clip=ColourBlind())  # its own
+    before = kept(run)
+    judge_run(run, views=4, **asked, clip=ColourBlind())
+    assert kept(run) == before
+
+
 def test_without_its_points_the_start_is_made_again(run):
     finished = FinishedRun.open(run)
     stored = finished.start()
@@ -213,7 +258,7 @@ def test_scores_that_cannot_be_kept_are_told_all_the_same(run, clip, capsys, cap
     """A run that is somebody else's: its folder cannot be written."""
     (run / "judge.json").mkdir()
     result = judge_run(run, views=4, clip=clip)
-    assert "judge.json: cannot be written" in caplog.text and "scores are not kept there" in caplog.text
+    assert "judge.json: expected no file" in caplog.text and "scores are not kept there" in caplog.text
     assert "similarity" in table(result)
 
 

@@ -16,6 +16,8 @@ RECORD = ".dreammapping-files"
 """In such a folder: the names of those that this program made, each with the SHA-256 of what it left there; null where
 it has not ended yet, or was killed."""
 
+OUTPUT = "choose another --output"
+"""What a command can do instead, which has this option."""
 LOCK = f"{RECORD}.lock"
 """Held while files are made there, so that those of two commands do not mix."""
 WAIT = 60.0
@@ -23,16 +25,19 @@ WAIT = 60.0
 
 
 @contextlib.contextmanager
-def making(folder: Path, names: Collection[str]) -> Iterator[None]:
+def making(folder: Path, names: Collection[str], *, instead: str = OUTPUT) -> Iterator[None]:
     """Within the block this process alone makes files of ours in a folder: these, which are known as ours from then on.
+
+    Args:
+        instead: what else can be done, for who is refused.
 
     Raises:
         UserError: as `refuse_others`, or the folder cannot be written.
         InUse: another command makes files there for longer than `WAIT`; the message says which.
     """
-    refuse_others(folder, names)
-    with _held(folder):
-        note(folder, names)
+    refuse_others(folder, names, instead=instead)
+    with _held(folder, instead):
+        note(folder, names, instead=instead)
         try:
             yield
         except BaseException:
@@ -49,13 +54,13 @@ def adopt(folder: Path, names: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, instead: str) -> Iterator[None]:
     """Hold the lock; its file goes before it is let go, and who waits for that file then makes another."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    with Lock(folder / LOCK, wait=WAIT, instead="choose another --output"):
+    with Lock(folder / LOCK, wait=WAIT, instead=instead):
         try:
             yield
         finally:
@@ -63,7 +68,7 @@ def _held(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
 
 
-def refuse_others(folder: Path, names: Collection[str]) -> None:
+def refuse_others(folder: Path, names: Collection[str], *, instead: str = OUTPUT) -> None:
     """Raise UserError where somebody else's file has one of the names, or one of ours was changed since."""
     ours = recorded(folder)
     for name in names:
@@ -72,17 +77,17 @@ def refuse_others(folder: Path, names: Collection[str]) -> None:
             found = "one that was changed since" if name in ours else "another"
             raise UserError(
                 f"{path}: expected no file, or one that this program made there, found {found}; move it, or "
-                "choose another --output"
+                f"{instead}"
             )
 
 
-def note(folder: Path, names: Collection[str]) -> None:
+def note(folder: Path, names: Collection[str], *, instead: str = OUTPUT) -> None:
     """Note that this program makes files of these names; to be done before it does, and `seal` after.
 
     Raises:
         UserError: as `refuse_others`, or the folder cannot be written.
     """
-    refuse_others(folder, names)
+    refuse_others(folder, names, instead=instead)
     _write(folder, recorded(folder) | dict.fromkeys(names))
 
 

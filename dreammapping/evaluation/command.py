@@ -21,8 +21,14 @@ def main(words: list[str]) -> int:
     parser = Parser(prog="python -m dreammapping judge", description=__doc__)
     parser.add_argument("run", type=expanded, help="run folder, such as output/quickstart")
     parser.add_argument("--views", type=int, default=24, help="views all around, at least 4 (default 24)")
-    parser.add_argument("--prompt", help="judge by this prompt instead of the run's own")
-    parser.add_argument("--iteration", type=int, help="saved iteration to judge (default: the last)")
+    parser.add_argument(
+        "--prompt", help="judge by this prompt instead of the run's own; such scores are not kept in the run"
+    )
+    parser.add_argument(
+        "--iteration",
+        type=int,
+        help="saved iteration to judge (default: the last, whose scores are kept in the run)",
+    )
     add_json_option(parser)
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")

@@ -4,6 +4,7 @@ Views all around the object are compared with captions. Three rows make a range:
 true object with the same cameras and background, and the untrained start of the run.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -23,8 +24,10 @@ from toybox.clip import Clip
 from toybox.recognition import caption_pairs, parse_caption, recognise
 from utils.contact_sheet import contact_sheet
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import all_or_none, write_text
 from utils.images import write_picture
+from utils.inputs import regular_file
+from utils.own_files import adopt, making
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +39,11 @@ COLUMNS = {
     "colour_accuracy": "colour",
     "view_accuracy": "view word",
 }
+NUMBERS, SHEET = "judge.json", "judge_views.png"
+"""What a run keeps of its scores."""
 SHEET_VIEWS, SHEET_TILE = 8, 128
 """Views of a row of the contact sheet, and the width of each in pixels."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +116,8 @@ def judge_run(
     iteration: int | None = None,
     clip: Clip | None = None,
 ) -> dict[str, Any]:
-    """Judge what a run folder holds; also leaves `judge.json` and the contact sheet `judge_views.png` in it, where it
-    can be written.
+    """Judge what a run folder holds. Scores of its last iteration by its own prompt also stay in it, as `judge.json`
+    and the contact sheet `judge_views.png`, where it can be written and nobody else's file has one of the names.
 
     Args:
         folder: a run folder with `config.yaml` and `point_cloud/iteration_*/point_cloud.ply`.
@@ -142,12 +148,41 @@ def judge_run(
     }
     for name, images in pictures.items():
         result[name] = dataclasses.asdict(judge(images, exhibit.prompt, exhibit.cameras.azimuth_deg, clip))
-    try:
-        write_text(folder / "judge.json", json.dumps(result, indent=2) + "\n")
-        _write_sheet(folder / "judge_views.png", pictures, exhibit.cameras.azimuth_deg.tolist())
-    except UserError as error:  # of a run that is somebody else's, say
-        log.warning("%s; the scores are not kept there", error)
+    if (exhibit.iteration, exhibit.prompt) == (exhibit.run.iteration(), exhibit.run.prompt):
+        try:
+            _keep(folder, result, pictures, exhibit.cameras.azimuth_deg.tolist())
+        except UserError as error:  # of a run that is somebody else's, say
+            log.warning("%s; the scores are not kept there", error)
     return result
+
+
+def _keep(
+    folder: Path, result: dict[str, Any], pictures: dict[str, Tensor], azimuth_deg: list[float]
+) -> None:
+    if _is_ours(folder):
+        adopt(folder, (NUMBERS, SHEET))
+    with contextlib.ExitStack() as kept, all_or_none(folder) as new:
+        write_text(new / NUMBERS, _text(result))
+        _write_sheet(new / SHEET, pictures, azimuth_deg)
+        kept.enter_context(making(folder, (NUMBERS, SHEET), instead="read them from --json FILE"))
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether scores and a picture are there as an earlier version left them, which kept no record of them."""
+    try:
+        text = regular_file(folder / NUMBERS).read_text(encoding="utf-8")
+        known = json.loads(text)
+        with regular_file(folder / SHEET).open("rb") as file:
+            picture = file.read(len(_PNG))
+        return (
+            text == _text(known) and {"run", "prompt", "views", "asset"} <= known.keys() and picture == _PNG
+        )
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def _text(result: Any) -> str:
+    return json.dumps(result, indent=2) + "\n"
 
 
 def _size(asset: GaussianModel | RadianceField) -> dict[str, int]:

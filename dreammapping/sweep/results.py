@@ -13,6 +13,7 @@ from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
 from utils.errors import UserError
 from utils.files import atomic, write_text
+from utils.inputs import regular_file
 from utils.own_files import adopt, making, refuse_others
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def _scores(folder: Path) -> dict[str, Any]:
     another prompt, or its file is broken."""
     try:
         run = FinishedRun.open(folder)
-        known = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+        known = json.loads(regular_file(folder / "judge.json").read_text(encoding="utf-8"))
         asked = (known["iteration"], known["prompt"]) == (run.iteration(), run.prompt)
         return known if asked and isinstance(known["asset"], dict) else {}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -105,6 +105,43 @@ def test_an_iteration_and_a_folder_can_be_chosen(folder, tmp_path):
     assert not (folder / "export").exists()
 
 
+def a_second(folder, tmp_path, width):
+    """A run of the same name, whose cameras have their own width."""
+    other = shutil.copytree(folder, tmp_path / "other" / "car")
+    cameras = other / "cameras.json"
+    cameras.write_text(cameras.read_text().replace('"width": 40', f'"width": {width}'))
+    return other
+
+
+def contents(place):
+    return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+@pytest.mark.parametrize("verb", [["export", "--format=splat"], ["mesh"]], ids=lambda verb: verb[0])
+def test_what_was_made_of_another_run_stays(folder, tmp_path, capsys, verb):
+    place, other = tmp_path / "shared", a_second(folder, tmp_path, 40)
+    names = ["car.splat", "cameras.json"] if verb[0] == "export" else ["mesh.glb", "mesh.json"]
+    with own_files.making(place, names, source=folder):
+        for name in names:
+            (place / name).write_text("made")
+    before = contents(place)
+    assert main([*verb, str(other), "--output", str(place)]) == 2
+    error = capsys.readouterr().err
+    assert f"{place / names[0]}: expected" in error and f"found one that was made of {folder};" in error
+    assert error.count("\n") == 1 and contents(place) == before
+
+
+def test_runs_of_other_names_share_a_folder_and_the_cameras_where_they_are_the_same(folder, tmp_path, capsys):
+    place, same = tmp_path / "shared", shutil.copytree(folder, tmp_path / "same")
+    for run in (folder, same, folder):
+        assert main(["export", str(run), "--format", "splat", "--output", str(place)]) == 0
+    assert {"car.splat", "same.splat", "cameras.json"} < contents(place).keys()
+    other, before = a_second(folder, tmp_path, 48).rename(tmp_path / "wide"), contents(place)
+    assert main(["export", str(other), "--format", "splat", "--output", str(place)]) == 2
+    assert f"cameras.json: expected no file, or one that was made of {other}" in capsys.readouterr().err
+    assert contents(place) == before
+
+
 def test_the_version_of_spz(folder):
     pytest.importorskip("zstandard")
     for version, start in ((3, b"\x1f\x8b"), (4, b"NGSP" + struct.pack("<I", 4))):

@@ -73,6 +73,43 @@ def test_the_record_of_an_earlier_version_is_read(tmp_path):
     refuse_others(tmp_path, ["a.ply"])
 
 
+def make(folder, name, run, text="made"):
+    with making(folder, [name], source=run):
+        (folder / name).write_text(text)
+
+
+def test_what_was_made_of_one_run_is_not_replaced_by_what_is_made_of_another(tmp_path):
+    """The only copy, in a folder for those of many runs."""
+    (tmp_path / "link").symlink_to("x")
+    first, second, link, shared = (tmp_path / name for name in ("x", "y", "link", "shared"))
+    make(shared, "a.ply", first)
+    make(shared, "b.ply", second)
+    told = rf"a\.ply: expected .* made of {second}, found one that was made of {first}; move it, or choose"
+    with pytest.raises(UserError, match=told):
+        make(shared, "a.ply", second, "lost")
+    note(shared, ["a.ply"], source=first)  # and here it was killed
+    with pytest.raises(UserError, match=told):
+        make(shared, "a.ply", second, "lost")
+    assert (shared / "a.ply").read_text() == "made"
+    make(shared, "a.ply", link, "again")
+    assert (shared / "a.ply").read_text() == "again"
+
+
+def test_a_run_that_was_moved_goes_on_with_what_was_made_in_it(tmp_path):
+    make(tmp_path / "x" / "export", "a.ply", tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / "moved")
+    make(tmp_path / "moved" / "export", "a.ply", tmp_path / "moved", "again")
+    with pytest.raises(UserError, match=f"was made of {tmp_path / 'moved'}; move it"):
+        make(tmp_path / "moved" / "export", "a.ply", tmp_path / "y")
+
+
+@pytest.mark.parametrize("record", ['["a.ply"]', '{"a.ply": null}'])
+def test_the_record_of_an_earlier_version_knows_of_no_run(tmp_path, record):
+    (tmp_path / RECORD).write_text(record)
+    (tmp_path / "a.ply").touch()
+    make(tmp_path, "a.ply", tmp_path / "x")
+
+
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
@@ -13,8 +14,8 @@ from utils.files import write_text
 from utils.lock import Lock
 
 RECORD = ".dreammapping-files"
-"""In such a folder: the names of those that this program made, each with the SHA-256 of what it left there; null where
-it has not ended yet, or was killed."""
+"""In such a folder: the names of those that this program made, each with the SHA-256 of what it left there, null where
+it has not ended yet, or was killed; and with the run that they were made of, where that is known."""
 
 OUTPUT = "choose another --output"
 """What a command can do instead, which has this option."""
@@ -25,19 +26,22 @@ WAIT = 60.0
 
 
 @contextlib.contextmanager
-def making(folder: Path, names: Collection[str], *, instead: str = OUTPUT) -> Iterator[None]:
+def making(
+    folder: Path, names: Collection[str], *, source: Path | None = None, instead: str = OUTPUT
+) -> Iterator[None]:
     """Within the block this process alone makes files of ours in a folder: these, which are known as ours from then on.
 
     Args:
+        source: the run that they are made of; those of another one are not replaced.
         instead: what else can be done, for who is refused.
 
     Raises:
         UserError: as `refuse_others`, or the folder cannot be written.
         InUse: another command makes files there for longer than `WAIT`; the message says which.
     """
-    refuse_others(folder, names, instead=instead)
+    refuse_others(folder, names, source=source, instead=instead)
     with _held(folder, instead):
-        note(folder, names, instead=instead)
+        note(folder, names, source=source, instead=instead)
         try:
             yield
         except BaseException:
@@ -50,7 +54,7 @@ def making(folder: Path, names: Collection[str], *, instead: str = OUTPUT) -> It
 def adopt(folder: Path, names: Collection[str]) -> None:
     """Take these files for ours where all are there and no record is: an earlier version kept none in its folders."""
     if not (folder / RECORD).exists() and all((folder / name).is_file() for name in names):
-        _write(folder, dict.fromkeys(names))
+        _write(folder, dict.fromkeys(names, _Made()))
 
 
 @contextlib.contextmanager
@@ -68,27 +72,38 @@ def _held(folder: Path, instead: str) -> Iterator[None]:
                 (folder / LOCK).unlink()
 
 
-def refuse_others(folder: Path, names: Collection[str], *, instead: str = OUTPUT) -> None:
-    """Raise UserError where somebody else's file has one of the names, or one of ours was changed since."""
-    ours = recorded(folder)
+def refuse_others(
+    folder: Path, names: Collection[str], *, source: Path | None = None, instead: str = OUTPUT
+) -> None:
+    """Raise UserError where somebody else's file has one of the names, or one of ours was changed since, or was made of
+    another run."""
+    ours = _read(folder)
     for name in names:
         path = folder / name
-        if os.path.lexists(path) and not (name in ours and ours[name] in (None, _digest(path))):
+        if not os.path.lexists(path):
+            continue
+        if not (name in ours and ours[name].digest in (None, _digest(path))):
             found = "one that was changed since" if name in ours else "another"
             raise UserError(
                 f"{path}: expected no file, or one that this program made there, found {found}; move it, or "
                 f"{instead}"
             )
+        before = ours[name].source
+        if source is not None and before is not None and _leads(folder, before) != source.resolve():
+            raise UserError(
+                f"{path}: expected no file, or one that was made of {source}, found one that was made of "
+                f"{_leads(folder, before)}; move it, or {instead}"
+            )
 
 
-def note(folder: Path, names: Collection[str], *, instead: str = OUTPUT) -> None:
+def note(folder: Path, names: Collection[str], *, source: Path | None = None, instead: str = OUTPUT) -> None:
     """Note that this program makes files of these names; to be done before it does, and `seal` after.
 
     Raises:
         UserError: as `refuse_others`, or the folder cannot be written.
     """
-    refuse_others(folder, names, instead=instead)
-    _write(folder, recorded(folder) | dict.fromkeys(names))
+    refuse_others(folder, names, source=source, instead=instead)
+    _write(folder, _read(folder) | dict.fromkeys(names, _Made(source=_way(folder, source))))
 
 
 def seal(folder: Path) -> None:
@@ -98,8 +113,8 @@ def seal(folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    ours = recorded(folder)
-    there = {name: digest or _digest(folder / name) for name, digest in ours.items()
+    ours = _read(folder)
+    there = {name: _Made(made.digest or _digest(folder / name), made.source) for name, made in ours.items()
              if os.path.lexists(folder / name)}  # fmt: skip
     if not there:
         (folder / RECORD).unlink(missing_ok=True)
@@ -108,20 +123,48 @@ def seal(folder: Path) -> None:
 
 
 def recorded(folder: Path) -> dict[str, str | None]:
-    """The files that this program made in a folder, as `RECORD` has them; none where it has no record, or a broken one.
+    """The files that this program made in a folder, with their digests; none where its record is missing or broken."""
+    return {name: made.digest for name, made in _read(folder).items()}
 
-    An earlier version kept a list of names alone.
-    """
+
+@dataclass(frozen=True)
+class _Made:
+    """What is known of a file: its digest, None until it is whole, and the way to the run that it was made of."""
+
+    digest: str | None = None
+    source: str | None = None
+
+
+def _read(folder: Path) -> dict[str, _Made]:
+    """The record, whose earlier versions were a list of names alone, and names with digests alone."""
     try:
         known = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        names = known.items() if isinstance(known, dict) else ((name, None) for name in known)
-        return {name: digest for name, digest in names if isinstance(name, str)}
+        made = known.items() if isinstance(known, dict) else ((name, None) for name in known)
+        return {name: _Made(*value) if isinstance(value, list) else _Made(value) for name, value in made
+                if isinstance(name, str)}  # fmt: skip
     except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
-def _write(folder: Path, ours: dict[str, str | None]) -> None:
-    write_text(folder / RECORD, json.dumps(dict(sorted(ours.items())), indent=0) + "\n")
+def _write(folder: Path, ours: dict[str, _Made]) -> None:
+    lines = {
+        name: [made.digest, made.source] if made.source else made.digest
+        for name, made in sorted(ours.items())
+    }
+    write_text(folder / RECORD, json.dumps(lines, indent=0) + "\n")
+
+
+def _way(folder: Path, source: Path | None) -> str | None:
+    """How a run is told in the record: from a folder inside it, relative to that, for both move together."""
+    if source is None:
+        return None
+    run, place = source.resolve(), folder.resolve()
+    return os.path.relpath(run, place) if place.is_relative_to(run) else str(run)
+
+
+def _leads(folder: Path, way: str) -> Path:
+    """Where a way of the record leads."""
+    return (folder.resolve() / str(way)).resolve()
 
 
 def _digest(path: Path) -> str:

@@ -14,6 +14,7 @@ from scene.gaussian_model import GaussianModel
 from scene.ply import write_gaussians
 from scene.splat_formats import compressed_ply, glb, splat, spz
 from utils.files import write_text
+from utils.inputs import regular_file
 from utils.own_files import making, refuse_others
 from utils.spherical_harmonics import coefficient_count
 
@@ -49,7 +50,8 @@ def export_run(
 
     Raises:
         UserError: the folder is no run or holds no such Gaussians, a format needs what is not installed, somebody
-            else's file is in the place of one, or a file cannot be written. Files of formats before that one stay.
+            else's file, or another run's, is in the place of one, or a file cannot be written. Files of formats before
+            that one stay.
     """
     run = FinishedRun.open(folder)
     iteration = run.iteration(iteration)
@@ -57,8 +59,9 @@ def export_run(
         if name in CHECKS:
             CHECKS[name]()
     names = [f"{folder.resolve().name}.{name}" for name in formats]
-    refuse_others(out, [*names, CAMERAS])
     cameras = json.dumps(cameras_json(run.cameras()))
+    made = names if _has(out / CAMERAS, cameras) else [*names, CAMERAS]  # runs of the same cameras share them
+    refuse_others(out, made, source=folder)
     stored = run.size(iteration)
     degree = stored.sh_degree if sh_degree is None else sh_degree
     sizes = [PER_GAUSSIAN[name](coefficient_count(degree) - 1) * stored.count for name in formats]
@@ -69,14 +72,22 @@ def export_run(
     model = run.gaussians(iteration)
     if sh_degree is not None:
         model = with_degree(model, sh_degree)
-    with making(out, [*names, CAMERAS]):
+    with making(out, made, source=folder):
         for name, path in zip(formats, (out / name for name in names), strict=True):
             _writer(name, run.prompt, spz_version)(path, model)
             lost = "; without harmonics" if name == "splat" and degree else ""
             yield f"{path}: {_megabytes(path.stat().st_size)}{lost}"
         path = out / CAMERAS
-        write_text(path, cameras)
+        if CAMERAS in made:
+            write_text(path, cameras)
         yield f"{path}: the cameras of the test views, in the frame of the .ply"
+
+
+def _has(path: Path, text: str) -> bool:
+    try:
+        return regular_file(path).read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
 
 
 CHECKS: dict[str, Callable[[], object]] = {"sog": sog.splat_transform, "usd": usd.library}

@@ -78,11 +78,11 @@ def mesh_run(
 
     Raises:
         UserError: the folder is no run or holds no such asset, it shows nothing solid, a library is missing,
-            somebody else's file is in the place of one, or a file cannot be written.
+            somebody else's file, or another run's, is in the place of one, or a file cannot be written.
     """
     start = time.monotonic()
     check_writable(out)
-    refuse_others(out, NAMES)
+    refuse_others(out, NAMES, source=folder)
     run = FinishedRun.open(folder)
     iteration = run.iteration(iteration)
     on_card = torch.cuda.is_available() and run.config.device != "cpu"
@@ -108,7 +108,7 @@ def mesh_run(
             write(new / name, mesh, settings.scale)
         seconds = time.monotonic() - start
         write_text(new / "mesh.json", json.dumps(numbers | {"seconds": round(seconds, 1)}, indent=2) + "\n")
-        kept.enter_context(making(out, NAMES))  # until all have moved
+        kept.enter_context(making(out, NAMES, source=folder))  # until all have moved
     return Made([out / name for name in WRITERS], len(mesh.faces), mesh.surface.watertight, likeness, seconds)
 
 

@@ -23,7 +23,7 @@ from dreammapping.sweep.bench import Bench
 from dreammapping.sweep.grid import Grid, Job
 from dreammapping.sweep.ledger import Beat, Ledger
 from dreammapping.sweep.overview import Overview, duration
-from dreammapping.sweep.results import _scores, write_gallery, write_results
+from dreammapping.sweep.results import TABLES, _scores, write_gallery, write_results
 from dreammapping.sweep.retries import (
     BUSY,
     DONE_SO,
@@ -431,6 +431,29 @@ def test_a_table_that_somebody_changed_is_theirs(ledger, capsys, caplog, monkeyp
     (warning,) = [message for message in caplog.messages if "changed since" in message]
     assert warning.endswith(f"; then `python -m dreammapping sweep results {ledger.folder}` writes it")
     assert table.read_text() == noted
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("edit", ["a line more", "a cell"])
+def test_a_changed_table_is_theirs_also_where_the_record_is_lost(ledger, tmp_path, capsys, name, edit):
+    """As in a copy by `cp -r sweep/* copy/`."""
+    write_results(ledger)
+    (ledger.folder / RECORD).unlink()
+    table = ledger.folder / name
+    changed = (
+        table.read_text() + "my notes\n" if edit == "a line more" else table.read_text().replace("a", "b", 1)
+    )
+    table.write_text(changed)
+    assert main(["sweep", "results", "--no-pages", str(ledger.folder)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "expected no file, or one that this program made there, found another; move it, or rename it" in error
+    )
+    assert error.count("\n") == 1 and table.read_text() == changed and not (ledger.folder / RECORD).exists()
+    table.rename(ledger.folder / f"my_{name}")
+    for other in set(TABLES) - {name}:
+        (ledger.folder / other).rename(tmp_path / other)
+    assert main(["sweep", "results", "--no-pages", str(ledger.folder)]) == 0
 
 
 def test_the_judges_words_count_for_the_asset_that_is_there(tmp_path):

@@ -1,6 +1,7 @@
 """All results of a sweep as one table: `results.csv` and `results.json`."""
 
 import csv
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from dreammapping.sweep.grid import varied_names
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
 from utils.errors import UserError
-from utils.files import atomic, write_text
+from utils.files import write_text
 from utils.inputs import regular_file
 from utils.own_files import adopt, making, refuse_others
 
@@ -37,21 +38,38 @@ def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]
     rows = [row(ledger, name, short) for name in ledger.jobs]
     if judge:
         _judge(ledger, rows)
-    columns = list(dict.fromkeys(key for each in rows for key in each))
-    table, numbers = (ledger.folder / name for name in TABLES)
     with making(ledger.folder, TABLES):
-        with atomic(table) as path, path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        write_text(numbers, json.dumps(rows, indent=1) + "\n")
+        for name, text in zip(TABLES, _texts(rows), strict=True):
+            write_text(ledger.folder / name, text)
     return rows
+
+
+def _texts(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """The content of both tables."""
+    table = io.StringIO()
+    writer = csv.DictWriter(
+        table, list(dict.fromkeys(key for each in rows for key in each)), lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue(), json.dumps(rows, indent=1) + "\n"
 
 
 def refuse_changed(folder: Path) -> None:
     """Raise UserError where somebody has put notes, say, into a table since it was written."""
-    adopt(folder, TABLES)
-    refuse_others(folder, TABLES)
+    if _are_ours(folder):
+        adopt(folder, TABLES)
+    refuse_others(folder, TABLES, instead="rename it")
+
+
+def _are_ours(folder: Path) -> bool:
+    """Whether both tables say the same, as they were written: an earlier version kept no record of them, and a copy of
+    the folder may have lost it."""
+    try:
+        table, numbers = (regular_file(folder / name).read_bytes().decode() for name in TABLES)
+        return (table, numbers) == _texts(json.loads(numbers))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, csv.Error):
+        return False
 
 
 def write_gallery(ledger: Ledger) -> None:

@@ -335,6 +335,13 @@ def test_a_folder_or_a_pipe_with_the_name_of_a_picture_is_none(tmp_path, picture
     assert torch.equal(Source.open(pictures, "a red car").pictures(), before)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_captions_from_a_pipe_are_not_waited_for(capsys, tmp_path, pictures):
+    os.mkfifo(tmp_path / "captions")
+    error = error_of(capsys, pictures, "--prompt", "a red car", "--captions", tmp_path / "captions")
+    assert "--captions: expected a text file, got a pipe or device, " in error
+
+
 def test_a_folder_without_pictures_or_prompt_is_named(capsys, tmp_path, pictures):
     assert "nothing: expected a run with its config.yaml, or pictures" in error_of(
         capsys, tmp_path / "nothing"

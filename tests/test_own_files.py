@@ -8,7 +8,7 @@ import pytest
 
 from utils import own_files
 from utils.errors import InUse, UserError
-from utils.own_files import LOCK, RECORD, making, note, refuse_others, seal
+from utils.own_files import LOCK, RECORD, making, note, recorded, refuse_others, seal
 
 
 def test_what_somebody_else_made_is_refused_and_what_we_made_is_not(tmp_path):
@@ -65,6 +65,14 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.ply")
     with pytest.raises(UserError, match="changed since"):
         refuse_others(tmp_path, ["a.ply"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_in_the_place_of_the_record_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / RECORD)
+    with pytest.raises(UserError, match=r"expected a file, got a pipe or device; move it, or"):
+        note(tmp_path, ["a.ply"])
+    assert recorded(tmp_path) == {}
 
 
 def test_the_record_of_an_earlier_version_is_read(tmp_path):

@@ -269,6 +269,18 @@ def test_answers_that_are_none_are_named(capsys, study, key, tmp_path):
     assert "expected the key of a study, found none; give --study" in error_of(capsys, "score", twice[0])
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_in_the_place_of_answers_or_key_is_not_waited_for(capsys, study, key, tmp_path):
+    (answers,) = saved(tmp_path, complete(key, "a", list(SHADES)))
+    os.mkfifo(tmp_path / "pipe")
+    said = error_of(capsys, "score", tmp_path / "pipe", "--study", study)
+    assert "pipe: expected the answers of a study, got a pipe or device" in said
+    os.mkfifo(tmp_path / "key.json")
+    assert "key.json: expected the key of a study, got a pipe" in error_of(capsys, "score", answers)
+    with pytest.raises(UserError, match=r"key\.json: expected no file"):
+        build(entries(tmp_path / "runs", ["a cat"])).write(tmp_path)
+
+
 def test_the_commands_build_a_study_and_score_its_answers(capsys, tmp_path):
     made = entries(tmp_path, prompts=["a cat"])
     words = [f"{entry.system}={entry.source.folder}" for entry in made]

@@ -51,6 +51,35 @@ def test_a_run_with_other_settings_is_refused_by_their_names(ledger):
     assert list(Ledger(ledger.folder).jobs) == ["a", "b", "c"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize(
+    "name", ["sweep.json", "status/a/status.json", "status/a/heartbeat.json", "status/final.txt", "settings"]
+)
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(ledger, name):
+    other = Grid([Job("a", "a cat", 0, "two", {})], {"two": "seed: 0\n"})
+    path = ledger.folder / (f"settings/{ledger.jobs['a'].settings}.yaml" if name == "settings" else name)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    told = rf"{path}: expected a file of the sweep, got a pipe or device; restore the file"
+    if name == "sweep.json":
+        with pytest.raises(UserError, match=told):
+            Ledger(ledger.folder)
+    elif name == "settings":
+        with pytest.raises(UserError, match=told):
+            Ledger.enlist(ledger.folder, other)
+    elif path.name == "status.json":
+        with pytest.raises(UserError, match=told):
+            ledger.read("a")
+    elif path.name == "heartbeat.json":
+        assert ledger.last_beat("a", "word") is None
+    else:
+        assert ledger.finals() == (set(), 0)
+        worker = Worker.me()
+        ledger.claim("b", worker, Status(), 0)
+        ledger.change("b", worker, lambda status: settled(status, Outcome(DONE_SO), Patience()))
+        assert ledger.read("b").state == DONE
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="expected a sweep's folder, or an empty one"):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import write_text
+from utils.files import is_stream, write_text
+from utils.inputs import regular_file
 from utils.lock import Lock
 
 RECORD = ".dreammapping-files"
@@ -77,6 +78,8 @@ def refuse_others(
 ) -> None:
     """Raise UserError where somebody else's file has one of the names, or one of ours was changed since, or was made of
     another run."""
+    if is_stream(record := folder / RECORD):
+        raise UserError(f"{record}: expected a file, got a pipe or device; move it, or {instead}")
     ours = _read(folder)
     for name in names:
         path = folder / name
@@ -138,7 +141,7 @@ class _Made:
 def _read(folder: Path) -> dict[str, _Made]:
     """The record, whose earlier versions were a list of names alone, and names with digests alone."""
     try:
-        known = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        known = json.loads(regular_file(folder / RECORD).read_text(encoding="utf-8"))
         made = known.items() if isinstance(known, dict) else ((name, None) for name in known)
         return {name: _Made(*value) if isinstance(value, list) else _Made(value) for name, value in made
                 if isinstance(name, str)}  # fmt: skip

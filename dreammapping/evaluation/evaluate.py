@@ -30,6 +30,7 @@ from guidance.prior.score_model import ScoreModel
 from toybox import world
 from toybox.recognition import caption_pairs, parse_caption
 from utils.errors import UserError
+from utils.files import is_stream
 
 _PRIOR_FIELDS = (
     "model_key", "base_model_key", "prediction_type", "vae_key", "LoRA_path", "textual_inversion_path", "fp16",
@@ -313,6 +314,8 @@ def read_captions(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: it cannot be read, or has no line.
     """
+    if is_stream(path):
+        raise UserError(f"--captions: expected a text file, got a pipe or device, {path}; correct the path")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

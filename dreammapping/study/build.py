@@ -25,6 +25,7 @@ from dreammapping.evaluation.pictures import Source
 from utils.errors import UserError
 from utils.files import all_or_none, write_text
 from utils.images import grid, to_uint8
+from utils.inputs import regular_file
 from utils.own_files import making
 
 QUESTIONS = {
@@ -81,7 +82,7 @@ class Study:
 def _study_of(key: Path) -> str | None:
     """Which study a key is of; None where there is none that can be read."""
     try:
-        return str(json.loads(key.read_text(encoding="utf-8"))["study"])
+        return str(json.loads(regular_file(key).read_text(encoding="utf-8"))["study"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 

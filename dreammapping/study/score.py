@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from dreammapping.evaluation.statistics import BOOTSTRAP_FROM, expanded_tail, student
 from utils.errors import UserError
+from utils.files import is_stream
 
 RESAMPLES = 5000
 
@@ -203,6 +204,8 @@ def _rankings(path: Path, key: dict[str, Any]) -> tuple[str, dict[tuple[str, str
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:
+    if is_stream(path):
+        raise UserError(f"{path}: expected the {what}, got a pipe or device; save them as a file")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:

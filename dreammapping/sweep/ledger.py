@@ -25,7 +25,7 @@ import yaml
 from dreammapping.sweep.grid import Grid, Job, flat
 from dreammapping.sweep.status import DONE, FAILED, QUEUED, RUNNING, Status, Worker
 from utils.errors import InUse, UserError
-from utils.files import unfinished, write_text
+from utils.files import is_stream, unfinished, write_text
 from utils.lock import Lock
 
 LIST, SETTINGS, STATUS, FINAL_HINT, LOCK = "sweep.json", "settings", "status", "final.txt", ".sweep.lock"
@@ -128,7 +128,7 @@ class Ledger:
         """
         with named(self.folder):
             try:
-                text = (self.path(name) / "status.json").read_text(encoding="utf-8")
+                text = _text(self.path(name) / "status.json")
             except FileNotFoundError:
                 _there(self.folder)
                 return None
@@ -194,15 +194,18 @@ class Ledger:
     def last_beat(self, name: str, token: str) -> Beat | None:
         """What the worker of this word last said of itself at a run, None where it has said nothing."""
         try:
-            beat = Beat(**json.loads((self.path(name) / "heartbeat.json").read_text(encoding="utf-8")))
+            beat = Beat(**json.loads(_text(self.path(name) / "heartbeat.json")))
         except (OSError, ValueError, TypeError):
             return None
         return beat if beat.token == token else None
 
     def finals(self, offset: int = 0) -> tuple[set[str], int]:
         """Names of runs that are over, as the hint has them from an offset on, and where it ends."""
+        path = self.folder / STATUS / FINAL_HINT
+        if is_stream(path):
+            return set(), 0
         try:
-            with (self.folder / STATUS / FINAL_HINT).open("rb") as file:
+            with path.open("rb") as file:
                 file.seek(offset)
                 *whole, _ = file.read().split(b"\n")
         except FileNotFoundError:
@@ -211,8 +214,10 @@ class Ledger:
         return names & self.jobs.keys(), offset + sum(len(line) + 1 for line in whole)
 
     def _hint(self, name: str) -> None:
-        with named(self.folder), (self.folder / STATUS / FINAL_HINT).open("ab") as file:
-            file.write(f"{name}\n".encode())
+        path = self.folder / STATUS / FINAL_HINT
+        if not is_stream(path):
+            with named(self.folder), path.open("ab") as file:
+                file.write(f"{name}\n".encode())
 
     def _take(self, name: str, worker: Worker) -> Status | None:
         folder = self.path(name)
@@ -233,7 +238,7 @@ class Ledger:
             for left in set(self._taken(name)) - {mine}:
                 left.unlink(missing_ok=True)
             try:
-                return _parsed(mine.read_text(encoding="utf-8"))
+                return _parsed(_text(mine))
             except FileNotFoundError:  # others thought that this process had died
                 return None
 
@@ -281,6 +286,12 @@ def _unusable(folder: Path, error: OSError) -> UserError:
     return UserError(f"{folder}: cannot be used ({error.strerror or error}); repeat the command once it can")
 
 
+def _text(path: Path) -> str:
+    if is_stream(path):  # which would be waited for
+        raise UserError(f"{path}: expected a file of the sweep, got a pipe or device; restore the file")
+    return path.read_text(encoding="utf-8")
+
+
 def _parsed(text: str) -> Status:
     """A status; one that a power cut has emptied is as queued, for the run itself knows how far it is."""
     try:
@@ -325,12 +336,14 @@ def _has_others(folder: Path) -> bool:
 def _read_list(folder: Path) -> dict[str, Job]:
     path = folder / LIST
     try:
-        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        rows: list[dict[str, Any]] = json.loads(_text(path))["runs"]
         return {row["name"]: Job(**row) for row in rows}
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: expected a sweep's folder with its {LIST}, found none; name another"
         ) from error
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected the list of a sweep, got {error}; restore the file") from error
 
@@ -340,7 +353,7 @@ def _refuse_others(folder: Path, known: dict[str, Job], grid: Grid) -> None:
     for job in grid.jobs:
         old = known.get(job.name)
         if old is not None and (old.settings, old.prompt) != (job.settings, job.prompt):
-            before = (folder / SETTINGS / f"{old.settings}.yaml").read_text(encoding="utf-8")
+            before = _text(folder / SETTINGS / f"{old.settings}.yaml")
             raise UserError(
                 f"{folder}: expected a sweep with the settings that it has, got {job.name} with another "
                 f"{', '.join(_changed(before, grid.settings[job.settings]))}; choose another --output"

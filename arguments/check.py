@@ -169,6 +169,12 @@ def check_together(config: Config, origins: dict[str, str], complete: bool = Tru
             raise UserError(f"{where}: {name}: {wanted}, got {shown(value_of(config, name))}; {advice}")
 
 
+def check_text(text: str, where: str) -> None:
+    """Raise UserError where a text has what is no letter, which nothing can write: of bytes that are no UTF-8, say."""
+    if not _is_unicode(text):
+        raise UserError(f"{where}: expected text in UTF-8, got {shown(text)}; correct it")
+
+
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()

@@ -220,6 +220,11 @@ def test_a_prompt_of_other_words_has_a_similarity_alone(run):
     assert "no caption of the toybox" in table(result)
 
 
+def test_a_prompt_that_is_no_text_is_refused(capsys, run):
+    """Bytes that are no UTF-8, as the command line gives them."""
+    assert r"prompt: expected text in UTF-8, got '\udce9'" in error_of(capsys, run, "--prompt", "\udce9")
+
+
 def test_an_earlier_iteration_can_be_judged(run):
     assert Exhibit.of_run(run, all_around(4)).iteration == 10
     assert Exhibit.of_run(run, all_around(4), iteration=5).iteration == 5

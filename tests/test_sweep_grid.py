@@ -125,6 +125,7 @@ def test_a_sweep_file_says_the_same_as_the_command_line(tmp_path, prompts):
         ("prompts: [a cat, 7]", "expected a list of texts"),
         ("prompts: [a cat, a cat]", "expected every run once, got a_cat-s0 twice"),
         ("prompts: [a cat, ' ']", "expected a text, got an empty one"),
+        (r'prompts: [a cat, "\ud800"]', r"prompts: expected text in UTF-8, got '\ud800'; correct it"),
         ("prompts: [a cat]\nsettings: {guidance_scale: []}", "guidance_scale: expected at least one"),
         ("prompts: [a cat]\nsettings: {guidance_scale: [1, 1]}", "expected every run once"),
         ("prompts: [a cat]\nsettings: {gidance: sds}", "did you mean GuidanceParams.guidance"),

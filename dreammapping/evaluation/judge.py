@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from arguments.check import check_text
 from dreammapping.evaluation.exhibit import Exhibit, all_around
 from scene.gaussian_model import GaussianModel
 from scene.radiance_field import RadianceField
@@ -127,8 +128,11 @@ def judge_run(
         clip: a loaded judge, to judge many runs with one.
 
     Raises:
-        UserError: the folder is no run, holds no such Gaussians, or the toybox's CLIP is missing.
+        UserError: the folder is no run, holds no such Gaussians, the prompt is no text, or the toybox's CLIP is
+            missing.
     """
+    if prompt is not None:
+        check_text(prompt, "prompt")
     exhibit = Exhibit.of_run(folder, all_around(views), prompt, iteration)
     clip = clip or Clip.from_pretrained(device=exhibit.device)
     asset = exhibit.asset()

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from arguments import GenerateCamParams, GuidanceParams
+from arguments.check import check_text
 from dreammapping.evaluation.exhibit import Exhibit
 from dreammapping.finished import SETTINGS, FinishedRun
 from scene.cameras import Cameras, orbit
@@ -45,9 +46,11 @@ class Source:
             prompt: None for that of the run's settings.
 
         Raises:
-            UserError: the folder has neither a run with a result nor pictures, or no prompt is known.
+            UserError: the folder has neither a run with a result nor pictures, or no prompt is known, or it is no text.
         """
         user_path(str(folder), "folder")  # can be one
+        if prompt is not None:
+            check_text(prompt, "prompt")
         if (folder / SETTINGS).is_file():
             run = FinishedRun.open(folder)
             if _is_picture(run):

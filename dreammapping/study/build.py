@@ -108,7 +108,11 @@ def build(entries: Sequence[Entry], *, seed: int = 0, views: int = 4, size: int 
             "prompt": prompt,
             "seed": run_seed,
             "items": {name: entry.system for name, entry in named.items()},
-            "sources": {name: str(entry.source.folder) for name, entry in named.items()},
+            # a folder's name may hold what is no letter
+            "sources": {
+                name: str(entry.source.folder).encode(errors="replace").decode()
+                for name, entry in named.items()
+            },
         }
         # sorted by names that were drawn: the page's own order tells nothing either
         items = [{"id": name, "image": pictures[name]} for name in sorted(pictures)]

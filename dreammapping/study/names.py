@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from arguments.check import check_text
 from dreammapping.evaluation.pictures import Source
 
 
@@ -10,10 +11,12 @@ def opened(word: str, prompt: str | None = None) -> tuple[str, Source]:
     """A system's name, and what it made.
 
     Raises:
-        UserError: there is no run and no picture, or a prompt is missing.
+        UserError: there is no run and no picture, a prompt is missing, or it or the name is no text.
     """
     name, equals, place = word.partition("=")
     if not equals or os.path.exists(word):
         name, place = "", word
     source = Source.open(Path(place), prompt)
-    return name or source.cost().get("method") or source.folder.resolve().name, source
+    name = name or source.cost().get("method") or source.folder.resolve().name
+    check_text(name, "study: NAME in NAME=RUN")
+    return name, source

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from arguments import Config, load, to_yaml
-from arguments.check import PAIR, kind_of, shown
+from arguments.check import PAIR, check_text, kind_of, shown
 from arguments.config import settings as all_settings
 from arguments.load import read_file
 from arguments.names import MOVED, name_of
@@ -188,6 +188,7 @@ def grid(wanted: Wish) -> Grid:
     ):
         if not prompt.strip():
             raise UserError("prompts: expected a text, got an empty one; leave it out")
+        check_text(prompt, "prompts")
         name = run_name(prompt, {short[key]: shown(value).strip("'") for key, value in varied.items()}, seed)
         if name in jobs:
             raise UserError(

@@ -16,8 +16,8 @@ class DreamFlowGuidance(VSDGuidance, name="dreamflow"):
     (amortised sampling), and ω is the length of the step from a level to the next, σ̂_i - σ̂_{i+1}, divided by its mean
     over the run so that learning rates carry over. `weighting` and `timestep_schedule` are not read.
 
-    We found no released code. The form is from the authors' abstract and the public reviews; the range of t (from 1.0 to
-    0.2 in the first stage) and the number of inner steps are inferred. The stages with a mesh and SDXL are not here.
+    We found no released code. The form is from the authors' abstract and the public reviews; the range of t (from 1.0
+    to 0.2 in the first stage) and the number of inner steps are inferred. The stages with a mesh and SDXL are not here.
     """
 
     dreamflow: DreamFlowParams

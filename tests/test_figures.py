@@ -188,7 +188,10 @@ def test_what_a_card_took_is_that_of_the_files_and_said_alike_everywhere():
     searched, plain, own = (
         forms[name] for name in ("eager, search", "compiled as PyTorch does", "compiled as in a run")
     )
-    assert f"| {searched:.1f} ms eager, {plain:.1f} compiled as PyTorch does, {own:.1f} as in a run |" in said
+    assert (
+        f"| {searched:.1f} ms eager with cuDNN's search, {plain:.1f} compiled as PyTorch does, {own:.1f} as in a run |"
+        in said
+    )
     assert f"takes {own:.1f} ms, forward and backward, where PyTorch's own take {plain:.1f}" in page(
         DOCS.parent / "CHANGELOG.md"
     )

@@ -241,6 +241,12 @@ def test_unfinished_answers_count_as_far_as_they_go(study, key, tmp_path):
     assert result.agreement["quality"] is None and result.agreement["alignment"].trials == 1
 
 
+def test_who_has_answered_nothing_is_no_participant(study, key, tmp_path):
+    both = complete(key, "a", list(SHADES)), complete(key, "b", list(SHADES)) | {"answers": []}
+    answers, none = saved(tmp_path, *both)
+    assert score([answers, none], study / "key.json") == score([answers], study / "key.json")
+
+
 def test_answers_that_an_editor_has_marked_with_their_encoding_are_read(study, key, tmp_path):
     (path,) = saved(tmp_path, complete(key, "a", list(SHADES)))
     plain = score([path], study / "key.json").as_dict()

@@ -81,6 +81,9 @@ def summarise(
         ranks: for each participant, and (question, trial), the rank of each system.
         seed: of the bootstrap.
     """
+    ranks = {
+        participant: found for participant, found in ranks.items() if found
+    }  # others have answered nothing
     places = {place for found in ranks.values() for place in found}
     trials = sorted({trial for _, trial in places})
     systems = sorted({system for found in ranks.values() for each in found.values() for system in each})

@@ -54,6 +54,16 @@ def test_a_slug_is_the_text_where_it_can_be_read_back(text, name):
     assert slug(text).startswith(name) and (slug(text) == name or name[-1] == "-")
 
 
+def test_long_values_that_differ_in_the_middle_are_two_runs(tmp_path):
+    paths = [f"{tmp_path}/{'a' * 90}{middle}{'b' * 90}.ply" for middle in "xy"]
+    text = yaml.safe_dump(
+        {"opt": QUICK, "prompts": ["a cat"], "settings": {"init_shape": "file", "init_path": paths}}
+    )
+    (tmp_path / "two.yaml").write_text(text)
+    first, second = (job.name for job in grid(wish(tmp_path / "two.yaml")).jobs)
+    assert first != second and max(len(first), len(second)) <= 255
+
+
 def test_names_tell_what_is_varied_and_fit_a_file_system():
     assert run_name("a red car", {"guidance_scale": "7.5"}, 3) == "a_red_car-guidance_scale_7.5-s3"
     long = [run_name("a" * 500, {f"key{index}": "x" * 40 for index in range(20)}, seed) for seed in (1, 2)]

@@ -189,13 +189,18 @@ def grid(wanted: Wish) -> Grid:
         if not prompt.strip():
             raise UserError("prompts: expected a text, got an empty one; leave it out")
         check_text(prompt, "prompts")
-        name = run_name(prompt, {short[key]: shown(value).strip("'") for key, value in varied.items()}, seed)
+        name = run_name(prompt, {short[key]: _whole(value) for key, value in varied.items()}, seed)
         if name in jobs:
             raise UserError(
                 f"sweep: expected every run once, got {name} twice ({shown(prompt)}); leave one out"
             )
         jobs[name] = Job(name, prompt, seed, digest(text), varied)
     return Grid(list(jobs.values()), {digest(text): text for text in texts})
+
+
+def _whole(value: Any) -> str:
+    """A value as `shown`, but never shortened: two long paths may differ in the middle."""
+    return shown(value) if value is None or isinstance(value, bool) else repr(value).strip("'")
 
 
 def settings_text(opt: Path, changes: Mapping[str, Any]) -> str:

@@ -142,6 +142,8 @@ def test_a_sweep_file_says_the_same_as_the_command_line(tmp_path, prompts):
         ("prompts: [a cat]\nsettings: {guidance_scale: [x]}", "guidance_scale: expected a number, got 'x'"),
         ("prompts: [a cat]\nsettings: {seed: 3}", "expected another setting, got what seeds gives"),
         ("prompts: nowhere.txt", "nowhere.txt"),
+        ("opt: [a]\nprompts: [a cat]", "opt: expected one path as text, got ['a']"),
+        ("prompts: [a cat]\noutput: [q]", "output: expected one path as text, got ['q']"),
         ("- a cat", "expected a sweep with opt, prompts"),
         ("prompts: [a", "expected YAML"),
     ],

@@ -136,6 +136,11 @@ def wish(
     """
     tree = read_sweep(path) if path is not None else {}
     where = str(path) if path is not None else "command line"
+    for key in ("opt", "output"):
+        if not isinstance(tree.get(key, ""), str):
+            raise UserError(
+                f"{where}: {key}: expected one path as text, got {shown(tree[key])}; write it in quotes"
+            )
     if prompts is not None:
         tree["prompts"] = read_prompts(prompts)
     if not tree.get("prompts"):
@@ -159,11 +164,11 @@ def wish(
     named = prompts if path is None else path
     assert named is not None
     return Wish(
-        opt=user_path(opt, "--opt") if opt is not None else _beside(Path(where), str(tree["opt"]), "opt"),
+        opt=user_path(opt, "--opt") if opt is not None else _beside(Path(where), tree["opt"], "opt"),
         prompts=listed,
         settings=given,
         seeds=_seeds(tree.get("seeds", 1) if seeds is None else seeds, where if seeds is None else "--seeds"),
-        output=user_path(output or str(tree.get("output") or Path("output") / named.stem), "--output"),
+        output=user_path(output or tree.get("output") or str(Path("output") / named.stem), "--output"),
     )
 
 

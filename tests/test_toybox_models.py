@@ -631,6 +631,20 @@ def test_a_number_that_no_training_can_have_is_one_line(tmp_path, capsys, words,
     assert message in error and error.count("\n") == 1
 
 
+def test_a_tilde_that_no_shell_has_expanded_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    caches, trained = [], []
+    monkeypatch.setattr(dataset, "generate", lambda *settings: caches.append(settings[-1]))
+    monkeypatch.setattr(training.Training, "report", lambda stages: trained.append(stages))
+    assert dataset.main(["--cache=~/cache"]) == 0
+    words = ["--output=~/prior", "--cache=~/cache", "--start=~/start", "--stage=report", "--device=cpu"]
+    assert train.main([*words, "--threads=1"]) == 0
+    (stages,) = trained
+    assert [*caches, stages.cache, stages.output, stages.start] == [
+        tmp_path / name for name in ("cache", "cache", "prior", "start")
+    ]
+
+
 def test_help_of_the_training_is_instant_and_silent():
     code = """
 import sys

@@ -44,6 +44,7 @@ from utils.errors import UserError
 from utils.files import atomic
 from utils.inputs import regular_file
 from utils.parser import Parser
+from utils.paths import expanded
 
 CACHE = Path(__file__).parent / "cache"
 SHARD = 250
@@ -368,7 +369,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--seed", type=int, default=0, help="seed of every random choice (default: %(default)s)"
     )
     parser.add_argument(
-        "--cache", type=Path, default=CACHE, help="folder for the files (default: toybox/cache)"
+        "--cache", type=expanded, default=CACHE, help="folder for the files (default: toybox/cache)"
     )
     settings = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -14,11 +14,11 @@ import math
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from utils.command import exit_code
 from utils.errors import UserError
 from utils.parser import Parser
+from utils.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=expanded,
         help="folder of the weights (default: toybox/cache/prior; toybox/prior replaces the shipped ones)",
     )
     parser.add_argument("--minutes", type=float, help="wall time in all (default: the preset's)")
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument(
-        "--cache", type=Path, help="folder that keeps renders on disk (default: toybox/cache)"
+        "--cache", type=expanded, help="folder that keeps renders on disk (default: toybox/cache)"
     )
     settings = parser.parse_args(arguments)
     return exit_code(
@@ -100,7 +100,7 @@ def _train(settings: argparse.Namespace, arguments: list[str]) -> int:
     if settings.minutes is not None:
         preset = replace(preset, minutes=settings.minutes)
     if settings.start is not None:
-        preset = replace(preset, start=None if settings.start == "none" else Path(settings.start))
+        preset = replace(preset, start=None if settings.start == "none" else expanded(settings.start))
     if output.resolve() == PRIOR:
         log.warning("toybox train: replaces the shipped prior in %s", PRIOR)
     stages = training.Training(output, cache, device, preset, settings.steps)

@@ -305,10 +305,8 @@ def _is_complete(cache: Path, split: str, count: int, size: int, seed: int) -> b
     if str(stored["identity"]) == identity:
         return True
     # An earlier version did not keep its settings.
-    settings = [len(pictures), pictures.shape[1], seed]
-    if "settings" in stored:
-        settings = json.loads(str(stored["settings"]))
-    if settings == [count, size, seed] and cache.resolve() == CACHE.resolve():
+    settings = stored.get("settings", json.dumps([len(pictures), pictures.shape[1], seed]))
+    if str(settings) == json.dumps([count, size, seed]) and cache.resolve() == CACHE.resolve():
         return False
     raise UserError(
         f"{images}: expected no views, or {count} of {size} px and seed {seed}, found those of other settings or of "

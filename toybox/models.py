@@ -244,11 +244,10 @@ def saving(folder: Path) -> Iterator[Path]:
     with (all_or_none if folder.is_dir() else atomic)(folder) as partial:
         yield partial
         saved = {path.name for path in partial.iterdir()}
-    for (
-        path
-    ) in folder.iterdir():  # those of another number of shards, which would be read in the place of these
+    # Weights of another number of shards would be read in the place of these.
+    for path in folder.iterdir():
         if _WEIGHTS.fullmatch(path.name) and path.name not in saved:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def refuse_others(folder: Path) -> None:
@@ -266,7 +265,7 @@ def refuse_others(folder: Path) -> None:
         "text_encoder": ("config.json", {"hidden_size": WIDTH}),
         "clip": ("config.json", {"model_type": "clip", "projection_dim": WIDTH}),
         "tokenizer": ("tokenizer_config.json", {"model_max_length": TEXT_LENGTH}),
-        "scheduler": ("scheduler_config.json", _settings(build_scheduler().to_json_string())),
+        "scheduler": ("scheduler_config.json", _scheduler_settings(folder)),
         "model_index.json": ("", {"vae": ["diffusers", "AutoencoderTiny"]}),
     }
     for name, (file, settings) in parts.items():
@@ -316,9 +315,11 @@ def _has(path: Path, settings: dict[str, Any]) -> bool:
     return all(found.get(key) == value for key, value in settings.items())
 
 
-def _settings(text: str) -> dict[str, Any]:
-    """A configuration without what a version of a library writes by itself."""
-    return {key: value for key, value in json.loads(text).items() if key != "_diffusers_version"}
+def _scheduler_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's scheduler has to say to be ours; another release of diffusers may have written fewer settings."""
+    theirs = _read(folder / "scheduler" / "scheduler_config.json").keys() - {"_diffusers_version"}
+    ours = json.loads(build_scheduler().to_json_string())
+    return {key: value for key, value in ours.items() if key in theirs | {"_class_name"}}
 
 
 def _read(path: Path) -> dict[str, Any]:

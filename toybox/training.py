@@ -18,7 +18,7 @@ from toybox import dataset, models, raycast, train_clip, train_unet, train_vae
 from toybox.clip import PRIOR
 from toybox.objects import solids
 from toybox.speed import fastest
-from toybox.train_loop import Budget, Loop
+from toybox.train_loop import Budget, Loop, share
 from toybox.train_views import Pool, Source, Views
 from utils.errors import UserError
 from utils.files import atomic
@@ -229,6 +229,8 @@ class Training:
     def report(self) -> None:
         from toybox.report import write
 
+        if share()[0] > 0:
+            return
         dataset.generate(1, models.IMAGE_SIZE, 0, self.cache, device=self.device, splits=_REPORTED)
         with models.reporting(self.output):
             write(self.output, self.cache, self.device, self._notes(), self.output)

@@ -12,7 +12,7 @@ import pytest
 
 from utils import aside, checkpoint
 from utils.errors import UserError
-from utils.own_files import RECORD, note
+from utils.own_files import RECORD, making, note
 from utils.run import MARKER, Run
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,21 @@ def test_force_replaces_what_the_run_wrote_and_nothing_else(tmp_path):
     assert kept["config.yaml"] == b"seed: 1\n" and "metrics.jsonl" not in kept
     assert sum(content == b"precious" for content in kept.values()) == 9
     assert not [name for name in kept if "judge" in name or "iteration_5" in name or "replaced" in name]
+
+
+def test_force_keeps_scores_that_a_user_changed_or_made(tmp_path):
+    run = tmp_path / "a"
+    make(run)
+    names = ("judge.json", "judge_views.png")
+    with making(run, names):
+        for name in names:
+            (run / name).write_text("ours")
+    (run / names[0]).write_text("edited")
+    make(run, "seed: 1\n", force=True)
+    assert (run / names[0]).read_text() == "edited" and not (run / names[1]).exists()
+    (run / names[1]).write_text("mine")
+    make(run, "seed: 2\n", force=True)
+    assert [(run / name).read_text() for name in names] == ["edited", "mine"]
 
 
 @pytest.mark.parametrize(("kind", "asset"), [("image", "picture.png"), ("grid", "mesh.ply")])

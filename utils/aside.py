@@ -14,7 +14,7 @@ import yaml
 
 from utils.errors import UserError
 from utils.inputs import regular_file
-from utils.own_files import LOCK, RECORD, recorded
+from utils.own_files import LOCK, RECORD, is_unchanged, recorded
 from utils.own_pages import is_as_left
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ ASSETS = {
 """What a run of a representation leaves under a name that, beside another run, a user may have given to a file."""
 SETTINGS, MANIFEST = "config.yaml", "run.json"
 PAGE = "index.html"
+SCORES = ("judge.json", "judge_views.png")
 FOLDERS = ("train_process", "test_six_views", "videos", "process_videos", "point_cloud", "checkpoints")
 """The folders in which they lie."""
 RESULTS = re.compile(rf"({'|'.join(FOLDERS)})/.*|picture\.png|field\.safetensors|mesh\.ply")
@@ -69,6 +70,7 @@ def written(folder: Path) -> list[Path]:
             if any(kind.fullmatch((below / name).as_posix()) for kind in (WRITTEN, *asset))
             and not Path(place, name).is_symlink()
             and (name != PAGE or _is_page(Path(place, name)))
+            and (name not in SCORES or _is_aside(folder) or is_unchanged(folder, name))
         ]
     return sorted(
         found, key=lambda path: (path.name in (MANIFEST, SETTINGS), path)

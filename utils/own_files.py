@@ -85,7 +85,7 @@ def refuse_others(
         path = folder / name
         if not os.path.lexists(path):
             continue
-        if not (name in ours and ours[name].digest in (None, _digest(path))):
+        if not (folder / RECORD).exists() or not is_unchanged(folder, name):
             found = "one that was changed since" if name in ours else "another"
             raise UserError(
                 f"{path}: expected no file, or one that this program made there, found {found}; move it, or "
@@ -128,6 +128,14 @@ def seal(folder: Path) -> None:
 def recorded(folder: Path) -> dict[str, str | None]:
     """The files that this program made in a folder, with their digests; none where its record is missing or broken."""
     return {name: made.digest for name, made in _read(folder).items()}
+
+
+def is_unchanged(folder: Path, name: str) -> bool:
+    """Whether a file is as this program left it there; so is any where no record is, as earlier versions kept none."""
+    ours = _read(folder)
+    return not (folder / RECORD).exists() or (
+        name in ours and ours[name].digest in (None, _digest(folder / name))
+    )
 
 
 @dataclass(frozen=True)

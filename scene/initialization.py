@@ -166,8 +166,8 @@ def _centred(points: Float[Tensor, "N 3"], path: Path | str) -> Float[Tensor, "N
     points = points.double()
     low, high = points.amin(dim=0), points.amax(dim=0)
     side = (high - low).max()
-    if not (side.isfinite() and side > 0):
+    if not (side.isfinite() and side > torch.finfo(side.dtype).tiny):  # below it numbers lose their digits
         raise UserError(
             f"{path}: expected a shape of finite size, got a longest side of {side:g}; use another shape"
         )
-    return ((points - (low + high) / 2) / side).float()
+    return ((points - (low / 2 + high / 2)) / side).float()

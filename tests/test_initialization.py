@@ -18,7 +18,7 @@ from plyfile import PlyData, PlyElement
 
 from arguments import Config, GenerateCamParams, ModelParams
 from dreammapping.gaussians import initial_gaussians
-from scene.initialization import SHAPES, initial_points
+from scene.initialization import SHAPES, _centred, initial_points
 from scene.mesh_size import declared_faces
 from scene.ply import write_gaussians, write_points
 from scene.strays import strays
@@ -454,6 +454,23 @@ def test_a_point_cloud_at_a_surveyors_coordinates_keeps_its_shape(tmp_path):
     torch.testing.assert_close(
         points.sort(dim=0).values, torch.from_numpy(expected).float().sort(dim=0).values, rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(("size", "start"), [(1e-300, 0.0), (1e300, 0.0), (1e307, 1.6e308)])
+def test_a_point_cloud_of_any_size_is_centred_and_one_long(size, start):
+    points = torch.rand(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    centred = _centred(start + size * points, "a.ply")
+    torch.testing.assert_close(centred.amax(dim=0), -centred.amin(dim=0), rtol=0, atol=1e-6)
+    assert centred.abs().max() == 0.5
+
+
+def test_a_point_cloud_so_small_that_its_numbers_have_no_digits_is_refused():
+    """Its longest side would not be one."""
+    points = torch.tensor(
+        [[0.0, 0, 0], [2.6e-320, 0, 0], [1e-320, 1e-320, 0], [0, 0, 2e-320]], dtype=torch.float64
+    )
+    with pytest.raises(UserError, match="finite size"):
+        _centred(points, "a.ply")
 
 
 @pytest.mark.parametrize("far", [1e3, 1e30, 1e300])

@@ -170,4 +170,5 @@ def _centred(points: Float[Tensor, "N 3"], path: Path | str) -> Float[Tensor, "N
         raise UserError(
             f"{path}: expected a shape of finite size, got a longest side of {side:g}; use another shape"
         )
-    return ((points - (low / 2 + high / 2)) / side).float()
+    # from the corner: where the numbers are far larger than the shape, their middle is rounded, and differences are not
+    return ((points - low - (high - low) / 2) / side).float()

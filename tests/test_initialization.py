@@ -456,8 +456,11 @@ def test_a_point_cloud_at_a_surveyors_coordinates_keeps_its_shape(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("size", "start"), [(1e-300, 0.0), (1e300, 0.0), (1e307, 1.6e308)])
-def test_a_point_cloud_of_any_size_is_centred_and_one_long(size, start):
+@pytest.mark.parametrize(
+    ("size", "start"), [(1e-300, 0.0), (1e300, 0.0), (1e307, 1.6e308), (1e-9, 4194304.1)]
+)
+def test_a_point_cloud_of_any_size_anywhere_is_centred_and_one_long(size, start):
+    """Also where it is a few roundings of its coordinates long."""
     points = torch.rand(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     centred = _centred(start + size * points, "a.ply")
     torch.testing.assert_close(centred.amax(dim=0), -centred.amin(dim=0), rtol=0, atol=1e-6)

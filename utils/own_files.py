@@ -85,7 +85,7 @@ def refuse_others(
         path = folder / name
         if not os.path.lexists(path):
             continue
-        if not (folder / RECORD).exists() or not is_unchanged(folder, name):
+        if not _is_as_left(path, ours):
             found = "one that was changed since" if name in ours else "another"
             raise UserError(
                 f"{path}: expected no file, or one that this program made there, found {found}; move it, or "
@@ -132,10 +132,7 @@ def recorded(folder: Path) -> dict[str, str | None]:
 
 def is_unchanged(folder: Path, name: str) -> bool:
     """Whether a file is as this program left it there; so is any where no record is, as earlier versions kept none."""
-    ours = _read(folder)
-    return not (folder / RECORD).exists() or (
-        name in ours and ours[name].digest in (None, _digest(folder / name))
-    )
+    return not (folder / RECORD).exists() or _is_as_left(folder / name, _read(folder))
 
 
 @dataclass(frozen=True)
@@ -163,6 +160,10 @@ def _write(folder: Path, ours: dict[str, _Made]) -> None:
         for name, made in sorted(ours.items())
     }
     write_text(folder / RECORD, json.dumps(lines, indent=0) + "\n")
+
+
+def _is_as_left(path: Path, ours: dict[str, _Made]) -> bool:
+    return path.name in ours and ours[path.name].digest in (None, _digest(path))
 
 
 def _way(folder: Path, source: Path | None) -> str | None:

@@ -27,7 +27,7 @@ from toybox.starts import convolve, keep_words_apart, pass_colour_through, start
 from utils import own_files
 from utils.errors import UserError
 from utils.files import all_or_none, atomic
-from utils.inputs import regular_file
+from utils.inputs import json_object, regular_file
 
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 128, 32, 4
 TEXT_LENGTH, WIDTH = 24, 128
@@ -274,7 +274,7 @@ def refuse_others(folder: Path) -> None:
             raise _found_another(path)
     for stage in STAGES:
         path = folder / CHECKPOINTS / f"{stage}.json"
-        if os.path.lexists(path) and "peak_rate" not in _read(path):
+        if os.path.lexists(path) and "peak_rate" not in json_object(path):
             raise _found_another(path)
     if not _is_earlier_report(folder):
         own_files.refuse_others(folder, REPORT)
@@ -301,7 +301,7 @@ def _is_earlier_report(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     unrecorded = not (folder / own_files.RECORD).exists()
-    return titled and unrecorded and "stages" in _read(folder / "report.json")
+    return titled and unrecorded and "stages" in json_object(folder / "report.json")
 
 
 def _found_another(path: Path) -> UserError:
@@ -311,24 +311,15 @@ def _found_another(path: Path) -> UserError:
 
 
 def _has(path: Path, settings: dict[str, Any]) -> bool:
-    found = _read(path)
+    found = json_object(path)
     return all(found.get(key) == value for key, value in settings.items())
 
 
 def _scheduler_settings(folder: Path) -> dict[str, Any]:
     """What a folder's scheduler has to say to be ours; another release of diffusers may have written fewer settings."""
-    theirs = _read(folder / "scheduler" / "scheduler_config.json").keys() - {"_diffusers_version"}
+    theirs = json_object(folder / "scheduler" / "scheduler_config.json").keys() - {"_diffusers_version"}
     ours = json.loads(build_scheduler().to_json_string())
     return {key: value for key, value in ours.items() if key in theirs | {"_class_name"}}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a JSON file has; nothing where it cannot be read."""
-    try:
-        found = json.loads(regular_file(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def count_macs(forward: Callable[[], object]) -> float:

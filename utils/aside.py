@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError
-from utils.inputs import regular_file
+from utils.inputs import json_object, regular_file
 from utils.own_files import LOCK, RECORD, is_unchanged, recorded
 from utils.own_pages import is_as_left
 
@@ -97,7 +96,7 @@ def _asset(folder: Path) -> list[re.Pattern[str]]:
     lie."""
     if _is_aside(folder):
         return list(ASSETS.values())
-    told = told_by(folder / MANIFEST)
+    told = json_object(folder / MANIFEST)
     if "representation" not in told:  # of an earlier version, or not written yet
         with contextlib.suppress(OSError, ValueError):
             told = _model_of(regular_file(folder / SETTINGS).read_text(encoding="utf-8"))
@@ -114,14 +113,6 @@ def refuse_others(folder: Path, settings: str) -> None:
                 f"{path}: expected no file, or one of the run that is replaced, found another; move it, or choose "
                 "another workspace"
             )
-
-
-def told_by(manifest: Path) -> dict[str, Any]:
-    """What `run.json` says; nothing where there is none, or a damaged one."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        told = json.loads(regular_file(manifest).read_text(encoding="utf-8"))
-        return told if isinstance(told, dict) else {}
-    return {}
 
 
 def _model_of(settings: str) -> dict[str, Any]:
@@ -143,7 +134,7 @@ def _is_page(path: Path) -> bool:
 def has_results(folder: Path) -> bool:
     """Whether a run's folder holds what somebody would miss: whatever is left of a run that was saved, and not what one
     left that ended before its first checkpoint."""
-    told = told_by(folder / MANIFEST)
+    told = json_object(folder / MANIFEST)
     if told.get("finished") or told.get("iterations"):
         return True
     return told.get("iterations") != 0 and any(RESULTS.fullmatch(path.as_posix()) for path in written(folder))

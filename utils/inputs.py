@@ -1,6 +1,7 @@
 """Files that a user gives to be read."""
 
 import io
+import json
 import os
 import stat
 from pathlib import Path
@@ -24,6 +25,15 @@ def regular_file(path: Path | str) -> Path:
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
         raise UserError(f"{path}: expected a file, got {kind}; check the path")
     return Path(path)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """What a file of ours says; nothing where there is none, or a damaged one."""
+    try:
+        found = json.loads(regular_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class WithHeader:

@@ -23,7 +23,7 @@ from utils import aside
 from utils.checkpoint import checkpoints, drop_old
 from utils.errors import UserError
 from utils.files import is_stream, remove_unfinished, unfinished, write_text
-from utils.inputs import regular_file
+from utils.inputs import json_object, regular_file
 from utils.lock import Lock
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is a run's: by its marker, or, for one of before there were markers, by what its files say."""
     if (folder / MARKER).is_file():
         return True
-    told = aside.told_by(folder / aside.MANIFEST)
+    told = json_object(folder / aside.MANIFEST)
     return (folder / "config.yaml").is_file() and told.keys() >= {"versions", "iterations", "finished"}
 
 

@@ -1,7 +1,9 @@
 """Paths as users write them: the home folder, and names that no path can have."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,12 @@ def test_a_folder_that_may_not_be_looked_into_is_said(tmp_path):
 def test_a_file_in_the_place_of_a_folder_is_an_absent_path(tmp_path):
     (tmp_path / "file").touch()
     assert not user_path(str(tmp_path / "file" / "a"), "model_key").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file names there are no bytes")
+def test_a_path_has_the_same_name_whatever_the_locale(tmp_path):
+    """Settings are UTF-8; a locale without the letters names the folder by the same bytes."""
+    code = "from utils.paths import user_path; user_path('läufe/猫', 'workspace').mkdir(parents=True)"
+    old = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", f"exec({ascii(code)})"], cwd=tmp_path, env=old, check=True)
+    assert (tmp_path / "läufe" / "猫").is_dir()

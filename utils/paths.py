@@ -24,7 +24,7 @@ def user_path(name: str, where: str) -> Path:
         UserError: it can be no path here, or its folder cannot be looked into.
     """
     try:
-        path = Path(os.path.expandvars(name)).expanduser()
+        path = Path(_in_locale(os.path.expandvars(name))).expanduser()
         path.stat()
     except OSError as error:
         if error.errno not in ABSENT:
@@ -32,6 +32,15 @@ def user_path(name: str, where: str) -> Path:
     except (ValueError, RuntimeError) as error:  # a null character; a user whose home is not known
         raise _unusable(name, where, str(error)) from error
     return path
+
+
+def _in_locale(name: str) -> str:
+    """A name whose letters the locale lacks (as `LC_ALL=C`), by its bytes in UTF-8, as Python lists it in a folder."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return os.fsdecode(name.encode())
+    return name
 
 
 def _unusable(name: str, where: str, reason: str) -> UserError:

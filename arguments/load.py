@@ -260,7 +260,7 @@ def _change(key: object, value: object) -> Entry:
     """A setting as Python gives it: numbers and arrays of NumPy and torch are plain ones, a path is its text."""
     name = name_of(str(key), PYTHON)
     if isinstance(value, PurePath):
-        value = str(value)
+        value = _as_utf8(str(value))
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, tuple):

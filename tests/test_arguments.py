@@ -374,6 +374,7 @@ class Scalar:
         ("text", "'a' and 'b'", "'a' and 'b'"),
         ("text", "null", "null"),
         ("output_path", Path("runs"), "runs"),
+        ("output_path", Path("caf\udcc3\udca9"), "café"),
     ],
 )
 def test_python_gives_settings_as_they_are(key: str, given: object, value: object) -> None:

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from utils.errors import UserError
-from utils.files import all_or_none, atomic
+from utils.files import all_or_none, atomic, write_text
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):
@@ -14,6 +14,11 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
         temporary.write_text("new")
         assert not (tmp_path / "deep" / "a.txt").exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+def test_text_is_utf8_whatever_the_locale_made_of_a_path(tmp_path):
+    write_text(tmp_path / "a.txt", "l\udcc3\udca4ufe: 猫\n")
+    assert (tmp_path / "a.txt").read_bytes() == "läufe: 猫\n".encode()
 
 
 def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path):

@@ -1,5 +1,6 @@
 """Pictures and videos on disk, contact sheets, depth in colour, and the smoothness term."""
 
+import sys
 import tempfile
 from pathlib import Path
 
@@ -171,6 +172,15 @@ def test_a_colon_in_a_path_is_no_protocol(tmp_path, monkeypatch):
     with video(path) as write:
         write(np.zeros((16, 16, 3), np.uint8))
     assert frame_count(path.absolute()) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems that take letters alone")
+def test_a_video_may_have_any_name(tmp_path):
+    """As a path has in a locale without its letters. OpenCV ends the process over such text."""
+    path = tmp_path / "v\udce4" / "a.mp4"
+    with video(path) as write:
+        write(np.zeros((16, 16, 3), np.uint8))
+    assert frame_count(path) == 1
 
 
 def test_without_a_place_for_temporary_files_there_is_no_video(tmp_path, monkeypatch):

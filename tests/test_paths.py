@@ -49,5 +49,12 @@ def test_a_path_has_the_same_name_whatever_the_locale(tmp_path):
     """Settings are UTF-8; a locale without the letters names the folder by the same bytes."""
     code = "from utils.paths import user_path; user_path('läufe/猫', 'workspace').mkdir(parents=True)"
     old = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", f"exec({ascii(code)})"], cwd=tmp_path, env=old, check=True)
+    subprocess.run([sys.executable, "-c", f"exec({code!a})"], cwd=tmp_path, env=old, check=True)
     assert (tmp_path / "läufe" / "猫").is_dir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file names there are no bytes")
+def test_a_path_that_is_no_utf8_is_refused(tmp_path, monkeypatch):
+    """What reads tensors and videos cannot open it: a checkpoint there could be written and never read."""
+    with pytest.raises(UserError, match=r"model_key: expected a path in UTF-8, got b'.*l\\xe4ufe'; rename"):
+        user_path("l\udce4ufe", "model_key")

@@ -52,13 +52,13 @@ def atomic(path: Path | str, *, durable: bool = True) -> Iterator[Path]:
 
 
 def write_text(path: Path | str, text: str, *, durable: bool = True) -> None:
-    """Write a text file in UTF-8, whole or not at all.
+    """Write a text file in UTF-8, whole or not at all; what the locale could not read of a path, by its bytes.
 
     Raises:
         UserError: as `atomic`.
     """
     with atomic(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 @contextlib.contextmanager

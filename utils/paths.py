@@ -21,16 +21,26 @@ def user_path(name: str, where: str) -> Path:
         where: the setting or option that it was written into, for the message.
 
     Raises:
-        UserError: it can be no path here, or its folder cannot be looked into.
+        UserError: it can be no path here, its folder cannot be looked into, or its bytes are no UTF-8, which the
+            libraries that read tensors and videos want.
     """
+    whole = b""  # if the folder that this process is in has gone
     try:
         path = Path(_in_locale(os.path.expandvars(name))).expanduser()
+        whole = os.fsencode(os.path.abspath(path))
         path.stat()
     except OSError as error:
         if error.errno not in ABSENT:
             raise _unusable(name, where, error.strerror or str(error)) from error
     except (ValueError, RuntimeError) as error:  # a null character; a user whose home is not known
         raise _unusable(name, where, str(error)) from error
+    try:
+        whole.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: expected a path in UTF-8, got {whole!r}; rename the folder, or set LC_ALL=C.UTF-8 if these "
+            "letters are right"
+        ) from error
     return path
 
 

@@ -1,6 +1,7 @@
 """H.264 videos, streamed to FFmpeg frame by frame: whole files that players open, or none and the reason."""
 
 import contextlib
+import os
 import re
 import secrets
 import subprocess
@@ -53,7 +54,8 @@ def try_encoder(folder: Path) -> None:
 
 def frame_count(path: Path) -> int:
     """The frames that a video's index lists; 0 where no player opens it."""
-    reader = cv2.VideoCapture(str(path.absolute()))  # "a:b" would be a protocol
+    # absolute, because "a:b" would be a protocol; bytes, because a name that is no UTF-8 would end the process
+    reader = cv2.VideoCapture(os.fsencode(path.absolute()))  # pyright: ignore[reportArgumentType, reportCallIssue]
     try:
         return int(reader.get(cv2.CAP_PROP_FRAME_COUNT)) if reader.isOpened() else 0
     finally:

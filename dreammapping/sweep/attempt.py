@@ -83,7 +83,7 @@ def attempt(
     own = {
         "GuidanceParams.text": job.prompt,
         "seed": job.seed,
-        "ModelParams.output_path": str(folder.parent),
+        "ModelParams.output_path": folder.parent,
         "ModelParams.workspace": folder.name,
     }
     config: Config | None = None

@@ -25,6 +25,7 @@ from benchmarks.random_model import SD2_BASE
 from benchmarks.stopwatch import Stopwatch
 from guidance.degradation import ULite
 from guidance.prior.attention import set_wide_heads
+from guidance.prior.channels_last import backend
 from guidance.prior.group_norm import adopt
 from utils.errors import UserError
 from utils.parser import Parser
@@ -107,7 +108,7 @@ def _encoder_row(options: argparse.Namespace, device: torch.device, form: Form) 
         adopt(encoder)
         set_wide_heads(encoder, fused=device.type == "cpu")
     if form.how != "eager":
-        encoder.compile()
+        encoder.compile(backend=backend(trained=True) if form.how == "compiled" else "inductor")
     images = torch.rand(options.views, 3, options.size, options.size, device=device, dtype=dtype)
     images = images.to(memory_format=last).requires_grad_()
 

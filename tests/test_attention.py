@@ -36,7 +36,7 @@ def all_wide(monkeypatch):
 @pytest.fixture
 def named_a_card(monkeypatch):
     """Models stay on the CPU, and nothing is compiled: only the device's name is a card's."""
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self, backend: None)
     monkeypatch.setattr("guidance.prior.score_model.keep_compiled", lambda: None)
 
     def compile_as(model, device):

@@ -14,6 +14,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from arguments import HardwareParams
 from guidance.prior import compilation
+from guidance.prior.channels_last import backend
 from guidance.prior.compilation import CACHE_VARIABLE, compiled_folder, keep_compiled
 from tests.test_memory import model_of
 from tests.tiny_models import save_pipeline
@@ -89,30 +90,34 @@ def test_a_second_start_finds_what_the_first_one_compiled(cache):
     assert any(path.is_file() for path in cache.rglob("*"))
 
 
-@pytest.mark.parametrize(("compile_", "mode"), [("always", None), ("autotune", "max-autotune-no-cudagraphs")])
-def test_several_kernels_are_tried_where_that_is_asked_for(folder, cache, monkeypatch, compile_, mode):
+def backends(searched):
+    """Of the U-Net and of the encoder."""
+    return [backend(searched=searched), backend(searched=searched, trained=True)]
+
+
+@pytest.mark.parametrize(("compile_", "searched"), [("always", False), ("autotune", True)])
+def test_several_kernels_are_tried_where_that_is_asked_for(folder, cache, monkeypatch, compile_, searched):
     seen = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self, mode=None: seen.append(mode))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self, backend: seen.append(backend))
     model_of(folder, compile=compile_).compile()
-    assert seen == [mode, mode]
+    assert seen == backends(searched)
 
 
 def test_another_run_of_the_same_weights_compiles_as_it_is_set(folder, cache, monkeypatch):
     seen = []
 
-    def compile_module(self, mode=None):
-        seen.append(mode)
+    def compile_module(self, backend):
+        seen.append(backend)
         self._compiled_call_impl = self._call_impl
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_module)
     loaded = model_of(folder, memory="max")
     with torch.backends.cudnn.flags(enabled=True, benchmark=False):
-        searched = "max-autotune-no-cudagraphs"
-        for compile_, mode in (("always", None), ("autotune", searched), ("always", None)):
+        for compile_, searched in (("always", False), ("autotune", True), ("always", False)):
             seen.clear()
             run = loaded.anew(loaded._params, HardwareParams(memory="max", compile=compile_))
             run.compile()
-            assert run.compiled and seen == [mode, mode]
+            assert run.compiled and seen == backends(searched)
         torch.backends.cudnn.benchmark = True  # as on a card
         eager = run.anew(run._params, HardwareParams(memory="max", compile="never"))
         assert not eager.compiled and not torch.backends.cudnn.benchmark
@@ -126,7 +131,7 @@ def test_cudnn_searches_where_a_card_has_room(folder, cache, monkeypatch, device
     """The networks stay on the CPU here: only the device's name is a card's."""
     model = model_of(folder, memory=memory)
     model.device = torch.device(device)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda _self, backend: None)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False):
         model.compile()
         assert torch.backends.cudnn.benchmark is searches
@@ -138,7 +143,9 @@ def test_after_the_warm_up_nothing_is_compiled(folder, cache, monkeypatch, memor
     """Whatever the number of branches, and whatever made the latents: an encoder's are channels last, noise is not."""
     torch._dynamo.reset()
     counter, compile_module = CompileCounter(), torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=counter))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, backend: compile_module(self, backend=counter)
+    )
     model = model_of(folder, memory=memory)
     model.compile()
     model.warm_up(views=2, batches=range(2 * 2, 4 * 2 + 1))

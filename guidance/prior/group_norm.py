@@ -36,12 +36,30 @@ def normalize(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) 
     def mean_of_groups(values: Tensor) -> Tensor:  # B groups 1
         return values.mean(1).view(batch, groups, -1).mean(-1, keepdim=True)
 
-    mean = mean_of_groups(numbers)
-    variance = (mean_of_groups(numbers.square()) - mean.square()).clamp_min(0)
+    mean, mean_square = kept(torch.stack([mean_of_groups(numbers), mean_of_groups(numbers.square())]))
+    variance = (mean_square - mean.square()).clamp_min(0)
     scale = (variance + eps).rsqrt() * weight.view(groups, -1)
     shift = bias.view(groups, -1) - mean * scale
-    found = numbers * scale.view(batch, 1, channels) + shift.view(batch, 1, channels)
-    return found.to(x.dtype).view(rows.shape).movedim(-1, 1)
+    scale, shift = kept(torch.stack([scale, shift])).view(2, batch, 1, channels)
+    return (numbers * scale + shift).to(x.dtype).view(rows.shape).movedim(-1, 1)
+
+
+@torch.library.custom_op("dreammapping::kept", mutates_args=())
+def kept(x: Tensor) -> Tensor:
+    """The same numbers, in memory: what is compiled reads them, and their gradient, there.
+
+    Without it each of a picture's values would be scaled by a root that is taken anew for it, which takes longer than
+    to read the value.
+    """
+    return x.clone()
+
+
+@kept.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+kept.register_autograd(lambda _context, gradient: kept(gradient))
 
 
 def adopt(network: nn.Module) -> None:

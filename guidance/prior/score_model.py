@@ -22,6 +22,7 @@ from guidance import models
 from guidance.noise import noise_of_views
 from guidance.prior import group_norm, learned_words
 from guidance.prior.attention import set_wide_heads
+from guidance.prior.channels_last import backend
 from guidance.prior.compilation import keep_compiled
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
@@ -174,11 +175,10 @@ class ScoreModel:
             if self._searches():
                 torch.backends.cudnn.benchmark = True
                 set_wide_heads(self.vae.encoder, fused=False)
-            # its own graphs would be recorded within those of `record`
+            # Inductor's own graphs would be recorded within those of `record`
             searched = self._hardware.compile == "autotune"
-            options = {"mode": "max-autotune-no-cudagraphs"} if searched else {}
-            self.unet.compile(**options)
-            self.vae.encoder.compile(**options)
+            self.unet.compile(backend=backend(searched=searched))
+            self.vae.encoder.compile(backend=backend(searched=searched, trained=True))
             self.compiled = True
 
     def _searches(self) -> bool:
@@ -294,7 +294,9 @@ class ScoreModel:
     def _encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B _ h w"]:
         scale = self._gradient_scale()
         images = scale.shrink(2 * images - 1).to(self.dtype)
-        encoded = self.vae.encode(images.contiguous() if self.compiled else images)
+        if self.compiled:  # in one layout, whatever made them, and in that of the network's own memory
+            images = images.contiguous(memory_format=torch.channels_last)
+        encoded = self.vae.encode(images)
         posterior = getattr(encoded, "latent_dist", None)
         return scale.grow((encoded.latents if posterior is None else posterior.parameters).float())
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from arguments import Config, GenerateCamParams, GuidanceParams, HardwareParams, load
 from guidance import ScoreModel, models
-from guidance.models import hub, single_file
+from guidance.models import hub, single_file, weights
 from tests.small_models import FAMILIES, narrow_configs, predict, save_family, save_single_file, score_model
 from tests.tiny_models import save_pipeline
 from tests.tolerances import NETWORK
@@ -452,8 +452,54 @@ def test_another_autoencoder_takes_the_place_of_the_models_own(tmp_path):
     model = score_model(folder, vae_key=str(tiny))
     assert type(model.vae).__name__ == "AutoencoderTiny"
     assert "vae/diffusion_pytorch_model.safetensors" not in model.provenance["sha256"]
-    weights = tiny / "diffusion_pytorch_model.safetensors"
-    assert model.provenance["vae_key"]["sha256"] == {weights.name: hub.sha256(weights)}
+    file = tiny / "diffusion_pytorch_model.safetensors"
+    assert model.provenance["vae_key"]["sha256"] == {file.name: hub.sha256(file)}
     shutil.copytree(folder / "unet", tmp_path / "wrong")
     with pytest.raises(UserError, match="vae_key: expected an AutoencoderKL or AutoencoderTiny, got UNet2D"):
         score_model(folder, vae_key=str(tmp_path / "wrong"))
+
+
+@pytest.mark.parametrize(("sides", "channels"), [(4, 4), (2, 16)])
+def test_an_autoencoder_of_other_latents_is_refused(tmp_path, sides, channels):
+    from diffusers import AutoencoderTiny
+
+    folder = save_pipeline(tmp_path / "model")
+    widths = (8,) * sides
+    AutoencoderTiny(
+        latent_channels=channels, encoder_block_out_channels=widths, decoder_block_out_channels=widths,
+        num_encoder_blocks=(1,) * sides, num_decoder_blocks=(1,) * sides,
+    ).save_pretrained(tmp_path / "other")  # fmt: skip
+    pixels = 2 ** (sides - 1)
+    with pytest.raises(
+        UserError,
+        match=f"vae_key: expected latents of 4 channels, 4 .* {channels} channels and {pixels} pixels",
+    ):
+        score_model(folder, vae_key=str(tmp_path / "other"))
+
+
+def test_models_of_other_families_are_told_apart_from_half_copied_ones(tmp_path):
+    names = [
+        "model_index.json",
+        "transformer/config.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    (problem,) = weights.missing_parts(names, models.COMPONENTS, ("tokenizer", "scheduler"))
+    assert problem.startswith("no unet but a transformer, so it is of another family")
+    problems = weights.missing_parts([*names[:1], *names[2:]], models.COMPONENTS, ())
+    assert "no unet; copy the whole folder again" in problems
+
+
+def test_a_scheduler_without_betas_is_refused(saved, tmp_path):
+    """Of flow matching, say: its model would be read as one of noise with made-up betas."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    folder = shutil.copytree(saved["whole"], tmp_path / "model")
+    shutil.rmtree(folder / "scheduler")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text(encoding="utf-8"))
+    parts["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    index.write_text(json.dumps(parts), encoding="utf-8")
+    with pytest.raises(UserError, match="kind, got a FlowMatchEulerDiscreteScheduler"):
+        score_model(folder)

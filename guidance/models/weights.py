@@ -13,6 +13,8 @@ VARIANTS = ("", "fp32", "ema", "fp16", "bf16", "non_ema")
 PICKLES = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
 MAY_BE_PICKLES = "shap_e_renderer"
 """Shap-E's publisher has no safetensors of this component: beside it, pickles are read too, as weights alone."""
+OTHER_NETWORKS = ("transformer", "prior", "decoder")
+"""What other families (Flux, SD 3, Kandinsky) have in the place of a U-Net."""
 
 _FILE = re.compile(
     r"(?:model|diffusion_pytorch_model)(?:\.(?P<variant>[\w-]+?))?(?:-(?P<shard>\d+)-of-(?P<count>\d+))?"
@@ -93,6 +95,9 @@ def missing_parts(
     """What a model lacks and what to do, for messages; without components, it is one component itself."""
     sets = weight_sets(names, components)
     here = {component: inside(names, component) for component in components or ("",)}
+    other = next((each for each in OTHER_NETWORKS if inside(names, each) and here.get("unet") == []), None)
+    if other is not None:
+        return [f"no unet but a {other}, so it is of another family; use a Stable Diffusion 1.x or 2.x"]
     missing = [
         f"no {component}; copy the whole folder again" for component, files in here.items() if not files
     ]

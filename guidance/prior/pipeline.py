@@ -63,7 +63,7 @@ def _read(source: models.ModelSource, params: GuidanceParams, dtype: torch.dtype
             stated = pipeline.scheduler.config.get("prediction_type", "epsilon")
             _check_prediction(stated, f"the scheduler of {source.location}", params.prediction_type)
         if params.vae_key:
-            pipeline.vae = _load_vae(params, dtype)
+            pipeline.vae = _load_vae(params, dtype, pipeline.vae)
         return pipeline
     except UserError:
         raise
@@ -154,7 +154,14 @@ def _load_file(source: models.ModelSource, params: GuidanceParams, dtype: torch.
     return pipeline
 
 
-def _load_vae(params: GuidanceParams, dtype: torch.dtype) -> Any:
+def stride(vae: Any) -> int:
+    """Pixels along a side of a latent's element."""
+    config = vae.config
+    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
+
+
+def _load_vae(params: GuidanceParams, dtype: torch.dtype, own: Any) -> Any:
+    """The autoencoder of `vae_key`, whose latents must be of the form of the model's own."""
     import diffusers
 
     source = models.vae_source(params)
@@ -166,7 +173,14 @@ def _load_vae(params: GuidanceParams, dtype: torch.dtype) -> Any:
                 f"{source.setting}: expected an AutoencoderKL or AutoencoderTiny, got {kind} in {folder}; try taesd"
             )
         (chosen,) = weight_sets(names_in(folder), ()).values()
-        return _load_network(getattr(diffusers, kind), folder, chosen, dtype)
+        vae = _load_network(getattr(diffusers, kind), folder, chosen, dtype)
+        wanted, got = ((stride(each), each.config.latent_channels) for each in (own, vae))
+        if got != wanted:
+            raise UserError(
+                f"{source.setting}: expected latents of {wanted[1]} channels, {wanted[0]} pixels to a side, as the "
+                f"model's own autoencoder has, got {got[1]} channels and {got[0]} pixels in {folder}; leave it out"
+            )
+        return vae
     except UserError:
         raise
     except Exception as error:
@@ -243,6 +257,8 @@ def _check_architecture(pipeline: Any, source: models.ModelSource) -> None:
         raise _wrong_architecture(source, "a U-Net with further conditions (a distilled or SDXL model)")
     if prediction not in PREDICTION_TYPES:
         raise _wrong_architecture(source, f"prediction type {prediction}")
+    if not hasattr(pipeline.scheduler, "betas"):  # of flow matching, say: the betas would be made up
+        raise _wrong_architecture(source, f"a {type(pipeline.scheduler).__name__}")
 
 
 def _wrong_architecture(source: models.ModelSource, found: str) -> UserError:

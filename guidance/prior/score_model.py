@@ -26,7 +26,7 @@ from guidance.prior.channels_last import backend
 from guidance.prior.compilation import keep_compiled
 from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
-from guidance.prior.pipeline import load_pipeline
+from guidance.prior.pipeline import load_pipeline, stride
 from utils.device import free_bytes
 from utils.replay import Replayed
 
@@ -98,8 +98,8 @@ class ScoreModel:
         self.prediction_type = schedule.config.prediction_type
         self.latent_channels = self.unet.config.in_channels
         self.latent_size = _pair(self.unet.config.sample_size)
-        stride = _stride(self.vae)
-        self.image_size = (self.latent_size[0] * stride, self.latent_size[1] * stride)
+        pixels = stride(self.vae)
+        self.image_size = (self.latent_size[0] * pixels, self.latent_size[1] * pixels)
         self._scale = self.vae.config.scaling_factor
         self._shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         self.evaluations = Evaluations()
@@ -503,9 +503,3 @@ def added_to(module: nn.Module, tensor: Tensor) -> Iterator[None]:
 
 def _padded(batch: Tensor, rows: int) -> Tensor:
     return batch if rows == 0 else torch.cat([batch, batch[-1:].expand(rows, *batch.shape[1:])])
-
-
-def _stride(vae: Any) -> int:
-    """Pixels along a side of a latent's element."""
-    config = vae.config
-    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)

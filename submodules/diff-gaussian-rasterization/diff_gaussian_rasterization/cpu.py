@@ -136,7 +136,7 @@ def render(gaussians: Gaussians, views: Views, absgrad: bool = False) -> Outputs
     if gaussians.means3D.dtype != torch.float32:
         raise TypeError(f'backend "cpu": expected float32, got {gaussians.means3D.dtype}')
     if absgrad:
-        gaussians.means2D.absgrad = torch.zeros(*gaussians.means2D.shape[:2], 2)
+        gaussians.means2D.absgrad = gaussians.means2D.new_zeros(*gaussians.means2D.shape[:2], 2)
     return Outputs(*_Rasterize.apply(views, absgrad, *(getattr(gaussians, name) for name in INPUTS)))
 
 
@@ -152,7 +152,7 @@ class _State:
 
 
 def _describe(views: Views) -> tuple[CViews, list[Tensor]]:
-    return structures.views(views, torch.tensor(views.sh_degrees, dtype=torch.int32))
+    return structures.views(views, torch.tensor(views.sh_degrees, dtype=torch.int32, device="cpu"))
 
 
 class _Rasterize(torch.autograd.Function):
@@ -161,9 +161,10 @@ class _Rasterize(torch.autograd.Function):
         inputs = {
             name: None if t is None else t.contiguous() for name, t in zip(INPUTS, tensors, strict=True)
         }
-        count, size = inputs["means3D"].shape[0], (views.height, views.width)
-        color, depth, alpha = (torch.empty(len(views), channels, *size) for channels in (3, 1, 1))
-        radii = torch.empty(len(views), count, dtype=torch.int32)
+        # of the inputs' type and place: a caller may have changed what tensors are by default
+        new, size = inputs["means3D"].new_empty, (views.height, views.width)
+        color, depth, alpha = (new(len(views), channels, *size) for channels in (3, 1, 1))
+        radii = new(len(views), len(inputs["means3D"]), dtype=torch.int32)
         described, kept = _describe(views)
         state = _State()
         rest_torch_threads()
@@ -198,7 +199,8 @@ class _Rasterize(torch.autograd.Function):
         inputs = dict(zip(INPUTS, tensors, strict=True))
         needed = dict(zip(INPUTS, ctx.needs_input_grad[2:], strict=True))
         out = {name: torch.empty_like(t) if needed[name] else None for name, t in inputs.items()}
-        absolute = None if ctx.absgrad is None else torch.empty(*inputs["means2D"].shape[:2], 2)
+        means2d = inputs["means2D"]
+        absolute = None if ctx.absgrad is None else means2d.new_empty(*means2d.shape[:2], 2)
         gradients = [None if g is None else g.contiguous() for g in (g_color, g_depth, g_alpha)]
         described, kept = _describe(ctx.views)
         rest_torch_threads()
@@ -209,7 +211,7 @@ class _Rasterize(torch.autograd.Function):
             get_num_threads(),
             CImages(*map(pointer, (color, depth, alpha))),
             CImages(*map(pointer, gradients)),
-            structures.gradients(out, absolute, inputs["means2D"].shape[-1]),
+            structures.gradients(out, absolute, means2d.shape[-1]),
         )
         del kept
         if status == OUT_OF_MEMORY:

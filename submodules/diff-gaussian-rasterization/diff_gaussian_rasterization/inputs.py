@@ -222,9 +222,8 @@ def views(
         if not 1 <= side <= MAX_SIDE:
             raise ValueError(f"{name}: expected 1 to {MAX_SIDE} pixels, got {side}")
     try:
-        degrees = (
-            tuple(map(index, sh_degree)) if isinstance(sh_degree, Iterable) else (index(sh_degree),) * count
-        )
+        alone = not isinstance(sh_degree, Iterable) or getattr(sh_degree, "ndim", 1) == 0
+        degrees = (index(sh_degree),) * count if alone else tuple(map(index, sh_degree))
     except TypeError:
         raise TypeError(f"sh_degree: expected one int or {count} of them, got {sh_degree!r}") from None
     if len(degrees) != count:

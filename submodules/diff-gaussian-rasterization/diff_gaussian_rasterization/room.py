@@ -52,7 +52,7 @@ class Report:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.kind, self.splats = Kind(0, 0), 0
-        self.values = torch.empty(2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.values = torch.empty(2, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
         self.event = torch.cuda.Event() if device.type == "cuda" else None
 
     def send(self, found: Tensor, kind: Kind, splats: int) -> None:

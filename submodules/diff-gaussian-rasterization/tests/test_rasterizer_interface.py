@@ -180,7 +180,7 @@ def test_nobody_need_ask_for_the_gradient_on_the_screen(backend):
     assert torch.equal(*gradients)
 
 
-def test_numbers_may_be_numpys(backend):
+def test_numbers_may_be_numpys_or_torchs(backend):
     scene, cameras = cloud(60), orbit(1, 40, 30)
     plain = settings(cameras)
     numpys = plain._replace(
@@ -192,8 +192,38 @@ def test_numbers_may_be_numpys(backend):
         sh_degree=np.int64(0),
         antialiasing=np.bool_(False),
     )
-    one, other = (GaussianRasterizer(s, backend=backend)(means2D=None, **scene) for s in (plain, numpys))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    torchs = plain._replace(
+        image_height=torch.tensor(30),
+        tanfovx=torch.tensor(plain.tanfovx),
+        scale_modifier=torch.tensor(1.0),
+        sh_degree=torch.tensor(0),
+    )
+    one, *others = (
+        GaussianRasterizer(s, backend=backend)(means2D=None, **scene) for s in (plain, numpys, torchs)
+    )
+    assert all(torch.equal(a, b) for other in others for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(("number", "device"), [(torch.float64, "cpu"), (torch.float32, "meta")])
+def test_what_a_caller_has_made_the_default_of_tensors_changes_nothing(backend, number, device):
+    """A kernel writes into tensors of the inputs' type and place, or it would write elsewhere."""
+    scene, given = cloud(60), {"sh_degree": 0, "backend": backend, "absgrad": True, **orbit(2, 20, 20)}
+
+    def drawn():
+        means2D = torch.zeros(2, 60, 3, dtype=torch.float32, device="cpu", requires_grad=True)
+        images = rasterize(means2D=means2D, **scene, **given)
+        images.color.square().sum().backward()
+        return *images, means2D.grad, means2D.absgrad
+
+    usual, before = drawn(), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(number)
+        with torch.device(device):
+            unusual = drawn()
+    finally:
+        torch.set_default_dtype(before)
+    for one, other in zip(usual, unusual, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
 
 
 def test_a_compiled_function_may_draw(backend):

@@ -6,6 +6,7 @@ upright. A comment marks such files, and reading turns them back. A file without
 """
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ from utils.files import atomic
 from utils.inputs import WithHeader, regular_file
 from utils.spherical_harmonics import MAX_DEGREE, coefficient_count, sh_dc_to_rgb
 
+log = logging.getLogger(__name__)
+
 MAX_HEADER_BYTES = 128 * 1024
 MOST_LIST_ROWS = 200_000
 """Rows with lists, at most, that are read to reach the vertices: plyfile takes 150 bytes and microseconds for each."""
@@ -38,6 +41,8 @@ COLUMNS = {
     "log_scales": ("scale_0", "scale_1", "scale_2"),
     "quats": ("rot_0", "rot_1", "rot_2", "rot_3"),
 }
+FILTER = "filter_3D"
+"""Standard deviation by which Mip-Splatting (Yu et al. 2024) and its heirs widen each Gaussian as they draw it."""
 TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
     "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
@@ -77,7 +82,8 @@ def read_gaussians(path: Path | str, sh_degree: int = 0) -> GaussianModel:
 
     All bands that the file holds are active. An opacity of exactly 0 or 1 and a scale of 0, whose stored values are
     infinite, become finite; Gaussians that are not finite otherwise are left out, with a warning. Where they lie too
-    far from the origin for float32, all are moved there, with a warning.
+    far from the origin for float32, all are moved there, with a warning. Flat ones (2DGS) have a third scale of 0, and
+    Mip-Splatting's filter is applied.
 
     Args:
         sh_degree: Bands up to this degree can be learnt; those that the file does not hold are zero.
@@ -94,6 +100,10 @@ def read_gaussians(path: Path | str, sh_degree: int = 0) -> GaussianModel:
             f"{path}: expected 0, 9, 24 or 45 properties f_rest_*, got {rest_count}; export it again"
         )
     columns = COLUMNS | {"sh_rest": _rest_columns(rest_count)}
+    flat = {*COLUMNS["log_scales"]} - names == {"scale_2"}
+    if flat:
+        log.warning("%s: holds flat Gaussians (2DGS); their third scale is taken for 0", path)
+        columns["log_scales"] = COLUMNS["log_scales"][:2]
     missing = [name for group in columns.values() for name in group if name not in names]
     if missing:
         raise UserError(
@@ -105,8 +115,21 @@ def read_gaussians(path: Path | str, sh_degree: int = 0) -> GaussianModel:
     tensors["means"] = _table(vertices, COLUMNS["means"], np.float64)
     rest = tensors.pop("sh_rest").unflatten(1, (3, rest_count // 3)).transpose(1, 2)
     tensors["sh"] = torch.cat([tensors.pop("sh_dc")[:, None], rest], dim=1)
+    if flat:
+        tensors["log_scales"] = torch.nn.functional.pad(tensors["log_scales"], (0, 1), value=-torch.inf)
+    if FILTER in names:
+        tensors |= _filtered(tensors, _table(vertices, (FILTER,)))
     ours = WORLD_TO_FILE if FRAME_COMMENT in header.comments else None
     return model_of(path, tensors, ours, sh_degree)
+
+
+def _filtered(tensors: Mapping[str, Tensor], widths: Float[Tensor, "N 1"]) -> dict[str, Tensor]:
+    """Gaussians as they are drawn where their trainer widens them by a filter: the same mass, spread further."""
+    scales = tensors["log_scales"].double().exp()
+    wide = (scales.square() + widths.double().square()).sqrt()
+    share = (scales / wide).prod(dim=1, keepdim=True).nan_to_num(1.0)
+    opacities = tensors["opacity_logits"].double().sigmoid() * share
+    return {"log_scales": wide.log().float(), "opacity_logits": opacities.logit().float()}
 
 
 def write_points(path: Path | str, points: Float[Tensor, "N 3"], colors: Float[Tensor, "N 3"]) -> None:

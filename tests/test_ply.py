@@ -260,7 +260,7 @@ def test_words_where_numbers_belong(path):
     assert "cannot be read as PLY" in error(read_gaussians, path)
 
 
-@pytest.mark.parametrize("missing", ["opacity", "scale_2", "rot_0", "f_dc_1", "z"])
+@pytest.mark.parametrize("missing", ["opacity", "scale_1", "rot_0", "f_dc_1", "z"])
 def test_a_missing_property_is_named(path, missing):
     table = lucid_dreamer_table()
     write_table(path, np.lib.recfunctions.drop_fields(table, missing))
@@ -344,6 +344,28 @@ def test_a_scale_of_nought_is_flat(path, caplog):
     write_gaussians(path, model)  # and what was read can be written
 
 
+def test_flat_gaussians_have_no_third_scale(path, caplog):
+    """2DGS: discs, whose normal is the third axis of their rotation."""
+    table = lucid_dreamer_table()
+    write_table(path, np.lib.recfunctions.drop_fields(table, "scale_2"))
+    model = read_gaussians(path)
+    assert torch.equal(model.log_scales[:, :2], columns(table, "scale_0", "scale_1"))
+    assert (model.scales[:, 2] < 1e-8).all() and "flat Gaussians" in caplog.text
+
+
+def test_a_filter_that_is_stored_beside_the_gaussians_is_applied(path):
+    """Mip-Splatting draws each Gaussian widened by it, and as much fainter."""
+    table = lucid_dreamer_table()
+    width = np.linspace(0.1, 2.0, len(table)).astype(np.float32)
+    write_table(path, np.lib.recfunctions.append_fields(table, "filter_3D", width, usemask=False))
+    model = read_gaussians(path)
+    scales = columns(table, "scale_0", "scale_1", "scale_2").double().exp()
+    wide = (scales**2 + torch.from_numpy(width).double()[:, None] ** 2).sqrt()
+    torch.testing.assert_close(model.scales.double(), wide)
+    fainter = columns(table, "opacity").double().sigmoid() * (scales / wide).prod(dim=1, keepdim=True)
+    torch.testing.assert_close(model.opacities.double(), fainter.view_as(model.opacities))
+
+
 @pytest.mark.parametrize("file_degree", DEGREES)
 @pytest.mark.parametrize("degree", DEGREES)
 def test_bands_that_the_file_lacks_can_be_learnt(path, file_degree, degree):
@@ -422,7 +444,7 @@ def test_compressed_gaussians_are_named(path, reader):
     assert "SuperSplat's compressed" in error(reader, path)
 
 
-@pytest.mark.parametrize("missing", ["scale_2", "opacity", "rot_0", "scale_0"])
+@pytest.mark.parametrize("missing", ["scale_1", "opacity", "rot_0", "scale_0"])
 @pytest.mark.parametrize("value", [1.0, np.inf, -np.inf])
 def test_a_start_shape_needs_only_centres_and_colours(path, missing, value):
     table = lucid_dreamer_table()

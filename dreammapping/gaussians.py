@@ -1,6 +1,7 @@
 """3D Gaussians as what is optimised: cameras, augmentations, regularisers and density control around `render`."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from arguments import Config
@@ -37,6 +38,8 @@ from utils.optimizers import load_moments
 from utils.paths import user_path
 from utils.replay import Replayed
 from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
+
+log = logging.getLogger(__name__)
 
 SH_DEGREE_INTERVAL = 500
 """Iterations after which one more band of spherical harmonics is used (upstream)."""
@@ -212,11 +215,8 @@ class Gaussians(Subject):
         if not path.is_file():
             self.save(folder, step)
         saved = read_gaussians(path).to(self.device)
-        around = orbit(SIDES, self.config.GenerateCamParams).to(self.device)
-        in_sight = (
-            render(saved, around, plain_background(self.config), **_options(self.config)).footprint.radii > 0
-        )
-        opacity = float(saved.opacities[in_sight.any(dim=0)].amax()) if in_sight.any() else 0.0
+        seen = in_sight(saved, self.config)
+        opacity = float(saved.opacities[seen].amax()) if seen.any() else 0.0
         if not opacity > FAINTEST:
             raise UserError(
                 f"{path}: expected Gaussians that can be seen, got none in sight with an opacity over {FAINTEST} (the "
@@ -282,9 +282,35 @@ def initial_gaussians(config: Config, rng: torch.Generator, device: torch.device
     model, cameras = config.ModelParams, config.GenerateCamParams
     if model.pretrained_model_path:
         path = user_path(model.pretrained_model_path, "ModelParams.pretrained_model_path")
-        return read_any(path, model.sh_degree)
+        start = read_any(path, model.sh_degree)
+        _refuse_out_of_sight(start.to(device), config, path)
+        return start
     points, colors = initial_points(cameras, rng, shape_from_text(config, device))
     return GaussianModel.from_points(points, colors, model.sh_degree)
+
+
+def _refuse_out_of_sight(gaussians: GaussianModel, config: Config, path: Path) -> None:
+    """Raise UserError where no camera sees any of them, and warn where they are farther away than the cameras."""
+    middle = gaussians.means.detach().median(dim=0).values
+    where, radius = ", ".join(f"{x:g}" for x in middle.tolist()), config.GenerateCamParams.default_radius
+    if not in_sight(gaussians, config).any():
+        raise UserError(
+            f"{path}: expected Gaussians around the origin, where the cameras look, got none in sight, as they lie "
+            f"around ({where}); move them to the origin"
+        )
+    if middle.norm() > radius:
+        log.warning(
+            "%s: lies around (%s), and the cameras look at the origin from %g units away; move it to the origin",
+            path, where, radius,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def in_sight(gaussians: GaussianModel, config: Config) -> Bool[Tensor, " N"]:
+    """Which Gaussians one of the test cameras all around draws."""
+    around = orbit(SIDES, config.GenerateCamParams).to(gaussians.means.device)
+    views = render(gaussians, around, plain_background(config), **_options(config))
+    return (views.footprint.radii > 0).any(dim=0)
 
 
 def shape_from_text(config: Config, device: torch.device) -> Callable[[], Any]:

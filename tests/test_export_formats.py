@@ -296,6 +296,16 @@ def test_a_glb_without_gaussians_or_with_moved_ones_is_named(tmp_path):
         (lambda tree: tree["bufferViews"][0].update(byteOffset=10**9), "cannot be read"),
         (lambda tree: tree["bufferViews"][0].update(byteOffset=-4), "cannot be read"),
         (lambda tree: tree["accessors"][0].update(count=2), "cannot be read"),
+        (
+            lambda tree: tree["meshes"][0]["primitives"][0]["extensions"]["KHR_gaussian_splatting"].update(
+                colorSpace="lin_rec709_display"
+            ),
+            "expected colours as displayed .* got lin_rec709_display",
+        ),
+        (
+            lambda tree: tree["extensionsUsed"].append("KHR_gaussian_splatting_compression_spz_2"),
+            "got KHR_gaussian_splatting_compression_spz_2; export them without compression",
+        ),
     ):
         changed = json.loads(json.dumps(tree))
         change(changed)
@@ -322,3 +332,35 @@ def test_a_run_starts_from_any_format(tmp_path, name):
     found = initial_gaussians(config, seeded(), torch.device("cpu"))
     assert found.sh_degree == 2 and found.active_sh_degree == 0
     assert psnr(found, model) > 30
+
+
+@pytest.mark.parametrize("name", ["a.sog", "a.ksplat", "a.usdz", "a.gltf", "a"])
+def test_what_no_reader_takes_is_told_which_formats_there_are(tmp_path, name):
+    (tmp_path / name).write_bytes(b"PK\3\4" * 100)
+    with pytest.raises(
+        UserError, match=r"expected Gaussians as \.ply, \.splat, \.spz or \.glb, got"
+    ) as error:
+        read_any(tmp_path / name)
+    assert name.partition(".")[2] in str(error.value) and "\n" not in str(error.value)
+
+
+def start_from(path, place):
+    """The start of a run from a small asset that lies there."""
+    model = asset(count=50)
+    with torch.no_grad():
+        model.means += torch.tensor(place)
+    write_gaussians(path, model)
+    config, _ = load([f"pretrained_model_path={path}", "model_key=toybox", "text=a"])
+    return initial_gaussians(config, seeded(), torch.device("cpu"))
+
+
+def test_gaussians_that_no_camera_sees_are_refused_before_a_run_trains_them(tmp_path):
+    with pytest.raises(UserError, match=r"none in sight, as they lie around \(.*\); move them to the origin"):
+        start_from(tmp_path / "a.ply", (0.0, 0.0, 300.0))
+
+
+def test_gaussians_beyond_the_cameras_are_warned_of(tmp_path, caplog):
+    start_from(tmp_path / "a.ply", (0.0, 0.0, 0.0))
+    assert "lies around" not in caplog.text
+    start_from(tmp_path / "a.ply", (300.0, 0.0, 0.0))  # straight before a camera, a dot
+    assert "lies around (3" in caplog.text and "look at the origin from 3.5 units" in caplog.text

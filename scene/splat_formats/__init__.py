@@ -8,6 +8,8 @@ from pathlib import Path
 from scene import ply
 from scene.gaussian_model import GaussianModel
 from scene.splat_formats import compressed_ply, glb, splat, spz
+from utils.errors import UserError
+from utils.inputs import regular_file
 
 READERS = {".splat": splat.read, ".spz": spz.read, ".glb": glb.read}
 """By suffix; any other file is taken for a .ply, plain or compressed."""
@@ -22,8 +24,15 @@ def read_any(path: Path | str, sh_degree: int = 0) -> GaussianModel:
     Raises:
         UserError: the file is missing, broken, cut off, empty, of no such format, or has no finite Gaussian.
     """
-    read = READERS.get(Path(path).suffix.lower())
+    suffix = Path(path).suffix.lower()
+    read = READERS.get(suffix)
     if read is None:
+        with regular_file(path).open("rb") as file:
+            if suffix != ".ply" and file.read(3) != b"ply":
+                raise UserError(
+                    f"{path}: expected Gaussians as .ply, .splat, .spz or .glb, got {suffix or 'another file'}; "
+                    "convert it to one of these"
+                )
         read = (
             compressed_ply.read if compressed_ply.is_compressed(ply.read_header(path)) else ply.read_gaussians
         )

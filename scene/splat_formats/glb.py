@@ -24,6 +24,7 @@ from utils.spherical_harmonics import coefficient_count, sh_dc_to_rgb
 from utils.srgb import srgb_to_linear
 
 POINTS = 0
+DISPLAYED = "srgb_rec709_display"
 COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}
 IDENTITY = {
     "translation": [0, 0, 0],
@@ -56,7 +57,7 @@ def write(path: Path | str, model: GaussianModel) -> None:
     primitive = {
         "mode": POINTS,
         "attributes": attributes,
-        "extensions": {gltf.SPLATS: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
+        "extensions": {gltf.SPLATS: {"kernel": "ellipse", "colorSpace": DISPLAYED}},
     }
     tree = {
         "extensionsUsed": [gltf.SPLATS],
@@ -99,11 +100,18 @@ def _raw(path: Path, document: gltf.Document) -> dict[str, Tensor]:
         for primitive in mesh["primitives"]
         if gltf.SPLATS in primitive.get("extensions", {})
     ]
+    _refuse_compressed(path, document.tree)
     if not primitives:
         raise UserError(
             f"{path}: expected Gaussians ({gltf.SPLATS}), got none; a mesh can be used with "
             "GenerateCamParams.init_shape: file"
         )
+    for _, primitive in primitives:
+        space = primitive["extensions"][gltf.SPLATS].get("colorSpace", DISPLAYED)
+        if space != DISPLAYED:
+            raise UserError(
+                f"{path}: expected colours as displayed ({DISPLAYED}), got {space}; export it with these"
+            )
     _refuse_placed(path, document.tree)
     with path.open("rb") as file:
         file.seek(document.body + 8)
@@ -113,6 +121,16 @@ def _raw(path: Path, document: gltf.Document) -> dict[str, Tensor]:
     for table in tables:
         table["sh"] = torch.nn.functional.pad(table["sh"], (0, 0, 0, most - table["sh"].shape[1]))
     return {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
+
+
+def _refuse_compressed(path: Path, tree: dict[str, Any]) -> None:
+    """Their attributes lie in a form of the extension's own (a .spz)."""
+    used = {*tree.get("extensionsUsed", []), *tree.get("extensionsRequired", [])}
+    packed = sorted(name for name in used if "gaussian_splat" in name and "compression" in name)
+    if packed:
+        raise UserError(
+            f"{path}: expected Gaussians as plain numbers, got {packed[0]}; export them without compression, or as .spz"
+        )
 
 
 def _refuse_placed(path: Path, tree: dict[str, Any]) -> None:

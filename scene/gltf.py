@@ -31,6 +31,17 @@ COLORS = "_COLOR_0"
 COMPRESSIONS = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
 UNREAD = ("KHR_texture_transform", "EXT_mesh_gpu_instancing")
 """What trimesh passes over without a word, though it changes colours or places."""
+HARMLESS = (
+    "KHR_materials_",
+    "KHR_mesh_quantization",
+    "KHR_texture_",
+    "EXT_texture_",
+    "KHR_lights_",
+    "KHR_gaussian_",
+)
+"""Beginnings of extensions that a file may require and that are read, change no mesh, or are told of elsewhere."""
+CLAMPED, MIRRORED = 33071, 33648
+"""How a texture goes on beyond its borders, if it is not repeated."""
 DIFFUSE = "KHR_materials_pbrSpecularGlossiness"
 STRENGTH = "KHR_materials_emissive_strength"
 SPLATS = "KHR_gaussian_splatting"
@@ -68,10 +79,11 @@ class Document:
         """
         if not self.tree.get("meshes"):
             raise UserError(f"{self.path}: expected a mesh, got a scene without any; export its objects, too")
-        used = [name for name in COMPRESSIONS if name in self.tree.get("extensionsUsed", [])]
-        if used:
+        required = self.tree.get("extensionsRequired", [])
+        used = [*self.tree.get("extensionsUsed", []), *required]
+        if packed := [name for name in COMPRESSIONS if name in used]:
             raise UserError(
-                f"{self.path}: expected plain meshes, got {used[0]}; export them without compression"
+                f"{self.path}: expected plain meshes, got {packed[0]}; export them without compression"
             )
         accessors = self.tree.get("accessors", [])
         if any("sparse" in each for each in accessors):
@@ -83,13 +95,12 @@ class Document:
                 f"{self.path}: expected positions and texture coordinates as floats, got quantized ones; export "
                 "without quantization"
             )
-        for name in UNREAD:
-            if name in self.tree.get("extensionsUsed", []):
-                log.warning(
-                    "%s: %s is not read, so colours or places may be others; export without it",
-                    self.path,
-                    name,
-                )
+        unread = [name for name in UNREAD if name in used]
+        unread += [name for name in required if name not in unread and not name.startswith(HARMLESS)]
+        for name in unread:
+            log.warning(
+                "%s: %s is not read, so colours or places may be others; export without it", self.path, name
+            )
         views = sum(view["byteLength"] for view in self.tree.get("bufferViews", []))
         numbers = sum(
             each["count"] * NUMBER_SIZES[each["componentType"]] * NUMBERS[each["type"]] for each in accessors
@@ -143,10 +154,26 @@ class Document:
 
     def factor(self, material: Any) -> Float[Tensor, "3"]:
         """Linear light that a material's texture and vertex colours are multiplied by."""
+        factor = self._surface(material).get("baseColorFactor", [1.0] * 4)
+        return torch.as_tensor(np.asarray(factor, dtype=np.float64)[:3]).nan_to_num(0.0).float()
+
+    def has_texture(self, material: Any) -> bool:
+        """Whether a material of trimesh's should have one."""
+        return "baseColorTexture" in self._surface(material)
+
+    def wrapping(self, material: Any) -> tuple[int, int]:
+        """How a material's texture goes on beyond its borders, sideways and upwards: CLAMPED, MIRRORED or repeated."""
+        with contextlib.suppress(LookupError, TypeError):
+            texture = self.tree["textures"][self._surface(material)["baseColorTexture"]["index"]]
+            sampler = self.tree["samplers"][texture["sampler"]]
+            return sampler.get("wrapS", 0), sampler.get("wrapT", 0)
+        return 0, 0
+
+    def _surface(self, material: Any) -> dict[str, Any]:
+        """The base colour of a material of trimesh's, as it is described."""
         name = getattr(material, "name", None)
         described = self.tree["materials"][int(name)] if name is not None and name.isdecimal() else {}
-        factor = described.get("pbrMetallicRoughness", {}).get("baseColorFactor", [1.0] * 4)
-        return torch.as_tensor(np.asarray(factor, dtype=np.float64)[:3]).nan_to_num(0.0).float()
+        return described.get("pbrMetallicRoughness", {})
 
 
 def vertex_light(stored: np.ndarray) -> Float[np.ndarray, "V 3"]:
@@ -180,6 +207,10 @@ def read(path: Path) -> Document:
     for material in tree.get("materials", []):
         _take_diffuse(material)
     _take_emission(tree)
+    _take_coordinates(tree)
+    if "scenes" not in tree:  # a library: all of it
+        children = {child for node in tree.get("nodes", []) for child in node.get("children", [])}
+        tree["scenes"] = [{"nodes": sorted({*range(len(tree.get("nodes", [])))} - children)}]
     return Document(path, tree, body)
 
 
@@ -208,6 +239,18 @@ def _take_emission(tree: dict[str, Any]) -> None:
         for primitive in mesh["primitives"]:
             if primitive.get("material") in emitting:
                 primitive["attributes"].pop("COLOR_0", None)
+
+
+def _take_coordinates(tree: dict[str, Any]) -> None:
+    """Let the texture coordinates that a material asks for be the first ones, which alone trimesh reads."""
+    for mesh in tree.get("meshes", []):
+        for primitive in mesh["primitives"]:
+            if "material" in primitive:
+                plain = tree["materials"][primitive["material"]]["pbrMetallicRoughness"]
+                wanted = f"TEXCOORD_{plain.get('baseColorTexture', {}).get('texCoord', 0)}"
+                found, attributes = primitive["attributes"].get(wanted), primitive["attributes"]
+                attributes.pop("TEXCOORD_0", None)
+                attributes |= {} if found is None else {"TEXCOORD_0": found}
 
 
 def _only_emits(material: dict[str, Any]) -> bool:

@@ -1,7 +1,9 @@
 """Meshes of files, and points on their surface with the colours of vertices, faces or textures."""
 
 import contextlib
+import io
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -17,6 +19,7 @@ from scene import gltf, ply, ply_faces
 from scene.mesh_size import declared_faces
 from scene.strays import strays, warn_of_strays
 from utils.errors import UserError
+from utils.images import eight_bits
 from utils.inputs import regular_file
 from utils.srgb import linear_to_srgb, srgb_to_linear
 
@@ -32,6 +35,8 @@ MOST_FACES = 20_000_000
 """Triangles of a mesh, at most: each takes about 200 bytes while its surface is sampled."""
 MOST_PIXELS = 100_000_000
 """Pixels of a texture, at most: each takes 4 bytes, whatever its file takes."""
+OPTIONS = re.compile(r"(-[a-z]+(\s+(on|off|[rgbmlz]|[-+.\d][-+.\de]*))+\s+)+", re.IGNORECASE)
+"""What an .mtl may have before the name of a texture, as `-clamp on -s 1 1 1`."""
 GREY = 127 / 255
 FACES_AT_ONCE = 1_000_000
 
@@ -134,6 +139,7 @@ def _surfaces(path: Path) -> Iterator[Surface]:
         document.refuse_gaussians()
         document.check()
     missing: list[str] = []
+    unread: list[str] = []
     with (
         document.stream()
         if document
@@ -142,13 +148,23 @@ def _surfaces(path: Path) -> Iterator[Surface]:
         else path.open("rb")
     ) as file:
         scene = trimesh.load_scene(
-            file, file_type=suffix[1:], resolver=_neighbours(path, missing), process=False
+            file, file_type=suffix[1:], resolver=_neighbours(path, missing, unread), process=False
         )
     if missing:
         log.warning(
             "%s: names %s, which is no file in its folder, so not all of its colours are there; put it there",
             path,
             " and ".join(map(repr, dict.fromkeys(missing))),
+        )
+    if document:
+        materials = [getattr(mesh.visual, "material", None) for mesh in scene.geometry.values()]
+        lacking = [each for each in materials if document.has_texture(each) and _image(each) is None]
+        unread += [] if missing else [f"of material {each.name}" for each in lacking]
+    if unread:
+        log.warning(
+            "%s: the texture %s is in no format that is read, so not all of its colours are there; save it as PNG",
+            path,
+            " and ".join(dict.fromkeys(unread)),
         )
     left = MOST_FACES  # a scene may place the same mesh many times
     for node in scene.graph.nodes_geometry:
@@ -164,28 +180,68 @@ def _surfaces(path: Path) -> Iterator[Surface]:
         yield _checked(path, mesh, transform, document)
 
 
-def _neighbours(path: Path, missing: list[str]) -> Any:
+def _neighbours(path: Path, missing: list[str], unread: list[str]) -> Any:
     """How trimesh finds the files that a mesh names: textures, materials, and glTF's numbers. It loads what it can, and
-    says nothing of what it cannot: those names are added to `missing`."""
+    says nothing of what it cannot: those names are added to `missing`, and textures of no known format to `unread`."""
     import trimesh
+
+    libraries = _libraries(path) if path.suffix.lower() == ".obj" else []
 
     class Neighbours(trimesh.resolvers.FilePathResolver):
         def get(self, name: str) -> bytes:
+            if libraries and name == libraries[0]:  # it asks for the first alone
+                found = [self.find(each) for line in libraries for each in self.names(line)]
+                return b"\n".join(filter(None, found))
+            content = self.find(name)
+            if content is None:
+                raise UserError(f"{path}: names {name!r}, which is no file in its folder; put it there")
+            if (
+                path.suffix.lower() in (".obj", ".ply")
+                and not name.lower().endswith(".mtl")
+                and not _is_picture(content)
+            ):
+                unread.append(repr(name))
+            return content
+
+        def names(self, line: str) -> list[str]:
+            """The files of a line, which parts them by blanks: names may have some, too."""
+            words = line.split()
+            return words if all(word.lower().endswith(".mtl") for word in words) else [line]
+
+        def find(self, name: str) -> bytes | None:
             for each in _spellings(name):
                 with contextlib.suppress(
                     OSError, ValueError
                 ):  # none, a pipe, or outside of the mesh's folder
                     return regular_file(self.absolute(each)).read_bytes()
             missing.append(name)
-            raise UserError(f"{path}: names {name!r}, which is no file in its folder; put it there")
+            return None
 
     return Neighbours(str(path))
 
 
+def _libraries(path: Path) -> list[str]:
+    """The lines of an .obj that name files of materials."""
+    with path.open("rb") as file:
+        lines = [line for line in file if line.lstrip(b"\xef\xbb\xbf \t").startswith(b"mtllib")]
+    return [line.decode("utf-8", "replace").partition("mtllib")[2].strip() for line in lines]
+
+
+def _is_picture(content: bytes) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)):
+            return True
+    except Exception:  # noqa: BLE001 - each format fails in its own ways
+        return False
+
+
 def _spellings(name: str) -> Iterator[str]:
-    """Where a file may lie that a mesh names: as it is written, as glTF writes spaces (`%20`), as Windows writes
-    folders, and beside the mesh whatever folder it was in where the mesh was made."""
+    """Where a file may lie that a mesh names: as it is written, without the options that an .mtl has before it, as
+    glTF writes spaces (`%20`), as Windows writes folders, and beside the mesh whatever folder it was in before."""
     yield name
+    yield OPTIONS.sub("", name)
     yield unquote(name)
     yield name.replace("\\", "/")
     yield PureWindowsPath(name).name
@@ -270,7 +326,8 @@ def _light(surface: Surface, mesh: "trimesh.Trimesh", document: gltf.Document) -
     if material is None and light is None:
         return None
     factor = document.factor(material).double()
-    texture = None if image is None or visual.uv is None else _texture(surface, visual.uv, image)
+    bare = image is None or visual.uv is None
+    texture = None if bare else _texture(surface, visual.uv, image, document.wrapping(material))
 
     def colors(faces: Int[Tensor, "S"], weights: Float[Tensor, "S 3"]) -> Float[Tensor, "S 3"]:
         linear = factor.expand(len(faces), 3)
@@ -287,15 +344,25 @@ def _image(material: Any) -> Any:
     return getattr(material, "image", None) or getattr(material, "baseColorTexture", None)
 
 
-def _texture(surface: Surface, uv: np.ndarray, image: Any) -> Colors:
+def _wrapped(at: Float[Tensor, "S"], how: int) -> Float[Tensor, "S"]:
+    """Places on a texture, from 0 to 1: beyond its borders it goes on in one of glTF's ways, else repeated."""
+    if how == gltf.CLAMPED:
+        return at.clamp(0, 1)
+    return 1 - (at % 2 - 1).abs() if how == gltf.MIRRORED else torch.where(at == 1, at, at % 1)
+
+
+def _texture(surface: Surface, uv: np.ndarray, image: Any, wrapping: tuple[int, int] = (0, 0)) -> Colors:
     from trimesh.visual.color import uv_to_color
 
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"a texture of {image.width} x {image.height} pixels, of at most {MOST_PIXELS:,}")
 
     def colors(faces: Int[Tensor, "S"], weights: Float[Tensor, "S 3"]) -> Float[Tensor, "S 3"]:
-        at = surface.interpolate(uv, faces, weights).nan_to_num(0.0).clamp(-1e6, 1e6).numpy()
-        return torch.from_numpy(uv_to_color(at, image)[:, :3] / 255)
+        at = surface.interpolate(uv, faces, weights).nan_to_num(0.0).clamp(-1e6, 1e6)
+        at = torch.stack(
+            [_wrapped(axis, how) for axis, how in zip(at.unbind(1), wrapping, strict=True)], dim=1
+        )
+        return torch.from_numpy(uv_to_color(at.numpy(), eight_bits(image))[:, :3] / 255)
 
     return colors
 

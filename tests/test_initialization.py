@@ -647,9 +647,18 @@ def test_files_that_a_mesh_names_are_not_waited_for(tmp_path, name, content):
         assert len(from_file(tmp_path / name, count=10)[0]) == 10
 
 
-@pytest.mark.parametrize("name", ["my skin.png", "parts\\skin.png", "C:\\art\\skin.png", "../art/skin.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "my skin.png",
+        "parts\\skin.png",
+        "C:\\art\\skin.png",
+        "../art/skin.png",
+        "-clamp on -s 1 1 1 my skin.png",
+    ],
+)
 def test_a_texture_is_found_as_other_programs_name_it(tmp_path, caplog, name):
-    lies = {"my skin.png": "my skin.png", "parts\\skin.png": "parts/skin.png"}.get(name, "skin.png")
+    lies = {"parts\\skin.png": "parts/skin.png"}.get(name, "my skin.png" if "my" in name else "skin.png")
     (tmp_path / lies).parent.mkdir(exist_ok=True)
     Image.new("RGB", (4, 4), (0, 255, 0)).save(tmp_path / lies)
     (tmp_path / "a.mtl").write_text(f"newmtl a\nKd 1 1 1\nmap_Kd {name}\n")
@@ -667,6 +676,79 @@ def test_colours_that_a_mesh_lacks_are_told(tmp_path, caplog, missing):
     (tmp_path / missing).unlink()
     from_file(tmp_path / "a.obj", count=10)
     assert f"names '{missing}', which is no file in its folder" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["obj", "gltf"])
+def test_a_texture_of_no_known_format_is_told(tmp_path, caplog, kind):
+    (tmp_path / "skin.ktx2").write_bytes(b"\xabKTX 20\xbb" * 20)
+    (tmp_path / "a.mtl").write_text("newmtl a\nKd 1 1 1\nmap_Kd skin.ktx2\n")
+    (tmp_path / "a.obj").write_text(PAINTED_OBJ)
+    image = {"uri": "skin.ktx2", "mimeType": "image/ktx2"}
+    gltf_of(tmp_path / "a.gltf", painted(255, None), lambda tree: tree.update(images=[image]))
+    from_file(tmp_path / f"a.{kind}", count=10)
+    assert "is in no format that is read, so not all of its colours are there" in caplog.text
+
+
+def test_a_texture_of_16_bits_is_no_white_one(tmp_path):
+    Image.fromarray(np.full((4, 4), 100 * 257, np.uint16)).save(tmp_path / "skin.png")
+    (tmp_path / "a.mtl").write_text("newmtl a\nKd 1 1 1\nmap_Kd skin.png\n")
+    (tmp_path / "a.obj").write_text(PAINTED_OBJ)
+    _, colors = from_file(tmp_path / "a.obj", count=10)
+    torch.testing.assert_close(colors, torch.full((10, 3), 100 / 255))
+
+
+@pytest.mark.parametrize(
+    "lines", ["mtllib b.mtl a.mtl", "mtllib b.mtl\nmtllib a.mtl", "mtllib b c.mtl\nmtllib a.mtl"]
+)
+def test_an_obj_may_name_several_files_of_materials(tmp_path, caplog, lines):
+    for name in ("b.mtl", "b c.mtl"):
+        (tmp_path / name).write_text("newmtl b\nKd 1 0 0\n")
+    (tmp_path / "a.mtl").write_text("newmtl a\nKd 0 1 0\n")
+    (tmp_path / "a.obj").write_text(PAINTED_OBJ.replace("mtllib a.mtl", lines))
+    _, colors = from_file(tmp_path / "a.obj", count=10)
+    torch.testing.assert_close(colors, torch.tensor([0.0, 1.0, 0.0]).expand(10, 3))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("asked", [0, 1, 3])
+def test_a_texture_of_gltf_is_looked_up_where_its_material_says(tmp_path, asked):
+    """By the set of coordinates of that number; without it the file gives no place on the texture."""
+    material = painted(100, None).visual.material
+    uv = [[0, 0], [1, 0], [1, 1], [0, 1]]
+    mesh = quad(trimesh.visual.TextureVisuals(uv=uv, material=material))
+
+    def change(tree):
+        attributes = tree["meshes"][0]["primitives"][0]["attributes"]
+        attributes["TEXCOORD_1"] = attributes.pop("TEXCOORD_0")
+        tree["materials"][0]["pbrMetallicRoughness"]["baseColorTexture"]["texCoord"] = asked
+
+    gltf_of(tmp_path / "a.gltf", mesh, change)
+    _, colors = from_file(tmp_path / "a.gltf", count=10)
+    torch.testing.assert_close(
+        colors, torch.full((10, 3), 100 / 255 if asked == 1 else 1.0), atol=0.003, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("wrap", "red"), [(10497, 1.0), (33071, 0.0), (33648, 0.0)])
+def test_a_texture_of_gltf_goes_on_beyond_its_borders_as_its_sampler_says(tmp_path, wrap, red):
+    """Red left, green right, looked up at 1.2: repeated, it is at 0.2 again; mirrored, at 0.8."""
+    texture = np.zeros((2, 2, 3), dtype=np.uint8)
+    texture[:, 0, 0], texture[:, 1, 1] = 255, 255
+    material = trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(texture))
+    mesh = quad(trimesh.visual.TextureVisuals(uv=[[1.2, 0.5]] * 4, material=material))
+
+    def change(tree):
+        tree["samplers"] = [{"wrapS": wrap, "wrapT": wrap}]
+        tree["textures"][0]["sampler"] = 0
+
+    gltf_of(tmp_path / "a.gltf", mesh, change)
+    _, colors = from_file(tmp_path / "a.gltf", count=10)
+    torch.testing.assert_close(colors, torch.tensor([red, 1 - red, 0.0]).expand(10, 3))
+
+
+def test_a_gltf_without_scenes_is_read_whole(tmp_path):
+    gltf_of(tmp_path / "a.gltf", quad(), lambda tree: [tree.pop(name) for name in ("scene", "scenes")])
+    assert len(from_file(tmp_path / "a.gltf", count=10)[0]) == 10
 
 
 def test_files_beside_a_gltf_may_have_spaces_in_their_names(tmp_path):
@@ -697,13 +779,13 @@ def test_a_gltf_of_cameras_or_lights_alone_is_no_mesh(tmp_path, change):
     assert "expected a mesh, got a scene without any" in error(tmp_path / "a.gltf")
 
 
-def test_what_changes_colours_of_gltf_and_is_not_read_is_told(tmp_path, caplog):
-    def change(tree):
-        tree["extensionsUsed"] = ["KHR_texture_transform"]
-
-    gltf_of(tmp_path / "a.gltf", painted(255, None), change)
+@pytest.mark.parametrize("list_of", ["extensionsUsed", "extensionsRequired"])
+@pytest.mark.parametrize("name", ["KHR_texture_transform", "EXT_made_up", "KHR_materials_unlit"])
+def test_what_changes_colours_of_gltf_and_is_not_read_is_told(tmp_path, caplog, list_of, name):
+    gltf_of(tmp_path / "a.gltf", painted(255, None), lambda tree: tree.update({list_of: [name]}))
     from_file(tmp_path / "a.gltf", count=10)
-    assert "KHR_texture_transform is not read" in caplog.text
+    told = name == "KHR_texture_transform" or (name == "EXT_made_up" and list_of == "extensionsRequired")
+    assert (f"{name} is not read" in caplog.text) == told
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
@@ -724,11 +806,9 @@ def test_paths_that_cannot_be_read(tmp_path, name):
     assert "cannot be used" in error(tmp_path / name)
 
 
-def test_compressed_meshes_are_named(tmp_path):
-    def change(tree):
-        tree["extensionsUsed"] = tree["extensionsRequired"] = ["KHR_draco_mesh_compression"]
-
-    gltf_of(tmp_path / "a.gltf", quad(), change)
+@pytest.mark.parametrize("list_of", ["extensionsUsed", "extensionsRequired"])
+def test_compressed_meshes_are_named(tmp_path, list_of):
+    gltf_of(tmp_path / "a.gltf", quad(), lambda tree: tree.update({list_of: ["KHR_draco_mesh_compression"]}))
     assert "KHR_draco_mesh_compression; export them without compression" in error(tmp_path / "a.gltf")
 
 

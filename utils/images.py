@@ -57,12 +57,19 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         raise OSError(str(error)) from error
 
 
+def eight_bits(image: "Image") -> "Image":
+    """A grey image of 16 bits with 8, which Pillow would cut off at 255; any other as it is."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray(np.rint(np.asarray(image, dtype=np.float64) / 257.0).clip(0, 255).astype(np.uint8))
+
+
 def _as_rgb(image: "Image") -> "Image":
     from PIL import Image
 
-    if image.mode.startswith("I"):  # Pillow would cut 16 bits off at 255
-        eight = np.rint(np.asarray(image, dtype=np.float64) / 257.0).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(eight).convert("RGB")
+    image = eight_bits(image)
     if image.has_transparency_data:
         colors = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), colors).convert("RGB")

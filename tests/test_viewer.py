@@ -97,6 +97,30 @@ def test_a_finished_run_is_shown_to_this_machine_alone_until_ctrl_c(folder):
             process.communicate()
 
 
+@pytest.mark.parametrize("sent", [b"\xc1 no message", "text", b"\x81\xa4type\xa5Evil!"])
+def test_what_no_browser_sends_is_one_line_and_ends_no_viewer(folder, sent):
+    viser = pytest.importorskip("viser", reason="needs viser: pip install .")
+    from websockets.sync.client import connect
+
+    process = started(folder)
+    try:
+        address = address_said(iter(process.stdout.readline, ""))
+        spoken = [f"viser-v{viser.__version__}"]
+        with connect(address.replace("http", "ws"), subprotocols=spoken, max_size=None) as link:
+            link.send(sent)
+            with pytest.raises(Exception, match="1011"):  # the server's end of it
+                while True:
+                    link.recv(LONG)
+        assert urllib.request.urlopen(address, timeout=LONG).status == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LONG) == 0
+        said = process.stderr.read()
+        assert "connection handler failed (" in said and "Traceback" not in said
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_the_viewer_of_a_run_ends_with_it(folder, tmp_path):
     pytest.importorskip("viser", reason="needs viser: pip install .")
     process = started(folder, "--beside", str(tmp_path), "--port", "8300", stdin=subprocess.PIPE)

@@ -48,7 +48,7 @@ def _view(options: argparse.Namespace) -> int:
 
     require_viser("view")
     from dreammapping.finished import FinishedRun
-    from dreammapping.viewer.server import directions, free_port, warn_if_open
+    from dreammapping.viewer.server import directions, free_port, in_one_line, warn_if_open
 
     run = FinishedRun.open(options.run)
     iteration = None if options.beside else run.iteration(options.iteration)
@@ -60,6 +60,9 @@ def _view(options: argparse.Namespace) -> int:
     else:
         write_out(_said_size(run.size(iteration)))  # before anything is read
         gaussians = run.gaussians(iteration)  # and read before anybody listens
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(in_one_line)
 
     import viser
 

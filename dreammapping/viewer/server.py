@@ -14,6 +14,15 @@ TRIES = 100
 """Ports that are tried, from the one that was asked for."""
 
 
+def in_one_line(record: logging.LogRecord) -> bool:
+    """A filter that leaves of an error its one line: whoever reaches the port can send what no browser does."""
+    if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        record.msg = f"{record.getMessage()} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        record.args, record.exc_info, record.exc_text = (), None, None
+    return True
+
+
 def free_port(host: str, port: int) -> int:
     """The first port from `port` on at which nobody listens.
 

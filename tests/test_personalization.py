@@ -106,6 +106,16 @@ def test_a_word_of_many_vectors_takes_as_many_tokens(add, tmp_path):
         tokenize(["a <thing>"])
 
 
+def test_vectors_that_a_file_keeps_under_names_of_their_own_are_used(add, tmp_path, caplog):
+    path = tmp_path / "a.safetensors"
+    save_file({name: torch.randn(32) for name in ("<toy>", "<toy>_1", "<toy>_2")}, path)
+    pipeline = add(textual_inversion_path=path, text="a <toy>")
+    assert "changes nothing" not in caplog.text
+    (tokens,) = tokenizer_of(pipeline)(["a <toy>"])
+    named = pipeline.tokenizer.convert_tokens_to_ids(["<toy>", "<toy>_1", "<toy>_2"])
+    assert set(named) <= set(tokens.tolist())
+
+
 @pytest.mark.parametrize("setting", ["text", "negative", "inverse_text", None])
 @pytest.mark.parametrize("form", ["textual_inversion_path", "LoRA_path"])
 def test_a_word_that_no_prompt_has_is_named_once(add, tmp_path, caplog, form, setting):
@@ -359,6 +369,14 @@ def test_what_of_a_lora_fits_no_layer_is_counted_and_named_once(add, plain, tmp_
         assert len(changed(add(LoRA_path=tmp_path / "a.safetensors"), plain)) == 1
     (record,) = caplog.records
     assert "2 names" in record.getMessage() and "down_blocks.7.attentions.0.to_q" in record.getMessage()
+
+
+def test_a_file_of_several_loras_is_refused(add, tmp_path):
+    parts = {"lora_A": torch.ones(2, 32), "lora_B": torch.ones(32, 2)}
+    path = tmp_path / "a.safetensors"
+    save_file({f"unet.{ATTENTION}.to_q.{part}.{which}.weight": value.clone()
+               for part, value in parts.items() for which in ("first", "second")}, path)  # fmt: skip
+    assert "expected one LoRA, got several" in refusal(add, LoRA_path=path)
 
 
 def test_a_lora_that_changes_nothing_is_warned_of(add, tmp_path, caplog):

@@ -54,7 +54,7 @@ def add_lora(pipeline: Any, path: Path) -> None:
     with open_tensors(path, SETTING) as file:
         names = list(file.keys())
         _refuse_other_kinds(names, path)
-        layers, unknown = _layers(file, names)
+        layers, unknown = _layers(file, names, path)
         stated = _stated(path, file.metadata() or {})
     targets = _targets(pipeline)
     fitting = {layer: parts for layer, parts in layers.items() if _flat(layer) in targets}
@@ -97,15 +97,23 @@ def _refuse_other_kinds(names: list[str], path: Path) -> None:
             )
 
 
-def _layers(file: Any, names: list[str]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """The parts of each layer (`down`, `up`, `alpha`, `magnitude`), and names that are no part of one."""
-    layers = defaultdict(dict)
+def _layers(file: Any, names: list[str], path: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """The parts of each layer (`down`, `up`, `alpha`, `magnitude`), and names that are no part of one.
+
+    Raises:
+        UserError: a layer has a part twice.
+    """
+    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
     unknown = []
     for name in names:
         # the first diffusers versions wrote attn1.processor.to_q_lora.down.weight
         found = _NAME.fullmatch(name.replace(".processor.", ".").replace("_lora.", ".lora."))
         if found is None:
             unknown.append(name)
+        elif found.lastgroup in layers[found["layer"]]:
+            raise UserError(
+                f"{SETTING}: expected one LoRA, got several in {path}, as {name}; save each in a file of its own"
+            )
         else:
             layers[found["layer"]][found.lastgroup] = file.get_tensor(name)
     return dict(layers), unknown

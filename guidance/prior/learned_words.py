@@ -126,7 +126,13 @@ def warn_of_unused(
     tokenizer: Any, words: Iterable[str], prompts: Iterable[str], path: Path, setting: str
 ) -> None:
     """Say of every word that no prompt has that it changes nothing."""
-    used = {token for prompt in prompts for token in tokenizer(prompt).input_ids}
+    vectors = _tokens_of_words(tokenizer)
+    used = {
+        each
+        for prompt in prompts
+        for token in tokenizer(prompt).input_ids
+        for each in vectors.get(token, [token])
+    }
     unused = [word for word in words if tokenizer.convert_tokens_to_ids(word) not in used]
     if unused:
         log.warning(

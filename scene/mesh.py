@@ -297,8 +297,8 @@ def _ply_colors(surface: Surface, mesh: "trimesh.Trimesh") -> Colors | None:
     raw = mesh.metadata["_ply_raw"]
     for element, count in (("vertex", len(surface.vertices)), ("face", len(surface.faces))):
         stored = _columns(raw.get(element, {}).get("data"))
-        names = next((each for each in ply.COLORS if set(each) <= set(stored)), None)
-        if names is None or len(stored[names[0]]) != count:
+        names = ply.color_names(stored)
+        if not names or len(stored[names[0]]) != count:
             continue
         table = np.stack([stored[name].reshape(-1) for name in names], axis=1)
         full = ply.color_range(table, table.dtype)

@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,12 +167,28 @@ def read_points(path: Path | str) -> tuple[Float[Tensor, "N 3"], Float[Tensor, "
         found = finite_rows(path, {"means": points, "sh_dc": _table(vertices, COLUMNS["sh_dc"])})
         return ours(found["means"]), sh_dc_to_rgb(found["sh_dc"]).clamp(0, 1)
     _refuse_broken(path, points, COLUMNS["means"])
-    channels: tuple[str, ...] = next((each for each in COLORS if set(each) <= names), ())
+    channels = color_names(names)
     if not channels:
         return ours(points), None
     colors = _table(vertices, channels)
     _refuse_broken(path, colors, channels)
     return ours(points), (colors / color_range(colors, kinds[channels[0]])).clamp(0, 1)
+
+
+def color_names(names: Collection[str]) -> tuple[str, ...]:
+    """What red, green and blue are called among properties: a name of `COLORS`, or one like them (`Red`, `scalar_R`).
+
+    Empty where there are none.
+    """
+    known = next((each for each in COLORS if set(each) <= set(names)), ())
+    lower = {name.lower(): name for name in names}
+    for name in () if known else sorted(lower):
+        for red, *others in (_RGB, ("r", "g", "b")):
+            before = name.removesuffix(red)
+            three = [before + each for each in (red, *others)]
+            if before != name and not before[-1:].isalnum() and set(three) <= lower.keys():
+                return tuple(lower[each] for each in three)
+    return known
 
 
 def color_range(colors: np.ndarray | Tensor, kind: np.dtype) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from scene.ply import COLORS, Element, Header, header_of, read_elements, read_header, with_faces
+from scene.ply import Element, Header, color_names, header_of, read_elements, read_header, with_faces
 from utils.errors import UserError
 from utils.inputs import WithHeader
 
@@ -71,7 +71,7 @@ def _fans(faces: np.ndarray, corners: str, counts: np.ndarray) -> np.ndarray:
     Of what else faces have, their colours and textures are kept: all would be written for every triangle.
     """
     kinds = {name: faces.dtype[name] for name in faces.dtype.names or ()}
-    colors = [name for name in itertools.chain(*COLORS) if name in kinds and not kinds[name].hasobject]
+    colors = color_names([name for name, kind in kinds.items() if not kind.hasobject])
     lists = {corners: 1}
     if TEXTURE in kinds and np.array_equal(_lengths(faces[TEXTURE]), 2 * counts):
         lists[TEXTURE] = 2

@@ -318,7 +318,8 @@ def test_vertex_colours_of_gltf_are_linear_light_times_the_factor(
 
 
 @pytest.mark.parametrize(
-    "names", [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue")]
+    "names",
+    [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("Red", "Green", "Blue")],
 )
 @pytest.mark.parametrize(("kind", "full"), [("u1", 255), ("u2", 65535), ("f4", 1), ("f4", 255)])
 @pytest.mark.parametrize("options", [{}, {"text": True}])

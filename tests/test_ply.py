@@ -14,7 +14,7 @@ from plyfile import PlyData, PlyElement
 from arguments import GenerateCamParams
 from scene.cameras import orbit
 from scene.gaussian_model import GaussianModel
-from scene.ply import has_faces, read_gaussians, read_points, write_gaussians, write_points
+from scene.ply import color_names, has_faces, read_gaussians, read_points, write_gaussians, write_points
 from tests.gaussians import random_gaussians, seeded
 from utils.errors import UserError
 from utils.rotations import quaternions_to_matrices
@@ -504,7 +504,14 @@ def test_points_need_positions(path):
 
 
 @pytest.mark.parametrize(
-    "names", [("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b")]
+    "names",
+    [
+        ("red", "green", "blue"),
+        ("diffuse_red", "diffuse_green", "diffuse_blue"),
+        ("r", "g", "b"),
+        ("Red", "Green", "Blue"),
+        ("scalar_R", "scalar_G", "scalar_B"),
+    ],
 )
 @pytest.mark.parametrize(
     ("kind", "full"),
@@ -531,6 +538,12 @@ def test_colours_of_any_name_and_range(path, names, kind, full, options):
     write_table(path, table, **options)
     _, seen = read_points(path)
     np.testing.assert_allclose(seen.numpy(), colors, atol=0.5 / 255 if kind == "u1" or full == 255 else 1e-4)
+
+
+def test_the_commonest_names_of_colours_count_most_and_likenesses_do_not():
+    both = ["x", "ambient_red", "ambient_green", "ambient_blue", "red", "green", "blue"]
+    assert color_names(both) == ("red", "green", "blue")
+    assert color_names(["var", "vag", "vab", "nr", "ng", "nb", "scalar_R"]) == ()
 
 
 def test_floats_that_pass_one_a_little_are_still_light(path):

@@ -45,21 +45,30 @@ def test_no_free_port_and_no_such_address_are_said(monkeypatch):
         free_port("127.0.0.1", 65530)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "", "a b", "x" * 300, "\udcff"])
+def test_what_is_no_address_of_this_machine_is_said_whatever_is_wrong_with_it(host):
+    with pytest.raises(UserError, match="--host: expected an address of this machine, got") as error:
+        free_port(host, 8080)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize(
-    ("host", "local"),
+    ("host", "local", "listens"),
     [
-        ("127.0.0.1", True),
-        ("localhost", True),
-        ("::1", True),
-        ("127.8.8.8", True),
-        ("0.0.0.0", False),
-        ("10.0.0.1", False),
+        ("127.0.0.1", True, "127.0.0.1"),
+        ("localhost", True, "localhost"),
+        ("::1", True, "[::1]"),
+        ("127.8.8.8", True, "127.8.8.8"),
+        ("0.0.0.0", False, "127.0.0.1"),
+        ("::", False, "[::1]"),
+        ("10.0.0.1", False, "10.0.0.1"),
     ],
 )
-def test_addresses_that_others_reach_are_known(host, local):
+def test_the_address_that_is_said_is_one_that_is_listened_to(host, local, listens):
     assert is_local(host) == local
     said = directions(host, 8081)
-    assert "ssh -L 8081:127.0.0.1:8081" in said and "http://0.0.0.0" not in said
+    assert f"viewer: http://{listens}:8081\n" in said and f"ssh -L 8081:{listens}:8081 " in said
+    assert ("then the same address there" in said) == (listens == "127.0.0.1")
 
 
 # The verb

@@ -52,8 +52,8 @@ def _view(options: argparse.Namespace) -> int:
 
     run = FinishedRun.open(options.run)
     iteration = None if options.beside else run.iteration(options.iteration)
-    warn_if_open(options.host)
     port = free_port(options.host, options.port)
+    warn_if_open(options.host)
     if options.beside:
         _give_way()
         gaussians = None

@@ -1,5 +1,6 @@
 """A viewer's address: on this machine alone unless it is asked otherwise, at the next free port, said in words."""
 
+import errno
 import getpass
 import ipaddress
 import logging
@@ -10,6 +11,7 @@ from utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+LOCAL = "127.0.0.1"
 TRIES = 100
 """Ports that are tried, from the one that was asked for."""
 
@@ -37,16 +39,22 @@ def free_port(host: str, port: int) -> int:
                 trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 trial.bind((host, candidate))
                 return candidate
-        except socket.gaierror as error:
-            raise UserError(
-                f"--host: expected an address of this machine, got {host!r} ({error.strerror}); leave it out for "
-                "this machine alone"
-            ) from error
+        except (socket.gaierror, UnicodeError) as error:  # UnicodeError: no name that a machine can have
+            raise _no_address(host, getattr(error, "strerror", None) or "no name of a machine") from error
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise _no_address(host, error.strerror) from error
             refusal = error
     raise UserError(
         f"--port: expected a free one from {port} to {min(port + TRIES, 65536) - 1} at {host}, found none "
         f"({refusal and refusal.strerror}); choose another"
+    )
+
+
+def _no_address(host: str, reason: str) -> UserError:
+    return UserError(
+        f"--host: expected an address of this machine, got {host[:100]!r} ({reason}); leave it out for this "
+        "machine alone"
     )
 
 
@@ -61,11 +69,11 @@ def is_local(host: str) -> bool:
 
 def directions(host: str, port: int) -> str:
     """Where a browser finds the viewer, here and from elsewhere."""
-    shown = "127.0.0.1" if is_local(host) or host in ("0.0.0.0", "::") else host
+    shown = {"0.0.0.0": LOCAL, "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    there = "the same address" if shown == LOCAL else f"http://{LOCAL}:{port}"
     return (
         f"viewer: http://{shown}:{port}\n"
-        f"from another machine: ssh -L {port}:127.0.0.1:{port} {_user()}@{socket.gethostname()}, then the same address "
-        "there\n"
+        f"from another machine: ssh -L {port}:{shown}:{port} {_user()}@{socket.gethostname()}, then {there} there\n"
     )
 
 

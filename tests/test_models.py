@@ -490,6 +490,47 @@ def test_models_of_other_families_are_told_apart_from_half_copied_ones(tmp_path)
     assert "no unet; copy the whole folder again" in problems
 
 
+SMALL_UNET = {
+    "sample_size": 16, "in_channels": 4, "out_channels": 4, "block_out_channels": (32, 64), "layers_per_block": 1,
+    "norm_num_groups": 8, "attention_head_dim": 8, "cross_attention_dim": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("UNet3DConditionModel", {}, "got UNet3DConditionModel as its unet"),
+        ("UNet2DModel", {"cross_attention_dim": None}, "got UNet2DModel as its unet"),
+        ("VQModel", {}, "got VQModel as its vae"),
+        ("UNet2DConditionModel", {"out_channels": 8}, "got a U-Net of 4 channels that gives 8"),
+        (
+            "UNet2DConditionModel",
+            {"encoder_hid_dim": 32, "encoder_hid_dim_type": "text_proj"},
+            "got a U-Net with further conditions",
+        ),
+    ],
+)
+def test_networks_of_other_kinds_are_named(saved, tmp_path, kind, changes, message):
+    import diffusers
+
+    settings = {name: value for name, value in (SMALL_UNET | changes).items() if value is not None}
+    if kind != "VQModel":
+        ends = {"UNet3DConditionModel": "3D"}.get(kind, "2D")
+        inner = "" if kind == "UNet2DModel" else "CrossAttn"
+        settings["down_block_types"] = (f"{inner}DownBlock{ends}", f"DownBlock{ends}")
+        settings["up_block_types"] = (f"UpBlock{ends}", f"{inner}UpBlock{ends}")
+    network = getattr(diffusers, kind)(**({"latent_channels": 4} if kind == "VQModel" else settings))
+    folder, part = shutil.copytree(saved["whole"], tmp_path / "model"), "vae" if kind == "VQModel" else "unet"
+    shutil.rmtree(folder / part)
+    network.save_pretrained(folder / part)
+    index = folder / "model_index.json"
+    parts = json.loads(index.read_text(encoding="utf-8"))
+    index.write_text(json.dumps(parts | {part: ["diffusers", kind]}), encoding="utf-8")
+    with pytest.raises(UserError, match=message) as error:
+        score_model(folder)
+    assert "\n" not in str(error.value)
+
+
 def test_a_scheduler_without_betas_is_refused(saved, tmp_path):
     """Of flow matching, say: its model would be read as one of noise with made-up betas."""
     from diffusers import FlowMatchEulerDiscreteScheduler

@@ -19,6 +19,8 @@ from utils.errors import UserError
 log = logging.getLogger(__name__)
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+KINDS = {"unet": ("UNet2DConditionModel",), "vae": ("AutoencoderKL", "AutoencoderTiny")}
+"""Networks of these families."""
 MOST = {"layers": 100, "blocks": 100, "timesteps": 100_000}
 """What the largest known models stay well below, by a word in a setting's name."""
 MOST_LATENTS = 1024
@@ -168,7 +170,7 @@ def _load_vae(params: GuidanceParams, dtype: torch.dtype, own: Any) -> Any:
     try:
         folder = models.local_folder(source, ())
         kind = diffusers.AutoencoderTiny.load_config(folder, local_files_only=True).get("_class_name")
-        if kind not in ("AutoencoderKL", "AutoencoderTiny"):
+        if kind not in KINDS["vae"]:
             raise UserError(
                 f"{source.setting}: expected an AutoencoderKL or AutoencoderTiny, got {kind} in {folder}; try taesd"
             )
@@ -236,6 +238,10 @@ def _check_components(index: dict[str, Any], source: models.ModelSource) -> None
 
 
 def _check_architecture(pipeline: Any, source: models.ModelSource) -> None:
+    for name, kinds in KINDS.items():
+        kind = type(getattr(pipeline, name)).__name__
+        if kind not in kinds:
+            raise _wrong_architecture(source, f"{kind} as its {name}")
     for name in ("unet", "vae", "text_encoder"):
         if any(weight.is_meta for weight in getattr(pipeline, name).parameters()):
             raise _wrong_architecture(source, f"a {name} without all of its weights")
@@ -248,12 +254,17 @@ def _check_architecture(pipeline: Any, source: models.ModelSource) -> None:
             source,
             f"a U-Net of {unet.in_channels} channels for {pipeline.vae.config.latent_channels} of latents",
         )
+    if unet.out_channels != unet.in_channels:
+        raise _wrong_architecture(
+            source, f"a U-Net of {unet.in_channels} channels that gives {unet.out_channels}"
+        )
     if unet.cross_attention_dim != text_width:
         raise _wrong_architecture(
             source,
             f"a U-Net that reads text of width {unet.cross_attention_dim} beside a text encoder of {text_width}",
         )
-    if unet.time_cond_proj_dim or unet.addition_embed_type not in (None, "text") or unet.class_embed_type:
+    further = (unet.time_cond_proj_dim, unet.class_embed_type, unet.encoder_hid_dim_type)
+    if any(further) or unet.addition_embed_type not in (None, "text"):
         raise _wrong_architecture(source, "a U-Net with further conditions (a distilled or SDXL model)")
     if prediction not in PREDICTION_TYPES:
         raise _wrong_architecture(source, f"prediction type {prediction}")

@@ -78,6 +78,8 @@ def name_of(key: str, where: str) -> str:
         raise UserError(
             f"{where}: expected one setting, got {key!r}, in several groups; write {' or '.join(owners)}"
         )
+    if key in group_classes():
+        raise UserError(f"{where}: expected the name of a setting, got the group {key}; write {key}.KEY")
     raise UserError(f"{where}: expected the name of a setting, got {key!r}{hint(key)}")
 
 

@@ -224,6 +224,7 @@ BAD_WORDS = {
     "ModelParams.text=a": "did you mean GuidanceParams.text?",
     "txet=a": "did you mean GuidanceParams.text?",
     "=3": "expected the name of a setting",
+    "GuidanceParams=3": "got the group GuidanceParams; write GuidanceParams.KEY",
     "fox": "expected key=value or a flag, got 'fox'",
     "configs/cat.yaml": "write --opt configs/cat.yaml",
     "--sede": "did you mean --seed?",

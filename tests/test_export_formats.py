@@ -344,6 +344,15 @@ def test_what_no_reader_takes_is_told_which_formats_there_are(tmp_path, name):
     assert name.partition(".")[2] in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["a.splat", "a.spz", "a.glb", "a"])
+def test_a_ply_by_another_name_is_read_as_what_it_is(tmp_path, name):
+    model = asset(count=64)
+    write_gaussians(tmp_path / "a.ply", model, comments=["x" * 20])
+    content = (tmp_path / "a.ply").read_bytes()
+    (tmp_path / name).write_bytes(content + bytes(-len(content) % 32))  # whole rows of a .splat
+    torch.testing.assert_close(read_any(tmp_path / name).means, read_any(tmp_path / "a.ply").means)
+
+
 def start_from(path, place):
     """The start of a run from a small asset that lies there."""
     model = asset(count=50)

@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.inputs import regular_file
 
 READERS = {".splat": splat.read, ".spz": spz.read, ".glb": glb.read}
-"""By suffix; any other file is taken for a .ply, plain or compressed."""
+"""By suffix; a .ply, plain or compressed, is known by its beginning."""
 
 
 def read_any(path: Path | str, sh_degree: int = 0) -> GaussianModel:
@@ -25,14 +25,15 @@ def read_any(path: Path | str, sh_degree: int = 0) -> GaussianModel:
         UserError: the file is missing, broken, cut off, empty, of no such format, or has no finite Gaussian.
     """
     suffix = Path(path).suffix.lower()
-    read = READERS.get(suffix)
+    with regular_file(path).open("rb") as file:
+        is_ply = file.read(3) == b"ply"  # whatever it is called
+    read = None if is_ply else READERS.get(suffix)
     if read is None:
-        with regular_file(path).open("rb") as file:
-            if suffix != ".ply" and file.read(3) != b"ply":
-                raise UserError(
-                    f"{path}: expected Gaussians as .ply, .splat, .spz or .glb, got {suffix or 'another file'}; "
-                    "convert it to one of these"
-                )
+        if not is_ply and suffix != ".ply":
+            raise UserError(
+                f"{path}: expected Gaussians as .ply, .splat, .spz or .glb, got {suffix or 'another file'}; "
+                "convert it to one of these"
+            )
         read = (
             compressed_ply.read if compressed_ply.is_compressed(ply.read_header(path)) else ply.read_gaussians
         )

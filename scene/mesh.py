@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -185,13 +185,16 @@ def _neighbours(path: Path, missing: list[str], unread: list[str]) -> Any:
     says nothing of what it cannot: those names are added to `missing`, and textures of no known format to `unread`."""
     import trimesh
 
-    libraries = _libraries(path) if path.suffix.lower() == ".obj" else []
+    libraries, used = _materials(path) if path.suffix.lower() == ".obj" else ([], set())
 
     class Neighbours(trimesh.resolvers.FilePathResolver):
         def get(self, name: str) -> bytes:
             if libraries and name == libraries[0]:  # it asks for the first alone
                 found = [self.find(each) for line in libraries for each in self.names(line)]
-                return b"\n".join(filter(None, found))
+                content = b"\n".join(filter(None, found))
+                if not missing:
+                    _warn_of_unknown(path, used - _words_after("newmtl", content.splitlines()))
+                return content
             content = self.find(name)
             if content is None:
                 raise UserError(f"{path}: names {name!r}, which is no file in its folder; put it there")
@@ -220,11 +223,27 @@ def _neighbours(path: Path, missing: list[str], unread: list[str]) -> Any:
     return Neighbours(str(path))
 
 
-def _libraries(path: Path) -> list[str]:
-    """The lines of an .obj that name files of materials."""
+def _materials(path: Path) -> tuple[list[str], set[str]]:
+    """What an .obj says of materials: the lines that name their files, and the materials that it uses."""
     with path.open("rb") as file:
-        lines = [line for line in file if line.lstrip(b"\xef\xbb\xbf \t").startswith(b"mtllib")]
-    return [line.decode("utf-8", "replace").partition("mtllib")[2].strip() for line in lines]
+        lines = [line for line in file if line.lstrip(b"\xef\xbb\xbf \t").startswith((b"mtllib", b"usemtl"))]
+    named = [
+        line.decode("utf-8", "replace").partition("mtllib")[2].strip() for line in lines if b"mtllib" in line
+    ]
+    return named, _words_after("usemtl", lines) - {"None", "(null)"}  # as exporters call none
+
+
+def _words_after(keyword: str, lines: Iterable[bytes]) -> set[str]:
+    words = [line.decode("utf-8", "replace").split() for line in lines]
+    return {" ".join(rest) for first, *rest in filter(None, words) if first == keyword and rest}
+
+
+def _warn_of_unknown(path: Path, materials: set[str]) -> None:
+    if materials:
+        log.warning(
+            "%s: uses %s, which is no material of the .mtl that it names, so not all of its colours are there; add it",
+            path, " and ".join(sorted(map(repr, materials))[:3]),
+        )  # fmt: skip
 
 
 def _is_picture(content: bytes) -> bool:

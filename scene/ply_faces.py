@@ -6,6 +6,7 @@ Polygons are cut into fans, in the order in which files have their corners; a fa
 import contextlib
 import io
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy as np
 from scene.ply import Element, Header, color_names, header_of, read_elements, read_header, with_faces
 from utils.errors import UserError
 from utils.inputs import WithHeader
+
+log = logging.getLogger(__name__)
 
 CORNERS = ("vertex_indices", "vertex_index")
 TEXTURE = "texcoord"
@@ -33,6 +36,12 @@ def mesh_stream(path: Path, most: int) -> Iterator[Any]:
         UserError: the file is missing, broken or cut off, or its faces are more triangles.
     """
     header = read_header(path)
+    textures = {comment for comment in header.comments if comment.lower().startswith("texturefile")}
+    if len(textures) > 1:
+        log.warning(
+            "%s: names %d textures, of which one is read, so not all of its colours are right; save it as .glb or .obj",
+            path, len(textures),
+        )  # fmt: skip
     faces = next((each for each in header.elements if each.name == "face" and each.count > 0), None)
     corners = next((name for name in CORNERS if faces and name in faces.lists), None)
     if faces is None or corners is None or _are_triangles(path, header, faces, corners):

@@ -711,6 +711,24 @@ def test_an_obj_may_name_several_files_of_materials(tmp_path, caplog, lines):
     assert caplog.text == ""
 
 
+def test_a_material_that_no_file_has_is_told(tmp_path, caplog):
+    (tmp_path / "a.mtl").write_text("newmtl b\nKd 1 0 0\n")
+    (tmp_path / "a.obj").write_text(PAINTED_OBJ)
+    from_file(tmp_path / "a.obj", count=10)
+    assert "uses 'a', which is no material of the .mtl that it names" in caplog.text
+
+
+def test_a_ply_of_several_textures_is_warned_of(tmp_path, caplog):
+    lines = [f"comment TextureFile {name}.png" for name in "ab"]
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    text = PLY.decode().split("\n", 2)
+    text = "\n".join(["ply", "format ascii 1.0", *lines, text[2] + FACE.decode()])
+    (tmp_path / "a.ply").write_text(text + "end_header\n0 0 0\n1 0 0\n0 1 0\n1 1 1\n3 0 1 2\n")
+    from_file(tmp_path / "a.ply", count=10)
+    assert "names 2 textures, of which one is read" in caplog.text
+
+
 @pytest.mark.parametrize("asked", [0, 1, 3])
 def test_a_texture_of_gltf_is_looked_up_where_its_material_says(tmp_path, asked):
     """By the set of coordinates of that number; without it the file gives no place on the texture."""

@@ -18,7 +18,7 @@ from arguments import GenerateCamParams
 from arguments.groups.cameras import SHAP_E
 from scene import ply
 from scene.mesh import GREY, refuse_too_many_faces, sample_file, sample_surface, surface_of
-from scene.strays import strays, warn_of_strays
+from scene.strays import strays, warn_of_rounding, warn_of_strays
 from utils.errors import UserError
 from utils.paths import user_path
 
@@ -127,6 +127,8 @@ def _file(params: GenerateCamParams, rng: torch.Generator, _mesh: TextToMesh | N
     refuse_too_many_faces(path)
     if suffix == ".ply" and not ply.has_faces(path):
         points, colors = _without_strays(path, *ply.read_points(path))
+        if points.dtype == torch.float32:
+            warn_of_rounding(path, points)
         chosen = torch.randperm(len(points), generator=rng)[: params.init_num_pts]
         points, colors = points[chosen], None if colors is None else colors[chosen]
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scene import gltf, ply, ply_faces
 from scene.mesh_size import declared_faces
-from scene.strays import strays, warn_of_strays
+from scene.strays import strays, warn_of_rounding, warn_of_strays
 from utils.errors import UserError
 from utils.images import eight_bits
 from utils.inputs import regular_file
@@ -90,7 +90,17 @@ def sample_file(
             raise UserError(
                 f"{path}: expected triangles with finite corners and an area, got none; check the file"
             )
+        if _holds_float32(path):
+            warn_of_rounding(path, torch.from_numpy(np.concatenate([each.vertices for each in surfaces])))
         return sample_surface(surfaces, count, rng)  # which decodes the textures
+
+
+def _holds_float32(path: Path) -> bool:
+    """Whether the numbers of a mesh are stored so: always in the formats of bytes, and in most .ply."""
+    if path.suffix.lower() != ".ply":
+        return path.suffix.lower() != ".obj"
+    vertex = next(each for each in ply.read_header(path).elements if each.name == "vertex")
+    return vertex.properties["x"] in ("float", "float32")
 
 
 def _without_strays(path: Path, surfaces: list[Surface]) -> list[Surface]:

@@ -1,4 +1,5 @@
-"""Points far beyond all others: a scanner's errors, and corners of a mesh that somebody lost."""
+"""Points where they can do harm: far beyond all others (a scanner's errors, corners that somebody lost), or all so far
+from the origin that their file has rounded them."""
 
 import logging
 from pathlib import Path
@@ -13,6 +14,8 @@ MOST = 0.1
 """Share of all points, at most, that can be strays."""
 FAR = 100.0
 """Beside a point so many times as far from the middle as the others reach, these are no more than a dot."""
+COARSE = 1e-3
+"""Share of a shape's length that a step between its numbers may be."""
 
 
 def strays(points: Float[Tensor, "N 3"]) -> Bool[Tensor, " N"]:
@@ -31,3 +34,19 @@ def warn_of_strays(path: Path | str, count: int, of: int, what: str) -> None:
         "out; move them nearer if they belong to the shape",
         path, count, of, what, FAR,
     )  # fmt: skip
+
+
+def warn_of_rounding(path: Path | str, points: Float[Tensor, "N 3"]) -> None:
+    """Say of numbers that a file holds as float32 that they lie too far from the origin to keep their shape."""
+    exact = points.double()
+    if not len(points) or not torch.equal(exact.float().double(), exact):
+        return
+    side = float((exact.amax(dim=0) - exact.amin(dim=0)).max())
+    far = float(exact.abs().max())
+    step = far * torch.finfo(torch.float32).eps
+    if step > COARSE * side:
+        log.warning(
+            "%s: holds float32, which has steps of %.2g at %g units from the origin, and is %g units long, so its "
+            "shape is rounded; save it nearer to the origin, or with doubles",
+            path, step, far, side,
+        )  # fmt: skip

@@ -443,6 +443,24 @@ def test_meshes_at_a_surveyors_coordinates_keep_their_shape(tmp_path, suffix):
     assert radii.min() > 0.49 and radii.max() < 0.51
 
 
+@pytest.mark.parametrize("suffix", ["stl", "glb", "ply", "cloud.ply"])
+@pytest.mark.parametrize("start", [0.0, 5_432_123.7])
+def test_a_shape_that_its_file_has_rounded_is_told(tmp_path, caplog, suffix, start):
+    """Float32 has steps of half a metre there."""
+    mesh = trimesh.creation.icosphere(subdivisions=3, radius=2)
+    vertices = np.zeros(len(mesh.vertices), dtype=[(axis, "f4") for axis in "xyz"])
+    for axis in range(3):
+        vertices["xyz"[axis]] = mesh.vertices[:, axis] + start
+    mesh.vertices = np.stack([vertices[axis] for axis in "xyz"], axis=1)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "cloud.ply":
+        PlyData([PlyElement.describe(vertices, "vertex")]).write(str(path))
+    else:
+        mesh.export(path)
+    from_file(path, count=100)
+    assert ("so its shape is rounded" in caplog.text) == (start > 0)
+
+
 def test_a_point_cloud_at_a_surveyors_coordinates_keeps_its_shape(tmp_path):
     offsets = np.random.default_rng(0).uniform(-1, 1, (300, 3))
     table = np.zeros(300, dtype=[(axis, "f8") for axis in "xyz"])

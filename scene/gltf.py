@@ -40,6 +40,8 @@ HARMLESS = (
     "KHR_gaussian_",
 )
 """Beginnings of extensions that a file may require and that are read, change no mesh, or are told of elsewhere."""
+FAN = 6
+"""How the corners of a primitive are triangles around the first of them."""
 CLAMPED, MIRRORED = 33071, 33648
 """How a texture goes on beyond its borders, if it is not repeated."""
 DIFFUSE = "KHR_materials_pbrSpecularGlossiness"
@@ -97,6 +99,7 @@ class Document:
             )
         unread = [name for name in UNREAD if name in used]
         unread += [name for name in required if name not in unread and not name.startswith(HARMLESS)]
+        unread += self._unread_parts()
         for name in unread:
             log.warning(
                 "%s: %s is not read, so colours or places may be others; export without it", self.path, name
@@ -111,6 +114,18 @@ class Document:
                 f"{self.path}: expected parts of at most {most:,} bytes together, got {max(views, numbers):,}; "
                 "check the file"
             )
+
+    def _unread_parts(self) -> list[str]:
+        """What trimesh passes over of the format itself."""
+        meshes, nodes = self.tree["meshes"], self.tree.get("nodes", [])
+        found = {
+            "a skin": any("skin" in node for node in nodes),
+            "the weight of a morph target": any(any(each.get("weights", [])) for each in (*meshes, *nodes)),
+            "a fan of triangles": any(
+                each.get("mode") == FAN for mesh in meshes for each in mesh["primitives"]
+            ),
+        }
+        return [what for what, is_there in found.items() if is_there]
 
     def _places(self) -> Iterator[int]:
         """The accessors that say where corners lie, in space and on a texture."""

@@ -843,6 +843,29 @@ def test_paths_that_cannot_be_read(tmp_path, name):
     assert "cannot be used" in error(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda tree: tree["nodes"][-1].update(skin=0), "a skin is not read"),
+        (
+            lambda tree: tree["meshes"][0].update(weights=[0.0, 0.5]),
+            "the weight of a morph target is not read",
+        ),
+        (
+            lambda tree: tree["meshes"][0]["primitives"].append(
+                tree["meshes"][0]["primitives"][0] | {"mode": 6}
+            ),
+            "a fan of triangles is not read",
+        ),
+        (lambda tree: tree["meshes"][0].update(weights=[0.0]), ""),
+    ],
+)
+def test_parts_of_gltf_that_are_not_read_are_told(tmp_path, caplog, change, told):
+    gltf_of(tmp_path / "a.gltf", quad(), change)
+    from_file(tmp_path / "a.gltf", count=10)
+    assert told in caplog.text and ("not read" in caplog.text) == bool(told)
+
+
 @pytest.mark.parametrize("list_of", ["extensionsUsed", "extensionsRequired"])
 def test_compressed_meshes_are_named(tmp_path, list_of):
     gltf_of(tmp_path / "a.gltf", quad(), lambda tree: tree.update({list_of: ["KHR_draco_mesh_compression"]}))

@@ -58,7 +58,8 @@ def rasterize(
 
     Returns:
         color (C, 3, H, W) on `bg`; radii (C, P) int32 in pixels, 0 where not drawn; depth (C, 1, H, W), the sum of
-        weight times view depth; alpha (C, 1, H, W), the sum of weights.
+        weight times view depth; alpha (C, 1, H, W), the sum of weights. Their gradients are constants to a second
+        derivative (`create_graph=True`), except those of the backend "torch".
 
     Raises:
         TypeError, ValueError: an input of wrong type, dtype, device or shape, exclusive inputs, a NaN or an infinity.

@@ -1,21 +1,18 @@
 """Meshes of files, and points on their surface with the colours of vertices, faces or textures."""
 
 import contextlib
-import io
 import logging
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scene import gltf, ply, ply_faces
+from scene import gltf, mesh_files, ply, ply_faces
 from scene.mesh_size import declared_faces
 from scene.strays import strays, warn_of_rounding, warn_of_strays
 from utils.errors import UserError
@@ -35,8 +32,6 @@ MOST_FACES = 20_000_000
 """Triangles of a mesh, at most: each takes about 200 bytes while its surface is sampled."""
 MOST_PIXELS = 100_000_000
 """Pixels of a texture, at most: each takes 4 bytes, whatever its file takes."""
-OPTIONS = re.compile(r"(-[a-z]+(\s+(on|off|[rgbmlz]|[-+.\d][-+.\de]*))+\s+)+", re.IGNORECASE)
-"""What an .mtl may have before the name of a texture, as `-clamp on -s 1 1 1`."""
 GREY = 127 / 255
 FACES_AT_ONCE = 1_000_000
 
@@ -158,7 +153,7 @@ def _surfaces(path: Path) -> Iterator[Surface]:
         else path.open("rb")
     ) as file:
         scene = trimesh.load_scene(
-            file, file_type=suffix[1:], resolver=_neighbours(path, missing, unread), process=False
+            file, file_type=suffix[1:], resolver=mesh_files.resolver(path, missing, unread), process=False
         )
     if missing:
         log.warning(
@@ -188,92 +183,6 @@ def _surfaces(path: Path) -> Iterator[Surface]:
                 f"{path}: expected at most {MOST_FACES:,} triangles, got more; simplify the mesh first"
             )
         yield _checked(path, mesh, transform, document)
-
-
-def _neighbours(path: Path, missing: list[str], unread: list[str]) -> Any:
-    """How trimesh finds the files that a mesh names: textures, materials, and glTF's numbers. It loads what it can, and
-    says nothing of what it cannot: those names are added to `missing`, and textures of no known format to `unread`."""
-    import trimesh
-
-    libraries, used = _materials(path) if path.suffix.lower() == ".obj" else ([], set())
-
-    class Neighbours(trimesh.resolvers.FilePathResolver):
-        def get(self, name: str) -> bytes:
-            if libraries and name == libraries[0]:  # it asks for the first alone
-                found = [self.find(each) for line in libraries for each in self.names(line)]
-                content = b"\n".join(filter(None, found))
-                if not missing:
-                    _warn_of_unknown(path, used - _words_after("newmtl", content.splitlines()))
-                return content
-            content = self.find(name)
-            if content is None:
-                raise UserError(f"{path}: names {name!r}, which is no file in its folder; put it there")
-            if (
-                path.suffix.lower() in (".obj", ".ply")
-                and not name.lower().endswith(".mtl")
-                and not _is_picture(content)
-            ):
-                unread.append(repr(name))
-            return content
-
-        def names(self, line: str) -> list[str]:
-            """The files of a line, which parts them by blanks: names may have some, too."""
-            words = line.split()
-            return words if all(word.lower().endswith(".mtl") for word in words) else [line]
-
-        def find(self, name: str) -> bytes | None:
-            for each in _spellings(name):
-                with contextlib.suppress(
-                    OSError, ValueError
-                ):  # none, a pipe, or outside of the mesh's folder
-                    return regular_file(self.absolute(each)).read_bytes()
-            missing.append(name)
-            return None
-
-    return Neighbours(str(path))
-
-
-def _materials(path: Path) -> tuple[list[str], set[str]]:
-    """What an .obj says of materials: the lines that name their files, and the materials that it uses."""
-    with path.open("rb") as file:
-        lines = [line for line in file if line.lstrip(b"\xef\xbb\xbf \t").startswith((b"mtllib", b"usemtl"))]
-    named = [
-        line.decode("utf-8", "replace").partition("mtllib")[2].strip() for line in lines if b"mtllib" in line
-    ]
-    return named, _words_after("usemtl", lines) - {"None", "(null)"}  # as exporters call none
-
-
-def _words_after(keyword: str, lines: Iterable[bytes]) -> set[str]:
-    words = [line.decode("utf-8", "replace").split() for line in lines]
-    return {" ".join(rest) for first, *rest in filter(None, words) if first == keyword and rest}
-
-
-def _warn_of_unknown(path: Path, materials: set[str]) -> None:
-    if materials:
-        log.warning(
-            "%s: uses %s, which is no material of the .mtl that it names, so not all of its colours are there; add it",
-            path, " and ".join(sorted(map(repr, materials))[:3]),
-        )  # fmt: skip
-
-
-def _is_picture(content: bytes) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)):
-            return True
-    except Exception:  # noqa: BLE001 - each format fails in its own ways
-        return False
-
-
-def _spellings(name: str) -> Iterator[str]:
-    """Where a file may lie that a mesh names: as it is written, without the options that an .mtl has before it, as
-    glTF writes spaces (`%20`), as Windows writes folders, and beside the mesh whatever folder it was in before."""
-    yield name
-    yield OPTIONS.sub("", name)
-    yield unquote(name)
-    yield name.replace("\\", "/")
-    yield PureWindowsPath(name).name
 
 
 def _checked(

@@ -42,6 +42,11 @@ def test_a_letter_that_a_console_lacks_is_shown_by_its_number(encoding, out):
     assert shown(PRINT.format(call=""), encoding).returncode == (0 if encoding == "utf-8" else 1)
 
 
+def test_a_path_that_the_locale_could_not_read_is_shown_by_its_bytes():
+    code = f"import sys; {CALL}sys.stdout.write('l\\udcc3\\udca4ufe \\u732b')"
+    assert shown(code, "ascii").stdout == "läufe ".encode() + rb"\u732b"
+
+
 @pytest.mark.parametrize("stream", ["None", "__import__('io').StringIO()"])
 def test_a_stream_that_is_missing_or_replaced_stays_as_it_is(stream):
     code = f"import sys; sys.stdout = sys.stderr = {stream}; before = sys.stdout; {CALL}assert sys.stdout is before"

@@ -1,5 +1,6 @@
 """Standard output and error as they may be: closed, full, left by their reader, without a letter."""
 
+import codecs
 import contextlib
 import io
 import logging
@@ -10,9 +11,13 @@ from typing import Any
 
 from utils.errors import UserError
 
+READABLE = "dreammapping.readable"
+"""How a console encodes what it has no letter for."""
+
 
 def show_every_letter() -> None:
-    """Let what is printed show a letter that the console's encoding lacks as its number (`\\u732b`), not stop for it.
+    """Let what is printed show a letter that the console's encoding lacks as its number (`\\u732b`), not stop for it,
+    and bytes of a path that the locale could not read as these bytes.
 
     To be called once, where a program starts; streams that are closed, replaced or left by their reader stay as they
     are.
@@ -20,7 +25,20 @@ def show_every_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.closed:
             with contextlib.suppress(OSError):  # it is flushed first
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors=READABLE)
+
+
+def _readable(error: UnicodeError) -> tuple[bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    shown = [
+        letter.encode("ascii", "surrogateescape" if "\udc80" <= letter <= "\udcff" else "backslashreplace")
+        for letter in letters
+    ]
+    return b"".join(shown), error.end
+
+
+codecs.register_error(READABLE, _readable)
 
 
 def warning_once() -> logging.Handler:

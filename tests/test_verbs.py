@@ -1,9 +1,13 @@
 """`python -m dreammapping`: every verb answers for help at once, and a wrong word is one line."""
 
+import contextlib
 import importlib
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +107,62 @@ def test_ctrl_c_in_a_verb_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, 
     error = capsys.readouterr().err
     assert error.startswith("stopped") and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == [run, run / "config.yaml"]
+
+
+def bare_except(number):
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(number)
+
+
+def finalizer(number):
+    class Dropping:
+        def __del__(self):
+            signal.raise_signal(number)
+            time.sleep(0)
+
+    Dropping()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("drop", [bare_except, finalizer])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_signal_that_a_library_drops_comes_again(capsys, drop, number, nested):
+    def work():
+        drop(number)
+        time.sleep(10)
+        return 0
+
+    assert exit_code((lambda: exit_code(work)) if nested else work) == 128 + number
+    assert capsys.readouterr().err == "stopped; repeat the command to continue\n"
+
+
+ENDINGS = {
+    "in an exec": (
+        "def work(): exec('import signal; signal.raise_signal({number})'); return 0",
+        "stopped; repeat the command to continue\n",
+    ),
+    "while Python ends": (
+        "import atexit, logging, signal, utils.console\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        "def library(): signal.raise_signal({number}); logging.info('statistics')\n"
+        "def work(): atexit.register(library); return 0",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", ENDINGS)
+def test_a_signal_leaves_one_exit_code_and_one_line_at_most(tmp_path, when, number):
+    """Python ends itself by the signal, and not with an exit code, where Ctrl-C passes an `exec`; and after its end."""
+    work, said = ENDINGS[when]
+    ending = "from utils.command import exit_code\nsys.exit(exit_code(work))\n"
+    (tmp_path / "program.py").write_text(f"import sys\n{work.format(number=int(number))}\n{ending}")
+    result = subprocess.run(
+        [sys.executable, "-m", "program"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (128 + number if said else 0, said)
 
 
 def raising(error):

@@ -1,12 +1,14 @@
 """The end of a command line: what a command's work comes to, as an exit code."""
 
+import atexit
+import logging
 import signal
 import sys
 from collections.abc import Callable
 
 from utils.console import complain, forgiving_errors, show_every_letter
 from utils.errors import UserError
-from utils.interruption import as_ctrl_c, told_apart
+from utils.interruption import SIGNALS, as_ctrl_c, told_apart
 
 STARTS_AGAIN = "stopped; repeat the command to start again"
 """For `exit_code`: a command that keeps nothing of what it has done."""
@@ -26,6 +28,7 @@ def exit_code(
         debug: let a user's mistake be a traceback.
     """
     show_every_letter()
+    atexit.unregister(_nothing_more)
     with forgiving_errors(), as_ctrl_c():
         try:
             with told_apart():
@@ -52,6 +55,16 @@ def exit_code(
         except KeyboardInterrupt as error:
             complain(str(error) or stopped)
             return 128 + getattr(error, "number", signal.SIGINT)
+        finally:
+            atexit.register(_nothing_more)  # the last to be registered is the first to be called
+
+
+def _nothing_more() -> None:
+    """While Python ends, which takes a second where torch is loaded: the work has come to what its exit code says, and
+    no signal changes that, nor has a library's log a word to add."""
+    logging.disable()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

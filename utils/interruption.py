@@ -1,7 +1,9 @@
 """Ctrl-C, SIGTERM and a closed terminal as a wish to stop after the present iteration, not as an accident in it."""
 
 import signal
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -32,11 +34,45 @@ def as_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Signal(Stopped):
+    """What a signal raises within `told_apart`: sent once more where it is dropped before it has left that block.
+
+    No plain KeyboardInterrupt, for one that passes an `exec`, which dataclasses are made by, has Python end itself by
+    the signal, whatever the program's exit code.
+    """
+
+    def __init__(self, message: str, number: int, heard: threading.Event) -> None:
+        super().__init__(message, number)
+        self.dropped = weakref.finalize(self, _send_again, number, heard)
+        self.dropped.atexit = False
+
+
+AGAIN = 0.1
+"""Seconds until a signal that was dropped is sent again: what dropped it is over by then."""
+
+
+def _send_again(number: int, heard: threading.Event) -> None:
+    timer = threading.Timer(AGAIN, _send, (number, heard))  # here it would be dropped in the same place
+    timer.daemon = True
+    timer.start()
+
+
+def _send(number: int, heard: threading.Event) -> None:
+    if heard.is_set():
+        return
+    if hasattr(signal, "pthread_kill"):  # which wakes the main thread, too; Windows has none
+        signal.pthread_kill(threading.main_thread().ident, number)
+    else:
+        signal.raise_signal(number)
+
+
 @contextmanager
 def told_apart() -> Iterator[None]:
     """Within the block a signal that a library takes for a fault of its own, or of a file that it reads, is a signal:
-    the interruption leaves the block, and not the error that came of it."""
-    raised: list[KeyboardInterrupt] = []
+    the interruption leaves the block, and not the error that came of it. One that a library drops, as bare `except:`
+    and finalizers do, comes again."""
+    raised: list[int] = []
+    heard = threading.Event()
 
     def watched(
         handler: Callable[[int, FrameType | None], object],
@@ -45,13 +81,24 @@ def told_apart() -> Iterator[None]:
             try:
                 handler(number, frame)
             except KeyboardInterrupt as error:
-                raised.append(error)
-                raise
+                if isinstance(error, _Signal):  # an outer block's, which hears of it by this one
+                    error.dropped.detach()
+                number = getattr(error, "number", signal.SIGINT)
+                raised.append(number)
+                # nothing here may refer to it, or nobody would see it dropped
+                raise _Signal(str(error), number, heard) from None
 
         return handle
 
+    tell = sys.unraisablehook
+
+    def tell_others(what: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(what.exc_value, _Signal):
+            tell(what)
+
     before = {}
     if threading.current_thread() is threading.main_thread():
+        sys.unraisablehook = tell_others
         for number in SIGNALS:
             if callable(handler := signal.getsignal(number)):  # SIG_IGN and SIG_DFL are none
                 before[number] = handler
@@ -60,11 +107,14 @@ def told_apart() -> Iterator[None]:
         yield
     except Exception as error:
         if raised:
-            raise Stopped(number=getattr(raised[-1], "number", signal.SIGINT)) from error
+            raise Stopped(number=raised[-1]) from error
         raise
     finally:
+        heard.set()
         for number, handler in before.items():
             signal.signal(number, handler)
+        if sys.unraisablehook is tell_others:
+            sys.unraisablehook = tell
 
 
 class Interruption:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.command import exit_code
 from utils.console import complain, write_out
@@ -19,7 +19,7 @@ from utils.parser import Parser
 from utils.paths import expanded
 
 if TYPE_CHECKING:
-    from dreammapping.finished import Size
+    from dreammapping.finished import FinishedRun, Size
 
 PORT = 8080
 
@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
     )  # the exchange of a run that goes on
     options = parser.parse_args(words)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    return exit_code(lambda: _view(options))
+    return exit_code(lambda: _view(options), stopped="stopped; repeat the command to look again")
 
 
 def _view(options: argparse.Namespace) -> int:
@@ -48,7 +48,7 @@ def _view(options: argparse.Namespace) -> int:
 
     require_viser("view")
     from dreammapping.finished import FinishedRun
-    from dreammapping.viewer.server import directions, free_port, in_one_line, warn_if_open
+    from dreammapping.viewer.server import free_port, in_one_line, warn_if_open
 
     run = FinishedRun.open(options.run)
     iteration = None if options.beside else run.iteration(options.iteration)
@@ -66,11 +66,24 @@ def _view(options: argparse.Namespace) -> int:
 
     import viser
 
-    from dreammapping.viewer.stage import MOST_LIVE_SPLATS, MOST_SPLATS, Stage
-
     with redirect_stdout(io.StringIO()):  # it says its address in a way of its own
         server = viser.ViserServer(options.host, port, verbose=False)
     server.gui.configure_theme(show_logo=False, show_share_button=False, control_width="large")
+    try:
+        _serve(options, server, run, iteration, gaussians)
+    finally:
+        with redirect_stdout(io.StringIO()):
+            server.stop()
+    return 0
+
+
+def _serve(
+    options: argparse.Namespace, server: Any, run: "FinishedRun", iteration: int | None, gaussians: Any
+) -> None:
+    """Show a run until its process ends, or a saved one until Ctrl-C."""
+    from dreammapping.viewer.server import directions
+    from dreammapping.viewer.stage import MOST_LIVE_SPLATS, MOST_SPLATS, Stage
+
     stage = Stage(server, run.config, MOST_LIVE_SPLATS if options.beside else MOST_SPLATS)
     said = directions(options.host, server.get_port())
     if options.beside:
@@ -82,19 +95,14 @@ def _view(options: argparse.Namespace) -> int:
         complain(said)  # the run's standard output is its own
         wait_for_the_end()
         exchange.remove()  # a run that was killed has not
-    else:
-        from dreammapping.viewer.saved import Saved
+        return
+    from dreammapping.viewer.saved import Saved
 
-        assert iteration is not None and gaussians is not None
-        Saved(stage, run, iteration, gaussians)
-        write_out(f"{said}Ctrl-C ends it.\n")
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            pass
-    server.stop()
-    return 0
+    assert iteration is not None and gaussians is not None
+    Saved(stage, run, iteration, gaussians)
+    write_out(f"{said}Ctrl-C ends it.\n")
+    while True:
+        time.sleep(3600)
 
 
 def _said_size(size: "Size") -> str:

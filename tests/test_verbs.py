@@ -185,6 +185,16 @@ def test_what_the_file_system_refuses_and_memory_that_is_full_are_one_line(capsy
         exit_code(raising(MemoryError()), debug=True)
 
 
+@pytest.mark.parametrize(
+    ("module", "missing"), [("dreammapping.reproduction.command", "NAME"), ("benchmarks.sweep", "what")]
+)
+def test_only_what_is_required_is_called_required(module, missing, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(module).main([])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and f"the following arguments are required: {missing}; " in error
+
+
 def test_methods_are_an_option_of_their_table_alone(capsys):
     assert main(["reproduce", "prompts", "--methods", "sds"]) == 2
     assert "--methods: expected a figure or the table `methods`, got 'prompts'" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 import signal
 import statistics
 import sys
@@ -11,16 +12,18 @@ import threading
 import time
 import types
 from collections import Counter
+from functools import partial
 
 import pytest
 
+from arguments import load, to_yaml
 from benchmarks.sweep import simulate
 from dreammapping.__main__ import main
 from dreammapping.optimization import Optimization
 from dreammapping.sweep import command, group, on_ray
-from dreammapping.sweep.attempt import kind_of
+from dreammapping.sweep.attempt import Priors, attempt, kind_of
 from dreammapping.sweep.bench import Bench
-from dreammapping.sweep.grid import Grid, Job
+from dreammapping.sweep.grid import Grid, Job, Wish, grid
 from dreammapping.sweep.ledger import Beat, Ledger
 from dreammapping.sweep.overview import Overview, duration
 from dreammapping.sweep.results import TABLES, _scores, write_gallery, write_results
@@ -47,6 +50,7 @@ from tests.finished_run import finished_run
 from tests.sweep_lists import elsewhere, listed
 from utils.errors import Alone
 from utils.own_files import RECORD
+from utils.run import Run
 
 
 @pytest.fixture
@@ -409,6 +413,87 @@ def test_results_are_a_row_for_every_run(ledger):
     assert (rows[1]["gaussians"], rows[1]["evaluations"], rows[0]["gaussians"]) == ("7", "8", "")
     as_json = json.loads((ledger.folder / "results.json").read_text())
     assert [row["state"] for row in as_json] == [QUEUED, FAILED, QUEUED]
+
+
+def done_runs(folder, tell, *iterations):
+    """A sweep whose runs are done, with folders that hold what `tell` says of each: its settings and run.json."""
+    made = grid(
+        Wish(
+            settings_file(folder),
+            ["a red car"],
+            {"OptimizationParams.iterations": list(iterations)},
+            1,
+            folder / "sweep",
+        )
+    )
+    ledger, worker = Ledger.enlist(folder / "sweep", made), Worker.me()
+    for name, job in ledger.jobs.items():
+        ledger.claim(name, worker, Status(), 0)
+        ledger.change(name, worker, lambda status: settled(status, Outcome(DONE_SO), Patience()))
+        ledger.run_folder(name).mkdir()
+        changes, told = tell(job)
+        changes = {"GuidanceParams.text": job.prompt, **changes}
+        config, _ = load(["--opt", str(ledger.settings(name))], changes)
+        (ledger.run_folder(name) / "config.yaml").write_text(to_yaml(config))
+        known = {"prompt": job.prompt, "seed": job.seed, "finished": True} | told
+        (ledger.run_folder(name) / "run.json").write_text(json.dumps(known))
+    return ledger
+
+
+def settings_file(folder):
+    (folder / "settings.yaml").write_text("GuidanceParams: {text: a red car, model_key: toybox}\n")
+    return folder / "settings.yaml"
+
+
+@pytest.mark.parametrize(
+    ("tell", "lack"),
+    [
+        (lambda job: ({}, {"prompt": "a green duck", "seed": 7}), "another run, with another prompt, seed"),
+        (
+            lambda job: ({"OptimizationParams.iterations": 9}, {}),
+            "another run, with another OptimizationParams.iterations",
+        ),
+        (lambda job: ({}, {"finished": False}), "no finished run"),
+    ],
+)
+def test_a_run_that_somebody_replaced_is_told_from_the_one_that_is_listed(tmp_path, caplog, tell, lack):
+    rows = write_results(done_runs(tmp_path, tell, 4))
+    assert [row["reason"] for row in rows] == [f"its folder holds {lack}"]
+    (warning,) = [message for message in caplog.messages if lack in message]
+    assert warning.startswith(rows[0]["folder"]) and warning.endswith("with --retry-failed makes it again")
+
+
+def test_a_run_whose_folder_somebody_removed_is_told_of_and_others_are_not(tmp_path, caplog):
+    ledger = done_runs(tmp_path, lambda job: ({}, {}), 4, 5)
+    gone, _ = ledger.jobs
+    caplog.clear()
+    assert [row["reason"] for row in write_results(ledger)] == ["", ""] and not caplog.messages
+    shutil.rmtree(ledger.run_folder(gone))
+    assert [row["reason"] for row in write_results(ledger)] == ["its folder is gone", ""]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{ledger.run_folder(gone)}: was done, but its folder is gone; ")
+
+
+def test_what_stands_in_the_place_of_a_run_is_kept_and_the_advice_works(tmp_path, monkeypatch):
+    """A run whose checkpoints somebody deleted, say: train.py's advice is to give options that a sweep has not."""
+    made = grid(Wish(settings_file(tmp_path), ["a red car"], {}, 1, tmp_path / "sweep"))
+    ledger = Ledger.enlist(tmp_path / "sweep", made)
+    (name,) = ledger.jobs
+    theirs = ledger.run_folder(name) / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+
+    def optimize(config, **_):
+        with Run(config.ModelParams.run_folder):
+            return types.SimpleNamespace(exit_code=0)
+
+    monkeypatch.setattr("dreammapping.sweep.attempt.optimize", optimize)
+    go = partial(attempt, ledger, name, {}, Priors(), tell=lambda *_: None, stop=lambda: False)
+    outcome = go()
+    assert outcome.kind == ERROR and theirs.read_text() == "mine"
+    assert "move what is there away and repeat the command with --retry-failed" in outcome.message
+    theirs.parent.rename(tmp_path / "away")
+    assert go().kind == DONE_SO
 
 
 def test_a_table_that_somebody_changed_is_theirs(ledger, capsys, caplog, monkeypatch):

@@ -51,6 +51,19 @@ def test_a_run_with_other_settings_is_refused_by_their_names(ledger):
     assert list(Ledger(ledger.folder).jobs) == ["a", "b", "c"]
 
 
+def test_settings_that_somebody_edited_are_not_run_under_the_names_of_others(ledger):
+    path = ledger.folder / "settings" / "one.yaml"
+    path.write_text("seed: 0\niterations: 2\n")
+    with pytest.raises(
+        UserError, match=r"one\.yaml: expected the settings that were written there, found others"
+    ):
+        Ledger.enlist(ledger.folder, listed("a", "d"))
+    assert list(Ledger(ledger.folder).jobs) == ["a", "b", "c"] and "iterations" in path.read_text()
+    path.unlink()
+    assert list(Ledger.enlist(ledger.folder, listed("a", "d")).jobs) == ["a", "b", "c", "d"]
+    assert path.read_text() == "seed: 0\n"
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
 @pytest.mark.parametrize(
     "name", ["sweep.json", "status/a/status.json", "status/a/heartbeat.json", "status/final.txt", "settings"]

@@ -30,6 +30,10 @@ class InUse(UserError):
     """Somebody else works there now."""
 
 
+class Occupied(UserError):
+    """A run's folder holds what no run may take the place of unasked."""
+
+
 class OutOfMemory(UserError):
     """The device's memory is full. `whole` says whether the training is as it was before the iteration."""
 

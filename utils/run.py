@@ -21,7 +21,7 @@ from typing import Any
 
 from utils import aside
 from utils.checkpoint import checkpoints, drop_old
-from utils.errors import UserError
+from utils.errors import Occupied, UserError
 from utils.files import is_stream, remove_unfinished, unfinished, write_text
 from utils.inputs import json_object, regular_file
 from utils.lock import Lock
@@ -103,9 +103,7 @@ class Run:
         folder, given = self.folder, self.given
         if os.path.lexists(folder) and not folder.is_dir():
             found = "a link to nothing" if folder.is_symlink() and not folder.exists() else "a file"
-            raise UserError(
-                f"{given}: expected a folder for the run, found {found}; choose another workspace"
-            )
+            raise Occupied(f"{given}: expected a folder for the run, found {found}; choose another workspace")
         ours = is_run(folder)
         saved = ours and bool(checkpoints(folder / "checkpoints"))
         results = saved or (ours and aside.has_results(folder))
@@ -116,11 +114,11 @@ class Run:
             return
         if results and not self._force:
             resume = "--resume continues it, " if saved else ""
-            raise UserError(
+            raise Occupied(
                 f"{given}: holds another run; {resume}--force replaces it, workspace=NAME starts beside it"
             )
         if not ours and folder.exists() and any(folder.iterdir()):
-            raise UserError(f"{given}: is not empty and holds no run of ours; choose another workspace")
+            raise Occupied(f"{given}: is not empty and holds no run of ours; choose another workspace")
 
     def _make_folder(self) -> None:
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]

@@ -17,7 +17,7 @@ from guidance.prior.memory import plan_of_card
 from guidance.prior.score_model import ScoreModel
 from utils import checkpoint
 from utils.device import choose_device, is_out_of_memory
-from utils.errors import Alone, InUse, NotFinite, OutOfMemory, UserError
+from utils.errors import Alone, InUse, NotFinite, Occupied, OutOfMemory, UserError
 from utils.peak_memory import forget_peak
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,13 @@ def attempt(
         return Outcome(STOPPED if result.exit_code else DONE_SO)
     except (_Stop, KeyboardInterrupt):
         return Outcome(STOPPED)
+    except Occupied as error:  # whose advice is train.py's
+        message = (
+            f"{folder}: expected no run, or one with a checkpoint to go on from, found neither; move what is there "
+            "away and repeat the command with --retry-failed"
+        )
+        log.error("%s", error)
+        return Outcome(ERROR, message)
     # one run's mistake is not the other runs'; what is no user's is told whole in its log
     except Exception as error:
         seeds = (0, 0) if config is None else (config.seed, config.GuidanceParams.noise_seed)

@@ -349,7 +349,8 @@ def _read_list(folder: Path) -> dict[str, Job]:
 
 
 def _refuse_others(folder: Path, known: dict[str, Job], grid: Grid) -> None:
-    """Refuse a list that has a run of the folder's with other settings."""
+    """Refuse a list that has a run of the folder's with other settings, and settings that somebody has edited: what
+    goes by them would be others' runs under the names of these."""
     for job in grid.jobs:
         old = known.get(job.name)
         if old is not None and (old.settings, old.prompt) != (job.settings, job.prompt):
@@ -357,6 +358,13 @@ def _refuse_others(folder: Path, known: dict[str, Job], grid: Grid) -> None:
             raise UserError(
                 f"{folder}: expected a sweep with the settings that it has, got {job.name} with another "
                 f"{', '.join(_changed(before, grid.settings[job.settings]))}; choose another --output"
+            )
+    for name, text in grid.settings.items():
+        path = folder / SETTINGS / f"{name}.yaml"
+        if path.is_file() and _text(path) != text:
+            raise UserError(
+                f"{path}: expected the settings that were written there, found others; remove the file, which is then "
+                "written again, or give the others to a sweep with another --output"
             )
 
 

@@ -1,5 +1,6 @@
 """All results of a sweep as one table: `results.csv` and `results.json`."""
 
+import contextlib
 import csv
 import io
 import json
@@ -8,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from arguments.load import build, differences, read_file
 from dreammapping.finished import FinishedRun, manifest_of
-from dreammapping.sweep.grid import varied_names
+from dreammapping.sweep.grid import Job, varied_names
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
 from utils.errors import UserError
@@ -36,6 +38,13 @@ def write_results(ledger: Ledger, *, judge: bool = False) -> list[dict[str, Any]
     refuse_changed(ledger.folder)
     short = varied_names(ledger.jobs.values())
     rows = [row(ledger, name, short) for name in ledger.jobs]
+    for each in rows:
+        if each["state"] == DONE and each["reason"]:
+            log.warning(
+                "%s: was done, but %s; move away what is there, and `sweep` with --retry-failed makes it again",
+                each["folder"],
+                each["reason"],
+            )
     if judge:
         _judge(ledger, rows)
     with making(ledger.folder, TABLES):
@@ -97,7 +106,7 @@ def row(ledger: Ledger, name: str, short: Mapping[str, str]) -> dict[str, Any]:
     return {
         "run": name,
         "state": status.state,
-        "reason": status.reason,
+        "reason": _lack(ledger, job, status, known) if status.state == DONE else status.reason,
         "prompt": job.prompt,
         "seed": status.changes.get("seed", job.seed),
         **{short[key]: value for key, value in job.varied.items()},
@@ -108,6 +117,22 @@ def row(ledger: Ledger, name: str, short: Mapping[str, str]) -> dict[str, Any]:
         "changes": json.dumps(status.changes) if status.changes else "",
         "folder": str(ledger.run_folder(name)),
     }
+
+
+def _lack(ledger: Ledger, job: Job, status: Status, known: Mapping[str, Any]) -> str:
+    """What the folder of a run that is done has otherwise than the list: somebody has removed it, or made another."""
+    folder = ledger.run_folder(job.name)
+    if not folder.is_dir():
+        return "its folder is gone"
+    if not known.get("finished"):
+        return "its folder holds no finished run"
+    listed = {"prompt": job.prompt, "seed": status.changes.get("seed", job.seed)}
+    others = [name for name, value in listed.items() if known.get(name, value) != value]
+    if job.varied:
+        with contextlib.suppress(UserError):  # settings of another version
+            changed = differences(folder / "config.yaml", build(read_file(ledger.settings(job.name))))
+            others += [name for name in changed if name in job.varied and name not in status.changes]
+    return f"its folder holds another run, with another {', '.join(others)}" if others else ""
 
 
 def _judge(ledger: Ledger, rows: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from tests.tolerances import NETWORK
-from toybox import dataset, models, report, train, train_clip, train_unet, train_vae, training, world
+from toybox import dataset, models, renders, report, train, train_clip, train_unet, train_vae, training, world
 from toybox.clip import PRIOR
 from toybox.report import judge
 from toybox.samples import load_pipeline, sample, save_grid
@@ -361,9 +361,9 @@ def test_judge_counts_pairs_objects_colours_and_views():
 
 
 def test_samples_are_compared_with_as_many_renders_of_their_captions(monkeypatch):
-    monkeypatch.setattr(dataset, "SPLITS", {"train": None, "test": 6, "held_out": 4})
+    monkeypatch.setattr(renders, "SPLITS", {"train": None, "test": 6, "held_out": 4})
     further = report.more_renders(4, torch.device("cpu"))
-    whole, labels = dataset.sample_views("test", range(10), 0, models.IMAGE_SIZE)
+    whole, labels = renders.sample_views("test", range(10), 0, models.IMAGE_SIZE)
     np.testing.assert_array_equal(further.images.permute(0, 2, 3, 1) * 255.0, whole[6:])
     words = [f"{world.view_word(angle)} view" for angle in labels[6:, 2]]
     names = [world.OBJECTS[int(kind)] for kind in labels[6:, 0]]
@@ -424,7 +424,7 @@ def test_every_stage_trains_and_the_folder_loads_without_our_code(cache, tmp_pat
 @pytest.fixture
 def small_card(monkeypatch):
     """The card's preset at a size that a CPU does in seconds, with the half precision that most CPUs lack left out."""
-    monkeypatch.setattr(dataset, "SPLITS", {"train": None, "test": 4, "held_out": 4})
+    monkeypatch.setattr(renders, "SPLITS", {"train": None, "test": 4, "held_out": 4})
     monkeypatch.setattr(report, "_SAMPLES", 4)
     monkeypatch.setattr(report, "_HELD_OUT_SAMPLES", 4)
     monkeypatch.setattr(report, "STEPS", 2)
@@ -634,7 +634,7 @@ def test_a_number_that_no_training_can_have_is_one_line(tmp_path, capsys, words,
 def test_a_tilde_that_no_shell_has_expanded_is_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     caches, trained = [], []
-    monkeypatch.setattr(dataset, "generate", lambda *settings: caches.append(settings[-1]))
+    monkeypatch.setattr(renders, "generate", lambda *settings: caches.append(settings[-1]))
     monkeypatch.setattr(training.Training, "report", lambda stages: trained.append(stages))
     assert dataset.main(["--cache=~/cache"]) == 0
     words = ["--output=~/prior", "--cache=~/cache", "--start=~/start", "--stage=report", "--device=cpu"]
@@ -645,26 +645,28 @@ def test_a_tilde_that_no_shell_has_expanded_is_the_home(tmp_path, monkeypatch):
     ]
 
 
-def test_help_of_the_training_is_instant_and_silent():
-    code = """
+@pytest.mark.parametrize(("module", "words"), [("train", training.PRESETS), ("dataset", ["--views"])])
+def test_help_of_the_training_is_instant_and_silent(module, words):
+    """So is Ctrl-C before torch is loaded."""
+    code = f"""
 import sys
-from toybox import train
+from toybox import {module}
 try:
-    train.main(["--help"])
+    {module}.main(["--help"])
 finally:
-    heavy = {"torch", "numpy", "diffusers", "transformers"} & sys.modules.keys()
+    heavy = {{"torch", "numpy", "diffusers", "transformers"}} & sys.modules.keys()
     assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{{{','.join(training.PRESETS)}}}" in done.stdout
+    assert ",".join(words) in done.stdout
 
 
 def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset, "generate", stop)
+    monkeypatch.setattr(renders, "generate", stop)
     assert dataset.main(["--cache", str(tmp_path)]) == 130
     assert (
         capsys.readouterr().err

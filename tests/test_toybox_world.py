@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.spatial import ConvexHull
 
-from toybox import dataset
+from toybox import dataset, renders
 from toybox.objects import ACCENTS, HALF_EXTENT, INKS, solids
 from toybox.raycast import Cameras, cast, draw_whole, render
 from toybox.shapes import ball, box, tube
@@ -26,6 +26,7 @@ from toybox.world import (
     view_word,
 )
 from utils.errors import UserError
+from utils.lock import held
 
 RADIUS = 3.7
 FOV = 2.0 * float(np.arctan(0.75 / RADIUS))
@@ -279,9 +280,9 @@ def test_held_out_pairs_cover_everything_and_are_never_trained_on():
             "toybox caption: expected a view of front, side, back, got 'top'",
         ),
         (lambda: solids("dragon"), "toybox object: "),
-        (lambda: dataset.load("valid"), "toybox split: expected one of train, test, held_out, got 'valid'"),
-        (lambda: dataset.load("train", "nowhere"), "run python -m toybox.dataset"),
-        (lambda: dataset.generate(0, 16, 0, None), "--views: expected 1 or more, got 0"),
+        (lambda: renders.load("valid"), "toybox split: expected one of train, test, held_out, got 'valid'"),
+        (lambda: renders.load("train", "nowhere"), "run python -m toybox.dataset"),
+        (lambda: renders.generate(0, 16, 0, None), "--views: expected 1 or more, got 0"),
     ],
 )
 def test_errors_say_what_to_do(wrong, message):
@@ -317,7 +318,7 @@ def test_backgrounds_are_white_black_flat_and_graded_as_said():
 
 
 def test_sampled_cameras_keep_their_promises():
-    orbits = dataset.sample_orbits(4000, torch.Generator().manual_seed(2))
+    orbits = renders.sample_orbits(4000, torch.Generator().manual_seed(2))
     half = orbits["radius"] * torch.tan(0.5 * orbits["fov"])
     polar, azimuth = orbits["polar_deg"], torch.deg2rad(orbits["azimuth_deg"])
     assert half.min() >= 0.76 - 1e-9
@@ -339,13 +340,13 @@ def test_colours_that_are_trained_are_those_not_held_out():
 
 @pytest.fixture
 def small_splits(monkeypatch):
-    monkeypatch.setattr(dataset, "SPLITS", {"train": None, "test": 3, "held_out": 3})
-    monkeypatch.setattr(dataset, "SHARD", 4)
+    monkeypatch.setattr(renders, "SPLITS", {"train": None, "test": 3, "held_out": 3})
+    monkeypatch.setattr(renders, "SHARD", 4)
 
 
 def contents(cache):
     """Everything that the three splits hold, as bytes."""
-    loaded = [dataset.load(split, cache) for split in dataset.SPLITS]
+    loaded = [renders.load(split, cache) for split in renders.SPLITS]
     return [
         (views.images.tobytes(), views.object.tobytes(), views.azimuth_deg.tobytes(), views.fov.tobytes())
         for views in loaded
@@ -371,38 +372,38 @@ class _Serial:
 @pytest.mark.usefixtures("small_splits")
 def test_an_interrupted_data_set_ends_with_the_same_bytes(monkeypatch, tmp_path):
     context = type("Context", (), {"Pool": _Serial})
-    monkeypatch.setattr(dataset.multiprocessing, "get_context", lambda _: context)
-    dataset.generate(10, 16, 5, tmp_path / "whole")
+    monkeypatch.setattr(renders.multiprocessing, "get_context", lambda _: context)
+    renders.generate(10, 16, 5, tmp_path / "whole")
 
-    join = dataset._join
+    join = renders._join
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset, "_join", interrupt)
+    monkeypatch.setattr(renders, "_join", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        dataset.generate(10, 16, 5, tmp_path / "cut")
-    monkeypatch.setattr(dataset, "_join", join)
+        renders.generate(10, 16, 5, tmp_path / "cut")
+    monkeypatch.setattr(renders, "_join", join)
     shards = sorted((tmp_path / "cut").glob("train-*/*.npz"))
     assert len(shards) == 3
     shards[1].unlink()
     written = []
-    write = dataset._write_shard
+    write = renders._write_shard
 
     def counted(start, **settings):
         written.append(start)
         write(start, **settings)
 
-    monkeypatch.setattr(dataset, "_write_shard", counted)
-    dataset.generate(10, 16, 5, tmp_path / "cut")
+    monkeypatch.setattr(renders, "_write_shard", counted)
+    renders.generate(10, 16, 5, tmp_path / "cut")
     assert written == [4, 0, 0]  # the lost shard of train, and the only ones of test and held_out
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
     assert not list((tmp_path / "cut").glob("*-*"))
 
     written.clear()
-    dataset.generate(10, 16, 5, tmp_path / "cut")
+    renders.generate(10, 16, 5, tmp_path / "cut")
     assert written == []
-    dataset.generate(10, 16, 6, tmp_path / "other")
+    renders.generate(10, 16, 6, tmp_path / "other")
     assert contents(tmp_path / "whole") != contents(tmp_path / "other")
 
 
@@ -423,7 +424,7 @@ def refusal(capsys, *words):
 @pytest.mark.usefixtures("small_splits")
 def test_views_of_other_settings_are_not_replaced(tmp_path, capsys):
     settings = ("--cache", str(tmp_path), "--size", "8")
-    dataset.generate(2, 8, 0, tmp_path)
+    renders.generate(2, 8, 0, tmp_path)
     before = files(tmp_path)
     for words in (("--views", "3"), ("--views", "2", "--seed", "1"), ("--views", "2", "--size", "4")):
         assert "choose another --cache, or remove" in refusal(capsys, *settings, *words)
@@ -431,7 +432,7 @@ def test_views_of_other_settings_are_not_replaced(tmp_path, capsys):
     for path in tmp_path.glob("train_*"):
         path.unlink()
     assert dataset.main([*settings, "--views", "3"]) == 0
-    assert len(dataset.load("train", tmp_path)) == 3
+    assert len(renders.load("train", tmp_path)) == 3
 
 
 @pytest.mark.usefixtures("small_splits")
@@ -448,16 +449,16 @@ def test_arrays_of_a_user_are_not_replaced(tmp_path, capsys, name):
     assert "choose another --cache, or move" in error
     assert files(tmp_path) == before
     (tmp_path / name).unlink()
-    dataset.generate(2, 8, 0, tmp_path)
+    renders.generate(2, 8, 0, tmp_path)
 
 
 @pytest.mark.usefixtures("small_splits")
 def test_another_versions_views_are_made_anew_in_the_programs_own_cache_alone(tmp_path, monkeypatch, capsys):
     for cache in (tmp_path / "own", tmp_path / "users"):
-        dataset.generate(2, 8, 0, cache)
-    monkeypatch.setattr(dataset, "CACHE", tmp_path / "own")
-    monkeypatch.setattr(dataset, "_DRAWS", dataset._DRAWS + 1)
-    dataset.generate(2, 8, 0, tmp_path / "own")
+        renders.generate(2, 8, 0, cache)
+    monkeypatch.setattr(renders, "CACHE", tmp_path / "own")
+    monkeypatch.setattr(renders, "_DRAWS", renders._DRAWS + 1)
+    renders.generate(2, 8, 0, tmp_path / "own")
     for cache, seed in (("users", "0"), ("own", "1")):
         words = ("--cache", str(tmp_path / cache), "--views", "2", "--size", "8", "--seed", seed)
         assert "found those of other settings or of another version" in refusal(capsys, *words)
@@ -465,28 +466,59 @@ def test_another_versions_views_are_made_anew_in_the_programs_own_cache_alone(tm
 
 @pytest.mark.usefixtures("small_splits")
 def test_a_data_set_that_was_ended_between_its_two_files_is_completed(tmp_path, monkeypatch):
-    dataset.generate(10, 16, 5, tmp_path / "whole")
+    renders.generate(10, 16, 5, tmp_path / "whole")
 
     def interrupt(path):
         if path.name == "train_labels.npz":
             raise KeyboardInterrupt
         return atomic(path)
 
-    atomic = dataset.atomic
-    monkeypatch.setattr(dataset, "atomic", interrupt)
+    atomic = renders.atomic
+    monkeypatch.setattr(renders, "atomic", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        dataset.generate(10, 16, 5, tmp_path / "cut", processes=1)
+        renders.generate(10, 16, 5, tmp_path / "cut", processes=1)
     assert (tmp_path / "cut" / "train_images.npy").exists()
-    monkeypatch.setattr(dataset, "atomic", atomic)
-    dataset.generate(10, 16, 5, tmp_path / "cut")
+    monkeypatch.setattr(renders, "atomic", atomic)
+    renders.generate(10, 16, 5, tmp_path / "cut")
     assert contents(tmp_path / "whole") == contents(tmp_path / "cut")
+
+
+@pytest.mark.usefixtures("small_splits")
+def test_what_a_killed_process_left_of_the_views_is_removed_and_what_others_have_is_not(tmp_path):
+    """Half of a shard, of an array, and whole shards that were joined; a user's file, and a prior that is written."""
+    renders.generate(10, 8, 5, tmp_path / "whole")
+    cut, identity = tmp_path / "cut", renders._identity("train", 10, 8, 5)
+    shards = cut / f"train-{identity}"
+    shards.mkdir(parents=True)
+    (shards / ".0000000.0123abcd.partial.npz").write_bytes(b"half")
+    (cut / ".train_images.0123abcd.partial.npy").write_bytes(b"half")
+    theirs = [cut / ".prior.0123abcd.partial", cut / "notes.txt"]
+    for path in theirs:
+        path.write_bytes(b"theirs")
+    renders.generate(10, 8, 5, cut, splits=["train"])
+    shards.mkdir()
+    (shards / "0000000.npz").write_bytes(b"joined")
+    renders.generate(10, 8, 5, cut)
+    assert {path.name for path in cut.iterdir()} == {
+        *(path.name for path in [*theirs, *(tmp_path / "whole").iterdir()])
+    }
+
+
+@pytest.mark.usefixtures("small_splits")
+def test_two_processes_do_not_write_one_data_set(tmp_path, capsys):
+    words = ("--cache", str(tmp_path), "--size", "8", "--views", "2")
+    with held(tmp_path / renders.LOCK, instead="wait"):
+        assert "is in use by process" in refusal(capsys, *words)
+    assert dataset.main([*words]) == 0
+    with held(tmp_path / renders.LOCK, instead="wait"):
+        assert dataset.main([*words]) == 0, "there is nothing to write"
 
 
 @pytest.mark.usefixtures("small_splits")
 @pytest.mark.parametrize("name", ["train_images.npy", "train_labels.npz"])
 @pytest.mark.parametrize("kind", ["text", "half", "empty", "folder"])
 def test_damaged_views_are_one_line(tmp_path, capsys, name, kind):
-    dataset.generate(2, 8, 0, tmp_path)
+    renders.generate(2, 8, 0, tmp_path)
     path = tmp_path / name
     whole = path.read_bytes()
     path.unlink()
@@ -497,7 +529,7 @@ def test_damaged_views_are_one_line(tmp_path, capsys, name, kind):
     expected = f"{path}: expected the toybox's train views, found none, or a damaged file"
     assert expected in refusal(capsys, "--cache", str(tmp_path), "--views", "2", "--size", "8")
     with pytest.raises(UserError, match=re.escape(expected)):
-        dataset.load("train", tmp_path)
+        renders.load("train", tmp_path)
 
 
 def test_views_that_no_disk_can_hold_are_refused_at_once(tmp_path, capsys):
@@ -508,14 +540,14 @@ def test_views_that_no_disk_can_hold_are_refused_at_once(tmp_path, capsys):
 
 def test_the_data_set_is_the_same_with_any_number_of_processes(monkeypatch, tmp_path):
     # Child processes import the module afresh, so the constants must stay as they are: one small split is enough.
-    monkeypatch.setattr(dataset, "SPLITS", {"train": None})
-    dataset.generate(5, 16, 0, tmp_path, processes=2)
-    views = dataset.load("train", tmp_path)
+    monkeypatch.setattr(renders, "SPLITS", {"train": None})
+    renders.generate(5, 16, 0, tmp_path, processes=2)
+    views = renders.load("train", tmp_path)
     assert isinstance(views.images, np.memmap)
     assert views.images.shape == (5, 16, 16, 3)
     assert views.images.dtype == np.uint8
     for index in range(5):
-        (image,), (labels,) = dataset.sample_views("train", [index], 0, 16)
+        (image,), (labels,) = renders.sample_views("train", [index], 0, 16)
         assert np.array_equal(image, views.images[index])
         assert tuple(labels[:2]) == (views.object[index], views.colour[index])
         assert views.azimuth_deg[index] == np.float32(labels[2])
@@ -530,7 +562,7 @@ def test_the_data_set_is_the_same_with_any_number_of_processes(monkeypatch, tmp_
 
 def test_splits_have_their_own_cameras_and_pairs():
     train, test, held_out = (
-        dataset.sample_views(split, [0], 0, 16)[1][0] for split in ("train", "test", "held_out")
+        renders.sample_views(split, [0], 0, 16)[1][0] for split in ("train", "test", "held_out")
     )
     assert train[2] != test[2]
     assert (OBJECTS[int(held_out[0])], tuple(COLOURS)[int(held_out[1])]) in HELD_OUT

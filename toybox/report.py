@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from toybox import dataset, world
+from toybox import renders, world
 from toybox.clip import Clip
 from toybox.models import IMAGE_SIZE, LATENT_CHANNELS, LATENT_SIZE, TEXT_LENGTH, TITLE, WIDTH, count_macs
 from toybox.recognition import recognise
@@ -96,8 +96,8 @@ def more_renders(count: int, device: torch.device) -> Batch:
 
     Samples are drawn of their captions, so that nothing but the renderer is between the two.
     """
-    begin = dataset.SPLITS["test"] or 0
-    images, labels = dataset.sample_views("test", range(begin, begin + count), 0, IMAGE_SIZE, device)
+    begin = renders.SPLITS["test"] or 0
+    images, labels = renders.sample_views("test", range(begin, begin + count), 0, IMAGE_SIZE, device)
     kind, colour = torch.from_numpy(labels[:, :2]).long().T.to(device)
     pictures = to_pixels(torch.from_numpy(images).permute(0, 3, 1, 2).to(device))
     return Batch(pictures, kind, colour, view_index(torch.from_numpy(labels[:, 2]).to(device)))

@@ -80,7 +80,7 @@ def _train(settings: argparse.Namespace, arguments: list[str]) -> int:
 
     from toybox import models, training
     from toybox.clip import PRIOR
-    from toybox.dataset import CACHE
+    from toybox.renders import CACHE
     from toybox.speed import use_fast_arithmetic
 
     cuda = torch.cuda.is_available()

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from toybox import world
-from toybox.dataset import load, sample_orbits, to_bytes
 from toybox.objects import solids
 from toybox.raycast import Cameras, Draw, Layers, cast
+from toybox.renders import load, sample_orbits, to_bytes
 
 COLOURS = tuple(world.COLOURS)
 _CHUNK = 64

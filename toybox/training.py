@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel
 
-from toybox import dataset, models, raycast, train_clip, train_unet, train_vae
+from toybox import models, raycast, renders, train_clip, train_unet, train_vae
 from toybox.clip import PRIOR
 from toybox.objects import solids
 from toybox.speed import fastest
@@ -153,7 +153,7 @@ class Training:
 
         def trial(draw: raycast.Draw) -> None:
             for name in ("chair", "car"):  # a block and a round solid are among these
-                orbits = dataset.sample_orbits(chunk, torch.Generator(self.device).manual_seed(0))
+                orbits = renders.sample_orbits(chunk, torch.Generator(self.device).manual_seed(0))
                 raycast.cast(solids(name), raycast.Cameras.orbit(**orbits), models.IMAGE_SIZE, draw=draw)
 
         chunk = Pool.chunk_of(self.preset.renders)
@@ -231,13 +231,13 @@ class Training:
 
         if share()[0] > 0:
             return
-        dataset.generate(1, models.IMAGE_SIZE, 0, self.cache, device=self.device, splits=_REPORTED)
+        renders.generate(1, models.IMAGE_SIZE, 0, self.cache, device=self.device, splits=_REPORTED)
         with models.reporting(self.output):
             write(self.output, self.cache, self.device, self._notes(), self.output)
 
     def all(self, arguments: list[str]) -> None:
         """Every stage. `arguments` start the CLIP's process where it is trained beside the U-Net."""
-        dataset.missing(1, models.IMAGE_SIZE, 0, self.cache, _REPORTED)  # refuses now what the report would
+        renders.missing(1, models.IMAGE_SIZE, 0, self.cache, _REPORTED)  # refuses now what the report would
         self.prepare()
         until = 1.0 - self.preset.report_share
         if not self.preset.together:

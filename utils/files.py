@@ -1,6 +1,7 @@
 """Files that are either whole or absent, also after a power cut."""
 
 import contextlib
+import glob
 import os
 import re
 import secrets
@@ -136,6 +137,14 @@ def remove_unfinished(folder: Path, parts: Collection[str]) -> None:
     for path in unfinished(folder, parts):
         with contextlib.suppress(OSError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def remove_unfinished_of(path: Path) -> None:
+    """Remove what killed processes left of a file that was half written; nobody may be writing it."""
+    for each in path.parent.glob(f".{glob.escape(path.stem)}.*.partial{glob.escape(path.suffix)}"):
+        if _UNFINISHED.fullmatch(each.name):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
 
 
 def _flush(path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -75,3 +76,19 @@ class Lock:
             return f"process {holder['process']} on {holder['host']}, since {holder['since']}"
         except (OSError, ValueError, KeyError, TypeError):
             return "another process"
+
+
+@contextlib.contextmanager
+def held(path: Path, *, wait: float = 0.0, instead: str) -> Iterator[None]:
+    """A lock in a folder where nothing is to be left: its file goes before it is let go, and who waits for that file
+    then makes another.
+
+    Raises:
+        InUse, UserError: as `Lock.acquire`.
+    """
+    with Lock(path, wait=wait, instead=instead):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes it itself
+                path.unlink()

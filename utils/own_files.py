@@ -12,7 +12,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import is_stream, write_text
 from utils.inputs import regular_file
-from utils.lock import Lock
+from utils.lock import held
 
 RECORD = ".dreammapping-files"
 """In such a folder: the names of those that this program made, each with the SHA-256 of what it left there, null where
@@ -60,17 +60,13 @@ def adopt(folder: Path, names: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def _held(folder: Path, instead: str) -> Iterator[None]:
-    """Hold the lock; its file goes before it is let go, and who waits for that file then makes another."""
+    """Hold the lock of a folder, which is made where there is none."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    with Lock(folder / LOCK, wait=WAIT, instead=instead):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows removes it itself
-                (folder / LOCK).unlink()
+    with held(folder / LOCK, wait=WAIT, instead=instead):
+        yield
 
 
 def refuse_others(

@@ -8,7 +8,7 @@ import pytest
 
 from utils import own_files
 from utils.errors import InUse, UserError
-from utils.own_files import LOCK, RECORD, making, note, recorded, refuse_others, seal
+from utils.own_files import LOCK, RECORD, making, making_all, note, recorded, refuse_others, seal
 
 
 def test_what_somebody_else_made_is_refused_and_what_we_made_is_not(tmp_path):
@@ -132,6 +132,27 @@ def test_what_is_made_in_the_block_is_ours_and_no_lock_stays(tmp_path):
     with pytest.raises(UserError, match="changed since"), making(folder, ["a.ply"]):
         pytest.fail("nothing is made over it")
     assert names_in(folder) == [RECORD, "a.ply"] and (folder / "a.ply").read_text() == "edited"
+
+
+def test_what_killed_processes_left_half_written_is_removed_and_nobody_elses(tmp_path):
+    """A run that goes on in the folder, say, is just writing its settings."""
+    run, file = tmp_path / ".config.0123abcd.partial.yaml", tmp_path / ".a.0123abcd.partial.ply"
+    record, together = (tmp_path / f".{stem}.0123abcd.partial" for stem in (RECORD, "all"))
+    for make in (making, making_all):
+        for path in (run, file, record):
+            path.write_text("half")
+        together.mkdir(exist_ok=True)
+        (together / "a.ply").write_text("half")
+        with make(tmp_path, ["a.ply"]) as new:
+            ((new or tmp_path) / "a.ply").write_text("made")
+    assert names_in(tmp_path) == [run.name, RECORD, "a.ply"]
+
+
+@pytest.mark.parametrize("make", [making, making_all])
+def test_a_folder_that_was_made_for_nothing_is_not_left(tmp_path, make):
+    with pytest.raises(ZeroDivisionError), make(tmp_path / "new", ["a.ply"]):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_fails_in_the_block_leaves_what_was_made_until_then(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from dreammapping.study.command import main
 from dreammapping.study.names import opened
 from dreammapping.study.score import kendall_w, markdown, score, summarise
 from tests.browser import chromium, visit
+from utils import own_files
 from utils.errors import UserError
 from utils.images import read_picture, write_picture
 
@@ -302,6 +303,23 @@ def test_a_pipe_in_the_place_of_answers_or_key_is_not_waited_for(capsys, study, 
     assert "key.json: expected the key of a study, got a pipe" in error_of(capsys, "score", answers)
     with pytest.raises(UserError, match=r"key\.json: expected no file"):
         build(entries(tmp_path / "runs", ["a cat"])).write(tmp_path)
+
+
+def test_of_two_builds_in_one_folder_the_second_keeps_the_key_of_the_first(tmp_path, monkeypatch):
+    """Which the first has written while the second waited."""
+    made = entries(tmp_path / "runs", ["a cat"])
+    first, second = (build(made, seed=seed, size=32) for seed in (1, 2))
+    held = own_files.held
+
+    def waiting(*args, **words):
+        monkeypatch.setattr(own_files, "held", held)
+        first.write(tmp_path / "out")
+        return held(*args, **words)
+
+    monkeypatch.setattr(own_files, "held", waiting)
+    with pytest.raises(UserError, match=f"found {first.key['study']}, whose answers mean nothing without"):
+        second.write(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "key.json").read_text())["study"] == first.key["study"]
 
 
 def test_the_commands_build_a_study_and_score_its_answers(capsys, tmp_path):

@@ -51,6 +51,16 @@ def test_a_run_with_other_settings_is_refused_by_their_names(ledger):
     assert list(Ledger(ledger.folder).jobs) == ["a", "b", "c"]
 
 
+def test_what_killed_commands_and_workers_left_half_written_is_removed_at_the_next_start(ledger):
+    folder = ledger.folder
+    for path in (folder / "sweep.json", folder / "settings" / "one.yaml", ledger.path("a") / "status.json",
+                 ledger.path("a") / "heartbeat.json"):  # fmt: skip
+        path.with_name(f".{path.stem}.0123abcd.partial{path.suffix}").write_text("half")
+    again = Ledger.enlist(folder, listed("a"))
+    assert again.claim("a", Worker.me(), Status(), 0)
+    assert not list(folder.rglob("*.partial*"))
+
+
 def test_settings_that_somebody_edited_are_not_run_under_the_names_of_others(ledger):
     path = ledger.folder / "settings" / "one.yaml"
     path.write_text("seed: 0\niterations: 2\n")

@@ -13,6 +13,8 @@ from pathlib import Path
 from utils.errors import Stopped, UserError
 from utils.interruption import Interruption
 
+TOGETHER = "all"
+"""The stem of the temporary folder of `all_or_none`."""
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.partial(\.\w+)?")
 
 
@@ -72,7 +74,7 @@ def all_or_none(folder: Path) -> Iterator[Path]:
         UserError: as `atomic`.
     """
     existed = folder.exists()
-    temporary = folder / f".all.{secrets.token_hex(4)}.partial"
+    temporary = folder / f".{TOGETHER}.{secrets.token_hex(4)}.partial"
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import is_stream, write_text
+from utils.files import TOGETHER, all_or_none, is_stream, remove_unfinished_of, write_text
 from utils.inputs import regular_file
 from utils.lock import held
 
@@ -31,6 +31,7 @@ def making(
     folder: Path, names: Collection[str], *, source: Path | None = None, instead: str = OUTPUT
 ) -> Iterator[None]:
     """Within the block this process alone makes files of ours in a folder: these, which are known as ours from then on.
+    What killed processes left of them half written is removed.
 
     Args:
         source: the run that they are made of; those of another one are not replaced.
@@ -41,15 +42,38 @@ def making(
         InUse: another command makes files there for longer than `WAIT`; the message says which.
     """
     refuse_others(folder, names, source=source, instead=instead)
-    with _held(folder, instead):
-        note(folder, names, source=source, instead=instead)
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(UserError):  # a full disk, of which is told already
-                seal(folder)
-            raise
-        seal(folder)
+    with _held(folder, names, instead), _noting(folder, names, source, instead):
+        yield
+
+
+@contextlib.contextmanager
+def making_all(
+    folder: Path, names: Collection[str], *, source: Path | None = None, instead: str = OUTPUT
+) -> Iterator[Path]:
+    """As `making`, for files that are worth something together: yields a temporary folder for them, and they take
+    their places when the block ends, as with `all_or_none`.
+
+    Raises:
+        UserError, InUse: as `making`.
+    """
+    refuse_others(folder, names, source=source, instead=instead)
+    with _held(folder, names, instead):
+        remove_unfinished_of(folder / TOGETHER)
+        with contextlib.ExitStack() as kept, all_or_none(folder) as new:
+            yield new
+            kept.enter_context(_noting(folder, names, source, instead))  # until all have moved
+
+
+@contextlib.contextmanager
+def _noting(folder: Path, names: Collection[str], source: Path | None, instead: str) -> Iterator[None]:
+    note(folder, names, source=source, instead=instead)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(UserError):  # a full disk, of which is told already
+            seal(folder)
+        raise
+    seal(folder)
 
 
 def adopt(folder: Path, names: Collection[str]) -> None:
@@ -59,14 +83,22 @@ def adopt(folder: Path, names: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def _held(folder: Path, instead: str) -> Iterator[None]:
-    """Hold the lock of a folder, which is made where there is none."""
+def _held(folder: Path, names: Collection[str], instead: str) -> Iterator[None]:
+    """Hold the lock of a folder in which these names are written; one that was made for it goes if it stays empty."""
+    existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    with held(folder / LOCK, wait=WAIT, instead=instead):
-        yield
+    try:
+        with held(folder / LOCK, wait=WAIT, instead=instead):
+            for name in (*names, RECORD):
+                remove_unfinished_of(folder / name)
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # files are in it
+            if not existed:
+                folder.rmdir()
 
 
 def refuse_others(

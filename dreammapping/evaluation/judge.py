@@ -4,7 +4,6 @@ Views all around the object are compared with captions. Three rows make a range:
 true object with the same cameras and background, and the untrained start of the run.
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -25,10 +24,10 @@ from toybox.clip import Clip
 from toybox.recognition import caption_pairs, parse_caption, recognise
 from utils.contact_sheet import contact_sheet
 from utils.errors import UserError
-from utils.files import all_or_none, write_text
+from utils.files import write_text
 from utils.images import write_picture
 from utils.inputs import regular_file
-from utils.own_files import adopt, making
+from utils.own_files import adopt, making_all
 
 log = logging.getLogger(__name__)
 
@@ -165,10 +164,9 @@ def _keep(
 ) -> None:
     if _is_ours(folder):
         adopt(folder, (NUMBERS, SHEET))
-    with contextlib.ExitStack() as kept, all_or_none(folder) as new:
+    with making_all(folder, (NUMBERS, SHEET), instead="read them from --json FILE") as new:
         write_text(new / NUMBERS, _text(result))
         _write_sheet(new / SHEET, pictures, azimuth_deg)
-        kept.enter_context(making(folder, (NUMBERS, SHEET), instead="read them from --json FILE"))
 
 
 def _is_ours(folder: Path) -> bool:

@@ -1,6 +1,5 @@
 """From a run to a textured mesh on disk, and how much it looks like the run's result."""
 
-import contextlib
 import dataclasses
 import json
 import time
@@ -18,8 +17,8 @@ from dreammapping.mesh.source import size_of, source_of
 from dreammapping.mesh.surface import Surface, tidy
 from dreammapping.mesh.texture import Textured, paint
 from dreammapping.mesh.views import Source, around
-from utils.files import all_or_none, check_writable, write_text
-from utils.own_files import making, refuse_others
+from utils.files import check_writable, write_text
+from utils.own_files import making_all, refuse_others
 
 UNSEEN = 12
 """Views that a mesh is compared in, none of which made it."""
@@ -103,12 +102,11 @@ def mesh_run(
         "watertight": mesh.surface.watertight,
         **dataclasses.asdict(likeness),
     }
-    with contextlib.ExitStack() as kept, all_or_none(out) as new:
+    with making_all(out, NAMES, source=folder) as new:
         for name, write in WRITERS.items():
             write(new / name, mesh, settings.scale)
         seconds = time.monotonic() - start
         write_text(new / "mesh.json", json.dumps(numbers | {"seconds": round(seconds, 1)}, indent=2) + "\n")
-        kept.enter_context(making(out, NAMES, source=folder))  # until all have moved
     return Made([out / name for name in WRITERS], len(mesh.faces), mesh.surface.watertight, likeness, seconds)
 
 

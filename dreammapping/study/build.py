@@ -5,7 +5,6 @@ picture is whose, and stays with who asks.
 """
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
@@ -23,10 +22,10 @@ from torch.nn import functional as F
 
 from dreammapping.evaluation.pictures import Source
 from utils.errors import UserError
-from utils.files import all_or_none, write_text
+from utils.files import write_text
 from utils.images import grid, to_uint8
 from utils.inputs import regular_file
-from utils.own_files import making
+from utils.own_files import making_all
 
 QUESTIONS = {
     "alignment": "Which fits the text best?",
@@ -65,18 +64,14 @@ class Study:
         Raises:
             UserError: they cannot be written, or the folder has another study's key, or somebody else's files.
         """
-        if (other := _study_of(folder / KEY)) not in (None, self.key["study"]):
-            raise UserError(
-                f"{folder}: expected no study, or this one, found {other}, whose answers mean nothing without its "
-                f"{KEY}; choose another --output"
-            )
-        with (
-            contextlib.ExitStack() as kept,
-            all_or_none(folder) as new,
-        ):  # a page is worth nothing without its key
+        with making_all(folder, (PAGE, KEY)) as new:  # a page is worth nothing without its key
+            if (other := _study_of(folder / KEY)) not in (None, self.key["study"]):
+                raise UserError(
+                    f"{folder}: expected no study, or this one, found {other}, whose answers mean nothing without its "
+                    f"{KEY}; choose another --output"
+                )
             write_text(new / PAGE, self.page)
             write_text(new / KEY, json.dumps(self.key, indent=2, ensure_ascii=False) + "\n")
-            kept.enter_context(making(folder, (PAGE, KEY)))
 
 
 def _study_of(key: Path) -> str | None:

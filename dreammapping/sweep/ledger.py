@@ -25,7 +25,7 @@ import yaml
 from dreammapping.sweep.grid import Grid, Job, flat
 from dreammapping.sweep.status import DONE, FAILED, QUEUED, RUNNING, Status, Worker
 from utils.errors import InUse, UserError
-from utils.files import is_stream, unfinished, write_text
+from utils.files import is_stream, remove_unfinished, remove_unfinished_of, unfinished, write_text
 from utils.lock import Lock
 
 LIST, SETTINGS, STATUS, FINAL_HINT, LOCK = "sweep.json", "settings", "status", "final.txt", ".sweep.lock"
@@ -82,6 +82,8 @@ class Ledger:
             stack.callback(_alone(folder).release)
             known = _read_list(folder) if (folder / LIST).is_file() else {}
             _refuse_others(folder, known, grid)
+            remove_unfinished_of(folder / LIST)
+            remove_unfinished(folder / SETTINGS, ())
             with named(folder):
                 for name, text in grid.settings.items():
                     if not (path := folder / SETTINGS / f"{name}.yaml").is_file():
@@ -153,6 +155,8 @@ class Ledger:
             return None
         status = status.ended("lost", f"{status.worker} is gone") if status.state == RUNNING else status
         status = status.claimed(worker, start)
+        for file in ("status.json", "heartbeat.json"):  # of somebody who was killed
+            remove_unfinished_of(self.path(name) / file)
         return status if self._put(name, worker, status) else None
 
     def change(self, name: str, worker: Worker, change: Callable[[Status], Status]) -> Status | None:

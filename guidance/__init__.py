@@ -1,21 +1,27 @@
 """Score distillation from a frozen text-to-image model: images in, losses out.
 
 Knows nothing of Gaussians, cameras or run folders. `ScoreModel` is the prior, `ViewPrompts` the text, and
-`build_guidance` the loss that the settings name.
+`build_guidance` the loss that the settings name. Nothing heavy is imported before it is used: the command
+`python -m guidance.models` passes here.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from guidance.build import build_guidance
+    from guidance.interface import Guidance, GuidanceOutput
+    from guidance.prior import DiffusionPrior
+    from guidance.prior.score_model import ScoreModel
+    from guidance.prompts import ViewPrompts, ViewText
+    from guidance.sds import SDSGuidance
+    from guidance.vdm import VDMGuidance
 
-from arguments import Config
-from guidance.interface import Guidance, GuidanceOutput
-from guidance.prior import DiffusionPrior
-from guidance.prior.score_model import ScoreModel
-from guidance.prompts import ViewPrompts, ViewText
-from guidance.schedule import NoiseSchedule
-from guidance.sds import SDSGuidance
-from guidance.vdm import VDMGuidance
+_PLACES = {
+    "DiffusionPrior": "prior", "Guidance": "interface", "GuidanceOutput": "interface", "SDSGuidance": "sds",
+    "ScoreModel": "prior.score_model", "VDMGuidance": "vdm", "ViewPrompts": "prompts", "ViewText": "prompts",
+    "build_guidance": "build",
+}  # fmt: skip
 
 __all__ = [
     "DiffusionPrior", "Guidance", "GuidanceOutput", "SDSGuidance", "ScoreModel", "VDMGuidance",
@@ -23,21 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def build_guidance(
-    config: Config, score_model: DiffusionPrior, rng: torch.Generator = torch.default_generator
-) -> Guidance:
-    """The loss that `guidance_method` names: the method of `guidance/<name>.py`.
-
-    Args:
-        config: `GuidanceParams`, the groups that the method declares, and the length of the run and of its warm-up,
-            over which the range of t and other things are annealed, are read.
-        rng: draws the initial weights of what the loss trains.
-    """
-    params = config.GuidanceParams
-    import_module(f"guidance.{params.guidance_method}")
-    method = Guidance.methods[params.guidance_method]
-    schedule = NoiseSchedule(
-        score_model.alphas_cumprod, params, config.OptimizationParams.warmup_iter, config.iterations
-    )
-    own = {name: getattr(config, group.__name__) for name, group in method.settings().items()}
-    return method(params, schedule, score_model, rng, **own)
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(f"guidance.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

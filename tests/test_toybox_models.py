@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,7 +23,6 @@ from toybox.train_loop import Average, Budget, Loop, learning_rate
 from toybox.train_views import COLOURS, Batch, Pool, Views, jitter, pair_captions, view_index
 from utils.errors import UserError
 from utils.frechet import frechet_distance
-from utils.repository import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -643,23 +640,6 @@ def test_a_tilde_that_no_shell_has_expanded_is_the_home(tmp_path, monkeypatch):
     assert [*caches, stages.cache, stages.output, stages.start] == [
         tmp_path / name for name in ("cache", "cache", "prior", "start")
     ]
-
-
-@pytest.mark.parametrize(("module", "words"), [("train", training.PRESETS), ("dataset", ["--views"])])
-def test_help_of_the_training_is_instant_and_silent(module, words):
-    """So is Ctrl-C before torch is loaded."""
-    code = f"""
-import sys
-from toybox import {module}
-try:
-    {module}.main(["--help"])
-finally:
-    heavy = {{"torch", "numpy", "diffusers", "transformers"}} & sys.modules.keys()
-    assert not heavy, heavy
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert ",".join(words) in done.stdout
 
 
 def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):

@@ -21,9 +21,19 @@ HEAVY = {"torch", "numpy", "scipy", "cv2", "PIL", "diffusers", "transformers", "
 
 @pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
 def test_help_loads_nothing_heavy(words):
+    """Nor has Ctrl-C to wait, or to be a traceback, until torch is loaded."""
+    nothing_heavy("dreammapping", words)
+
+
+@pytest.mark.parametrize("module", ["toybox", "toybox.train", "toybox.dataset", "guidance.models"])
+def test_help_of_other_commands_loads_nothing_heavy(module):
+    nothing_heavy(module, ["--help"])
+
+
+def nothing_heavy(module, words):
     code = (
-        "import sys; from dreammapping.__main__ import main\n"
-        "try: code = main(sys.argv[1:])\n"
+        "import runpy, sys\n"
+        f"try: runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
         "except SystemExit as end: code = end.code\n"
         f"print(sorted({HEAVY} & set(sys.modules)), file=sys.stderr); sys.exit(code)"
     )
@@ -31,7 +41,7 @@ def test_help_loads_nothing_heavy(words):
         [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stderr.strip()) == (0, "[]")
-    assert result.stdout.startswith("usage: python -m dreammapping")
+    assert result.stdout.startswith(f"usage: python -m {module}")
 
 
 def test_help_lists_every_verb(capsys):

@@ -1,6 +1,7 @@
 """Where models are: our toybox, a folder, a single file or a model hub; and what to say when one is not there.
 
-One resolver for every model of a run, and every component of a model from that one source. Loads no weights.
+One resolver for every model of a run, and every component of a model from that one source. Loads no weights,
+and no torch until it must: Ctrl-C in that second would find no command yet that answers it.
 `python -m guidance.models` fetches models ahead of a run.
 """
 

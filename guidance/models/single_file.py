@@ -9,12 +9,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from guidance.models import hub
 from guidance.models.names import ALIASES
 from utils.errors import UserError
-from utils.tensors import open_tensors
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +55,8 @@ def family_of(path: Path) -> str:
 
 def stated_prediction(path: Path) -> str | None:
     """What the file's metadata says that the U-Net predicts (the modelspec keys); None where it says nothing."""
+    from utils.tensors import open_tensors
+
     with open_tensors(path, MODEL_KEY) as file:
         metadata = file.metadata() or {}
     stated = STATED_PREDICTIONS.get(metadata.get("modelspec.prediction_type", ""))
@@ -86,17 +85,19 @@ def _read(family: str, component: str) -> dict[str, Any]:
     return json.loads((CONFIGS / family / component / "config.json").read_text(encoding="utf-8"))
 
 
-@torch.no_grad()
 def predicts_velocity(pipeline: Any) -> bool:
     """Whether a trained U-Net predicts v and not ε, by asking it once.
 
     At the last timestep x_t is nearly ε, so a prediction of ε is nearly x_t itself (correlation near 1), and v, nearly
     -x_0, has almost nothing of it. In float32, as half precision is slow where a file has just been read to: a CPU.
     """
+    import torch
+
     unet, dtype = pipeline.unet, pipeline.unet.dtype
     noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    text = torch.zeros(1, 77, unet.config.cross_attention_dim)
-    prediction = unet.float()(noise, torch.tensor([PROBE]), encoder_hidden_states=text, return_dict=False)[0]
+    text, timestep = torch.zeros(1, 77, unet.config.cross_attention_dim), torch.tensor([PROBE])
+    with torch.no_grad():
+        prediction = unet.float()(noise, timestep, encoder_hidden_states=text, return_dict=False)[0]
     unet.to(dtype)
     return bool(torch.cosine_similarity(prediction.flatten(), noise.flatten(), dim=0) < 0.5)
 
@@ -124,6 +125,8 @@ def tokenizer_folder(path: Path, config: Path) -> Path:
 
 
 def _read_names(path: Path) -> tuple[list[str], int]:
+    from utils.tensors import open_tensors
+
     with open_tensors(path, MODEL_KEY) as file:
         names = list(file.keys())
         shape = file.get_slice(INPUT).get_shape() if INPUT in names else [0, 4, 0, 0]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dreammapping.__main__ import VERBS, main
+from utils import command
 from utils.command import exit_code
 
 ROOT = Path(__file__).parent.parent
@@ -173,6 +174,27 @@ def test_a_signal_leaves_one_exit_code_and_one_line_at_most(tmp_path, when, numb
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (128 + number if said else 0, said)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_signal_that_comes_twice_is_one_line(monkeypatch, capsys, nested):
+    """As `timeout` and make pass on what the terminal has sent to all: the second comes while the first is told."""
+    told = command.complain
+
+    def complain(text):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        told(text)
+
+    def work():
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(command, "complain", complain)
+    before = signal.getsignal(signal.SIGINT)
+    assert exit_code((lambda: exit_code(work, stopped="stopped here")) if nested else work) == 130
+    said = "stopped here" if nested else "stopped; repeat the command to continue"
+    assert capsys.readouterr().err == f"{said}\n" and signal.getsignal(signal.SIGINT) is before
 
 
 def raising(error):

@@ -7,11 +7,15 @@ import sys
 from collections.abc import Callable
 
 from utils.console import complain, forgiving_errors, show_every_letter
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 from utils.interruption import SIGNALS, as_ctrl_c, told_apart
 
 STARTS_AGAIN = "stopped; repeat the command to start again"
 """For `exit_code`: a command that keeps nothing of what it has done."""
+
+
+_at_work: list[Callable[[], int]] = []
+"""The command that this process is at."""
 
 
 def exit_code(
@@ -27,12 +31,24 @@ def exit_code(
         stopped: what a signal comes to, unless the interruption itself says it.
         debug: let a user's mistake be a traceback.
     """
+    if (
+        _at_work
+    ):  # within another's: that of `python -m dreammapping` around a verb's, say, which answers for both
+        try:
+            return work()
+        except KeyboardInterrupt as error:
+            raise Stopped(str(error) or stopped, getattr(error, "number", signal.SIGINT)) from error
     show_every_letter()
     atexit.unregister(_nothing_more)
-    with forgiving_errors(), as_ctrl_c():
+    with as_ctrl_c() as over, forgiving_errors():
         try:
-            with told_apart():
-                return work()
+            try:
+                _at_work.append(work)
+                with told_apart():
+                    return work()
+            finally:
+                over.set()
+                _at_work.clear()
         except UserError as error:
             if debug:
                 raise

@@ -15,20 +15,26 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 @contextmanager
-def as_ctrl_c() -> Iterator[None]:
-    """Within the block SIGTERM and a closed terminal raise `Stopped`, as Ctrl-C raises KeyboardInterrupt: so what is
-    open is closed, and what was half done taken back. One that was ignored, as under `nohup`, stays ignored."""
+def as_ctrl_c() -> Iterator[threading.Event]:
+    """Within the block SIGTERM and a closed terminal raise `Stopped`, as does Ctrl-C: so what is open is closed, and
+    what was half done taken back. One that was ignored, as under `nohup`, stays ignored.
+
+    Yields what is to be set when there is nothing more to stop: one Ctrl-C may come twice, as `timeout` passes it on.
+    """
+    over = threading.Event()
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        raise Stopped(number=number)
+        if not over.is_set():
+            raise Stopped(number=number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, stop)
+            if (handler := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = handler
+                signal.signal(number, stop)
     try:
-        yield
+        yield over
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

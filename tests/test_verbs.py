@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,22 @@ def test_a_signal_that_a_library_drops_comes_again(capsys, drop, number, nested)
         return 0
 
     assert exit_code((lambda: exit_code(work)) if nested else work) == 128 + number
+    assert capsys.readouterr().err == "stopped; repeat the command to continue\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_waits_until_torch_is_imported(monkeypatch, capsys, number):
+    torch = types.SimpleNamespace(__spec__=types.SimpleNamespace(_initializing=True))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+
+    def work():
+        signal.raise_signal(number)
+        time.sleep(0.3)
+        torch.__spec__._initializing = False
+        time.sleep(10)
+        return 0
+
+    assert exit_code(work) == 128 + number and not torch.__spec__._initializing
     assert capsys.readouterr().err == "stopped; repeat the command to continue\n"
 
 

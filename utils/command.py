@@ -78,9 +78,9 @@ def exit_code(
 def _nothing_more() -> None:
     """While Python ends, which takes a second where torch is loaded: the work has come to what its exit code says, and
     no signal changes that, nor has a library's log a word to add."""
-    logging.disable()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    logging.disable()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

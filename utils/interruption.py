@@ -63,6 +63,12 @@ def _send_again(number: int, heard: threading.Event) -> None:
     timer.start()
 
 
+def _is_loading(name: str) -> bool:
+    """Whether a module is just being imported. An exception in the middle of torch may abort the whole process, for
+    its code in C++ expects none."""
+    return getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False)
+
+
 def _send(number: int, heard: threading.Event) -> None:
     if heard.is_set():
         return
@@ -76,7 +82,7 @@ def _send(number: int, heard: threading.Event) -> None:
 def told_apart() -> Iterator[None]:
     """Within the block a signal that a library takes for a fault of its own, or of a file that it reads, is a signal:
     the interruption leaves the block, and not the error that came of it. One that a library drops, as bare `except:`
-    and finalizers do, comes again."""
+    and finalizers do, comes again; and while torch is imported, once that is done."""
     raised: list[int] = []
     heard = threading.Event()
 
@@ -84,6 +90,9 @@ def told_apart() -> Iterator[None]:
         handler: Callable[[int, FrameType | None], object],
     ) -> Callable[[int, FrameType | None], None]:
         def handle(number: int, frame: FrameType | None) -> None:
+            if _is_loading("torch"):
+                _send_again(number, heard)
+                return
             try:
                 handler(number, frame)
             except KeyboardInterrupt as error:

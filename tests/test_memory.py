@@ -250,7 +250,7 @@ def test_the_fast_path_has_the_gradient_of_the_slow_one(folder, monkeypatch):
     monkeypatch.setattr(
         torch.nn.Module,
         "compile",
-        lambda self: (compiled.append(self), compile_module(self, backend="eager")),
+        lambda self, backend: (compiled.append(self), compile_module(self, backend="eager")),
     )
     fast = model_of(folder)
     fast.compile()

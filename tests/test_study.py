@@ -134,21 +134,20 @@ def test_a_system_is_named_by_the_word_the_run_or_the_folder(tmp_path):
     assert opened(str(odd), "a cat")[0] == "a=b"
 
 
-def test_a_name_that_is_no_text_is_refused_and_a_folder_s_is_none_of_it(capsys, tmp_path):
+def test_a_name_that_is_no_text_is_refused_and_a_folder_s_too(capsys, tmp_path):
     """Bytes that are no UTF-8, as the command line gives them."""
     made = entries(tmp_path, prompts=["a cat"])
-    odd = made[0].source.folder.rename(tmp_path / "s\udce9")
     words = [f"{entry.system}={entry.source.folder}" for entry in made[1:]]
     options = ["--size", "32", "--output", tmp_path / "out"]
-    for word in (f"s\udce9={odd}", odd):
-        assert r"expected text in UTF-8, got 's\udce9'; correct it" in error_of(
-            capsys, "build", *words, word, *options
-        )
+    named = error_of(capsys, "build", *words, f"s\udce9={made[0].source.folder}", *options)
+    assert r"expected text in UTF-8, got 's\udce9'; correct it" in named
+    odd = made[0].source.folder.rename(tmp_path / "s\udce9")
+    for word in (f"ochre={odd}", odd):
+        assert "folder: expected a path in UTF-8" in error_of(capsys, "build", *words, word, *options)
     assert "prompt: expected text in UTF-8" in error_of(
         capsys, "build", *words, *options, "--prompt", "\udce9"
     )
     assert not (tmp_path / "out").exists()
-    assert main(["build", *words, f"ochre={odd}", *map(str, options)]) == 0
 
 
 def complete(key, participant, order, questions=("alignment", "quality")):

@@ -122,7 +122,7 @@ def test_what_no_browser_sends_is_one_line_and_ends_no_viewer(folder, sent):
                     link.recv(LONG)
         assert urllib.request.urlopen(address, timeout=LONG).status == 200
         process.send_signal(signal.SIGINT)
-        assert process.wait(LONG) == 0
+        assert process.wait(LONG) == 130
         said = process.stderr.read()
         assert "connection handler failed (" in said and "Traceback" not in said
     finally:

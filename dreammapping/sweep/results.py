@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments.load import build, differences, read_file
-from dreammapping.finished import FinishedRun, manifest_of
+from dreammapping.finished import SETTINGS, FinishedRun, manifest_of
 from dreammapping.sweep.grid import Job, varied_names
 from dreammapping.sweep.ledger import Ledger
 from dreammapping.sweep.status import DONE, QUEUED, Status
@@ -130,7 +130,7 @@ def _lack(ledger: Ledger, job: Job, status: Status, known: Mapping[str, Any]) ->
     others = [name for name, value in listed.items() if known.get(name, value) != value]
     if job.varied:
         with contextlib.suppress(UserError):  # settings of another version
-            changed = differences(folder / "config.yaml", build(read_file(ledger.settings(job.name))))
+            changed = differences(folder / SETTINGS, build(read_file(ledger.settings(job.name))))
             others += [name for name in changed if name in job.varied and name not in status.changes]
     return f"its folder holds another run, with another {', '.join(others)}" if others else ""
 

@@ -335,6 +335,23 @@ def test_settings_of_a_folder_that_cannot_work_are_refused_in_one_line(saved, tm
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_word_that_the_text_encoder_does_not_have_is_refused(saved, tmp_path):
+    folder = shutil.copytree(saved["whole"], tmp_path / "model")
+    path = folder / "tokenizer" / "tokenizer.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    model = score_model(folder)
+    number = int(model._tokenize(["a red car"])[0, 2])
+    words = tree["model"]["vocab"]
+    words[next(word for word, each in words.items() if each == number)] = 10**6
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    model = score_model(folder)
+    with pytest.raises(
+        UserError, match=r"words, got number 1000000 for one of \['a red car'\]; copy"
+    ) as error:
+        model.encode_text(["a red car"])
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_gradients_pass_through_a_model_that_was_loaded_where_none_are_kept(saved, mode):
     with mode():

@@ -28,6 +28,7 @@ from guidance.prior.gradient_scale import GradientScale
 from guidance.prior.memory import MemoryPlan, memory_plan, peak_bytes
 from guidance.prior.pipeline import load_pipeline, stride
 from utils.device import free_bytes
+from utils.errors import UserError
 from utils.replay import Replayed
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -317,11 +318,17 @@ class ScoreModel:
         """Embeddings of prompts; the empty one is the unconditional text.
 
         Raises:
-            UserError: a prompt has more tokens than the model reads.
+            UserError: a prompt has more tokens than the model reads, or one that its text encoder does not have.
         """
         if self.text_encoder is None:
             raise RuntimeError("encode_text after drop_text_encoder")
         tokens = self._tokenize(texts)
+        known = self.text_encoder.get_input_embeddings().num_embeddings
+        if (largest := int(tokens.max())) >= known:
+            raise UserError(
+                f"{self._source.location}: expected a tokenizer of the text encoder's {known} words, got number "
+                f"{largest} for one of {texts}; copy the model's folder again"
+            )
         return self.text_encoder(tokens.to(self.device))[0]
 
     def drop_text_encoder(self) -> None:

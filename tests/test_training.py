@@ -29,6 +29,7 @@ from dreammapping.optimization import Optimization
 from dreammapping.program import BESIDE_THE_ASSET
 from scene.ply import read_gaussians
 from train import main
+from utils import interruption
 from utils.device import choose_device, plain_torch
 from utils.errors import UserError
 from utils.interruption import as_ctrl_c
@@ -240,6 +241,7 @@ def test_ctrl_c_says_what_is_true(short, tmp_path, monkeypatch, capsys, at):
     from dreammapping import program
     from dreammapping.outputs import SceneOutputs
 
+    monkeypatch.setattr(interruption, "ONE_WISH", -1.0)
     if at == "load":
         assert main(["--quiet", *short]) == 0
         before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json")}
@@ -273,11 +275,24 @@ def test_ctrl_c_says_what_is_true(short, tmp_path, monkeypatch, capsys, at):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"] is True
 
 
-def test_one_signal_at_the_end_lets_the_run_finish(short, monkeypatch):
+def test_one_wish_at_the_end_lets_the_run_finish(short, monkeypatch):
     from dreammapping.outputs import SceneOutputs
 
-    monkeypatch.setattr(SceneOutputs, "write_end", stop)
+    monkeypatch.setattr(SceneOutputs, "write_end", lambda _: (stop(), stop()))
     assert main(["--quiet", *short]) == 0
+
+
+def test_signals_at_once_are_one_wish(short, tmp_path, monkeypatch, caplog):
+    """As `timeout` and wrappers pass on what the terminal has sent to all: the iteration ends and is saved."""
+    from dreammapping import program
+
+    run_loop = program.loop
+    monkeypatch.setattr(
+        program, "loop", lambda *args: run_loop(*args[:5], lambda *_: [stop() for _ in range(3)])
+    )
+    assert main(["--quiet", *short]) == 130
+    assert "saved after iteration 1 of 2" in caplog.text
+    assert (tmp_path / "run" / "checkpoints" / "iteration_000001").exists()
 
 
 def test_another_length_is_refused_or_finishes(short, tmp_path, capsys, caplog):

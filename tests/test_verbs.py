@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dreammapping.__main__ import VERBS, main
-from utils import command
+from utils import command, interruption
 from utils.command import exit_code
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +212,25 @@ def test_a_signal_that_comes_twice_is_one_line(monkeypatch, capsys, nested):
     assert exit_code((lambda: exit_code(work, stopped="stopped here")) if nested else work) == 130
     said = "stopped here" if nested else "stopped; repeat the command to continue"
     assert capsys.readouterr().err == f"{said}\n" and signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_cleans_up_after_a_signal_is_not_stopped_by_the_same_wish(capsys):
+    """One that comes later stops that, too."""
+    cleaned = []
+
+    def work():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            cleaned.append("at once")
+            time.sleep(interruption.ONE_WISH + 0.1)
+            signal.raise_signal(signal.SIGINT)
+            cleaned.append("later")
+        return 0
+
+    assert exit_code(work) == 130 and cleaned == ["at once"]
+    assert capsys.readouterr().err == "stopped; repeat the command to continue\n"
 
 
 def raising(error):

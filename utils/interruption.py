@@ -3,6 +3,7 @@
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from utils.errors import Stopped
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """SIGHUP is what a closed terminal sends; Windows has none."""
+ONE_WISH = 0.5
+"""Seconds within which signals are one wish: what a terminal sends to all, `timeout` and wrappers pass on again."""
 
 
 @contextmanager
@@ -47,8 +50,12 @@ class _Signal(Stopped):
     the signal, whatever the program's exit code.
     """
 
+    latest: "Callable[[], _Signal | None]" = staticmethod(lambda: None)
+
     def __init__(self, message: str, number: int, heard: threading.Event) -> None:
         super().__init__(message, number)
+        self.since, self.heard = time.monotonic(), heard
+        _Signal.latest = weakref.ref(self)
         self.dropped = weakref.finalize(self, _send_again, number, heard)
         self.dropped.atexit = False
 
@@ -61,6 +68,13 @@ def _send_again(number: int, heard: threading.Event) -> None:
     timer = threading.Timer(AGAIN, _send, (number, heard))  # here it would be dropped in the same place
     timer.daemon = True
     timer.start()
+
+
+def _is_under_way() -> bool:
+    """Whether the wish to stop has just been raised and is neither dropped nor out of its block: what cleans up on its
+    way is not to be stopped by the same wish."""
+    latest = _Signal.latest()
+    return latest is not None and not latest.heard.is_set() and time.monotonic() - latest.since <= ONE_WISH
 
 
 def _is_loading(name: str) -> bool:
@@ -92,6 +106,8 @@ def told_apart() -> Iterator[None]:
         def handle(number: int, frame: FrameType | None) -> None:
             if _is_loading("torch"):
                 _send_again(number, heard)
+                return
+            if _is_under_way():
                 return
             try:
                 handler(number, frame)
@@ -133,7 +149,7 @@ def told_apart() -> Iterator[None]:
 
 
 class Interruption:
-    """Within the block, the first signal is remembered; a second one acts at once.
+    """Within the block, the first signal is remembered; one that comes later than `ONE_WISH` after it acts at once.
 
     Only the main thread can be asked so by the system: in any other, such as a worker of a server, the block changes
     nothing. A signal that was ignored before, as `nohup` ignores SIGHUP, stays ignored.
@@ -143,6 +159,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since: float | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -156,8 +173,12 @@ class Interruption:
         self._restore()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        now = time.monotonic()
+        if self._since is None:
+            self.signal, self._since = number, now
+        elif now - self._since > ONE_WISH:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

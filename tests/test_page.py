@@ -351,6 +351,20 @@ def test_one_run_gets_a_page_and_several_get_a_gallery(tmp_path, capsys):
     )
 
 
+def test_the_next_page_removes_what_a_killed_one_left_half_written(tmp_path):
+    """Beside each page and the gallery, and nothing that merely has a similar name."""
+    for name in ("one", "two"):
+        finished_run(tmp_path / "runs" / name)
+    before = {path for path in tmp_path.rglob("*")}
+    folders = [tmp_path / "runs" / name for name in ("", "one", "two")]
+    for folder in folders:
+        (folder / ".index.0123abcd.partial.html").write_text("<html>")
+        (folder / ".index.mine.partial.html").write_text("theirs")
+    assert verbs(["page", str(tmp_path / "runs")]) == 0
+    made = {folder / name for folder in folders for name in ("index.html", ".index.mine.partial.html")}
+    assert {path for path in tmp_path.rglob("*")} == before | made
+
+
 def test_pages_go_elsewhere_and_runs_of_one_name_do_not_meet(tmp_path, capsys):
     runs = [finished_run(tmp_path / name / "car") for name in ("a", "b")]
     before = sorted(tmp_path.rglob("*"))

@@ -42,7 +42,7 @@ def making(
         InUse: another command makes files there for longer than `WAIT`; the message says which.
     """
     refuse_others(folder, names, source=source, instead=instead)
-    with _held(folder, names, instead), _noting(folder, names, source, instead):
+    with alone(folder, names, instead), _noting(folder, names, source, instead):
         yield
 
 
@@ -57,7 +57,7 @@ def making_all(
         UserError, InUse: as `making`.
     """
     refuse_others(folder, names, source=source, instead=instead)
-    with _held(folder, names, instead):
+    with alone(folder, names, instead):
         remove_unfinished_of(folder / TOGETHER)
         with contextlib.ExitStack() as kept, all_or_none(folder) as new:
             yield new
@@ -83,8 +83,14 @@ def adopt(folder: Path, names: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def _held(folder: Path, names: Collection[str], instead: str) -> Iterator[None]:
-    """Hold the lock of a folder in which these names are written; one that was made for it goes if it stays empty."""
+def alone(folder: Path, names: Collection[str], instead: str = OUTPUT) -> Iterator[None]:
+    """Within the block this process alone writes these names in a folder, which goes if it was made for it and stays
+    empty. What killed processes left of them half written is removed.
+
+    Raises:
+        UserError: the folder cannot be written.
+        InUse: another command writes there for longer than `WAIT`; the message says which.
+    """
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,9 @@ import cv2
 import jinja2
 
 from utils.errors import UserError
+from utils.files import write_text
 from utils.images import read_picture
+from utils.own_files import alone
 from utils.own_pages import GENERATOR, is_as_left, is_ours, signed
 
 LARGE_PICTURE = 60_000
@@ -63,6 +65,17 @@ def refuse_to_replace(target: Path) -> None:
         raise UserError(
             f"{target}: expected a page of ours or nothing, found {found}; move it, or choose --output FOLDER"
         )
+
+
+def write(target: Path, html: str) -> None:
+    """Write a page; what killed processes left of it half written is removed.
+
+    Raises:
+        UserError: it cannot be written, or somebody else's file is in its place.
+    """
+    with alone(target.parent, [target.name]):
+        refuse_to_replace(target)
+        write_text(target, html, durable=False)
 
 
 def link(path: Path, place: Path) -> str:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dreammapping.finished import FinishedRun
-from dreammapping.page.document import link, refuse_to_replace, render
+from dreammapping.page.document import link, refuse_to_replace, render, write
 from dreammapping.page.facts import Fact, facts_of, front_of, metrics_of, number_in, read_or_none, title_of
 from dreammapping.page.plots import number
-from utils.files import write_text
 
 
 def write_gallery(pages: Sequence[tuple[FinishedRun, Path]], target: Path) -> Path:
@@ -24,7 +23,7 @@ def write_gallery(pages: Sequence[tuple[FinishedRun, Path]], target: Path) -> Pa
     rows = [_row(run, page, target.parent) for run, page in pages]
     columns = [name for name, *_ in rows[0]["facts"]]
     html = render("gallery.html", ("gallery.js",), title=f"{len(rows)} runs", columns=columns, rows=rows)
-    write_text(target, html, durable=False)
+    write(target, html)
     return target
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dreammapping.finished import FinishedRun
-from dreammapping.page.document import data_uri, link, picture_uri, refuse_to_replace, render
+from dreammapping.page.document import data_uri, link, picture_uri, refuse_to_replace, render, write
 from dreammapping.page.facts import (
     changed_settings,
     facts_of,
@@ -24,7 +24,6 @@ from dreammapping.page.facts import (
 from dreammapping.page.plots import curve, heat_map, number
 from dreammapping.page.splats import Splats, pack
 from utils.aside import KEPT
-from utils.files import write_text
 
 NAME = "index.html"
 MOST_VIDEO_BYTES = 16_000_000
@@ -52,7 +51,7 @@ def write_page(run: FinishedRun, target: Path | None = None) -> Path:
     """
     target = target or run.folder / NAME
     refuse_to_replace(target)
-    write_text(target, page_of(run, target.parent), durable=False)
+    write(target, page_of(run, target.parent))
     return target
 
 

@@ -158,10 +158,16 @@ class SceneOutputs(Outputs):
                 self._write_videos(step)
 
     def write_end(self) -> None:
-        """Make a video of the frames of the process. They stay: a run that goes on from here adds to them."""
+        """Make a video of the frames of the process. They stay: a run that goes on from here adds to them.
+
+        The last turntable is made where it is missing: a run that had no encoder, or did not ask for it, was resumed.
+        """
+        last = self.config.iterations
+        if self.config.save_video and not all(path.exists() for path in self._turntables(last)):
+            self._write_videos(last)
         paths = self.run.path("process_videos", "frames").glob("*.jpg")
         steps = {int(path.stem): path for path in paths if path.stem.isdecimal()}
-        frames = [steps[step] for step in sorted(steps) if step <= self.config.iterations]
+        frames = [steps[step] for step in sorted(steps) if step <= last]
         if frames and self._encodes:
             with self._or_none(), video(self.run.path("process_videos", "video_rgb.mp4")) as write:
                 for frame in _of_one_size(frames):
@@ -199,14 +205,16 @@ class SceneOutputs(Outputs):
     def _write_videos(self, step: int) -> None:
         if not self._encodes:
             return
-        paths = [
-            self.run.path("videos", f"{step}_iteration", f"video_{name}_{step}.mp4")
-            for name in ("rgb", "depth")
-        ]
+        paths = self._turntables(step)
         with self._or_none(), video(paths[0]) as write_image, video(paths[1]) as write_depth:
             for image, depth in self._views(self.video_cameras):
                 write_image(image)
                 write_depth(depth)
+
+    def _turntables(self, step: int) -> list[Path]:
+        """The videos of an iteration: colour and depth."""
+        folder = self.run.path("videos", f"{step}_iteration")
+        return [folder / f"video_{name}_{step}.mp4" for name in ("rgb", "depth")]
 
     def _write_process_frame(self, step: int) -> None:
         index = (step // self.process_interval - 1) % len(self.process_cameras)

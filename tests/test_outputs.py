@@ -229,6 +229,29 @@ def test_an_asset_is_finished_without_its_videos_with_one_warning(outputs, encod
     assert not [name for name in contents(made.run.folder) if name.endswith(".mp4") or "partial" in name]
 
 
+@pytest.mark.parametrize("lack", ["an encoder", "the wish"])
+def test_a_finished_run_that_lacks_its_turntable_gets_it_when_it_is_resumed(outputs, encoder, lack):
+    words = ["iterations=2", "video_frames=3", "save_process=false"]
+    if lack == "an encoder":
+        encoder(BROKEN["dies at once"])
+    made = outputs(*words, *["save_video=false"] * (lack == "the wish"))
+    with made:
+        for step in (1, 2):
+            made.write_due(step, dict)
+    made.write_end()
+    folder = made.run.path("videos", "2_iteration")
+    assert not folder.exists()
+    encoder('exec "$REAL" "$@"')
+    made = outputs(*words)
+    with made:
+        made.write_end()
+    videos = [folder / f"video_{name}_2.mp4" for name in ("rgb", "depth")]
+    assert [frame_count(path) for path in videos] == [6, 6]
+    kept = [path.stat().st_mtime_ns for path in videos]
+    made.write_end()
+    assert [path.stat().st_mtime_ns for path in videos] == kept
+
+
 def test_the_encoder_is_tried_before_the_first_iteration_and_only_where_videos_are_wanted(
     outputs, encoder, caplog
 ):

@@ -494,6 +494,52 @@ def test_a_cpu_goes_on_from_the_shipped_prior_and_nothing_overwrites_it_unasked(
     ] == [f"toybox train: replaces the shipped prior in {PRIOR}"]
 
 
+@pytest.fixture
+def at_nothing(monkeypatch, tmp_path):
+    """Calls the command for a stage that would train nothing: its exit code."""
+    for name in ("prepare", "vae", "clip", "unet", "report", "all"):
+        monkeypatch.setattr(training.Training, name, lambda *_: None)
+    words = ["--preset", "cpu", "--device", "cpu", "--threads", "1", "--output", str(tmp_path / "prior")]
+    return lambda stage: train.main([*words, "--stage", stage])
+
+
+@pytest.mark.parametrize(
+    ("held", "refused"),
+    [("clip", {"clip", "all"}), ("unet", {"unet", "vae", "all"}), ("vae", {"unet", "vae", "all"})],
+)
+def test_what_one_process_trains_in_a_folder_no_other_does(tmp_path, capsys, at_nothing, held, refused):
+    """The U-Net's pipeline has the autoencoder in it; the CLIP is trained beside both."""
+    with models.training(tmp_path / "prior", held):
+        before = sorted(tmp_path.rglob("*"))
+        for stage in ("vae", "clip", "unet", "report", "all"):
+            assert at_nothing(stage) == (2 if stage in refused else 0)
+            said = capsys.readouterr().err
+            assert (
+                said.count("\n")
+                == ("wait until that ends, or choose another --output" in said)
+                == (stage in refused)
+            )
+        assert sorted(tmp_path.rglob("*")) == before
+    assert at_nothing("all") == 0
+
+
+def test_a_training_removes_what_a_killed_one_left_half_written(tmp_path, at_nothing):
+    folder = tmp_path / "prior"
+    for name in ("unet", "clip", "checkpoints"):
+        (folder / name).mkdir(parents=True)
+    (folder / "clip" / "config.json").write_text('{"model_type": "clip", "projection_dim": 128}')
+    (folder / "unet" / "config.json").write_text(json.dumps(dict(models.build_unet().config)))
+    (folder / "unet" / ".all.mine.partial").write_text("theirs")
+    before = sorted(folder.rglob("*"))
+    for name in (".pipeline.0123abcd.partial", "clip/.all.0123abcd.partial", ".unet.0123abcd.partial"):
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_text("half")
+    for name in ("checkpoints/.clip.0123abcd.partial.pt", "checkpoints/.unet.0123abcd.partial.json"):
+        (folder / name).write_text("half")
+    assert at_nothing("all") == 0
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_report_that_is_made_again_keeps_what_is_known_of_the_training(tmp_path):
     (tmp_path / "report.json").write_text(
         json.dumps({"stages": {"clip": {"steps": 5}, "unet": {"steps": 6}}})

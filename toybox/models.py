@@ -8,8 +8,8 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from toybox import world
 from toybox.starts import convolve, keep_words_apart, pass_colour_through, start_as_identity
 from utils import own_files
 from utils.errors import UserError
-from utils.files import all_or_none, atomic
+from utils.files import TOGETHER, all_or_none, atomic
 from utils.inputs import json_object, regular_file
 
 IMAGE_SIZE, LATENT_SIZE, LATENT_CHANNELS = 128, 32, 4
@@ -39,6 +39,11 @@ CHECKPOINTS = "checkpoints"
 TITLE = "# The toybox prior"
 REPORT = ("README.md", "report.json", "toybox_reconstructions.png", "toybox_samples.png")
 """The files that the report stage writes beside the weights."""
+_PARTS = {
+    "clip": ("clip",),
+    "unet": ("pipeline", "vae", "text_encoder", "tokenizer", "unet", "scheduler", "model_index.json"),
+}
+"""What is written by those who train the CLIP, and the U-Net or the autoencoder that goes with it."""
 
 PIXEL_MEAN, PIXEL_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 """The CLIP's pixel normalisation, of images in [0, 1]."""
@@ -222,15 +227,18 @@ def save_pipeline(
             _name_or_path=""
         )  # else a part that was loaded tells from where on this machine
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline") as whole:
+    whole = folder / f".pipeline.{secrets.token_hex(4)}.partial"
+    try:
         pipeline.save_pretrained(whole, max_shard_size=_SHARD)
-        for part in sorted(Path(whole).iterdir()):
+        for part in sorted(whole.iterdir()):
             if part.is_dir():
                 with saving(folder / part.name) as target:
                     shutil.copytree(part, target, dirs_exist_ok=True)
             else:
                 with atomic(folder / part.name) as target:
                     part.rename(target)
+    finally:
+        shutil.rmtree(whole, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -278,6 +286,23 @@ def refuse_others(folder: Path) -> None:
             raise _found_another(path)
     if not _is_earlier_report(folder):
         own_files.refuse_others(folder, REPORT)
+
+
+@contextlib.contextmanager
+def training(folder: Path, stage: str) -> Iterator[None]:
+    """Within the block this process alone trains a stage in a folder: the CLIP, or the U-Net and the autoencoder. What
+    killed processes left half written is removed.
+
+    Raises:
+        InUse: another process does; the message says which.
+        UserError: the folder cannot be written.
+    """
+    kind = "clip" if stage == "clip" else "unet"
+    names = [name for part in _PARTS[kind] for name in (part, f"{part}/{TOGETHER}")]
+    stages = [each for each in STAGES if (each == "clip") == (kind == "clip")]
+    names += [f"{CHECKPOINTS}/{each}{suffix}" for each in stages for suffix in (".pt", ".json")]
+    with own_files.alone(folder, names, lock=f".{kind}.lock", wait=0.0):
+        yield
 
 
 @contextlib.contextmanager

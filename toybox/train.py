@@ -9,6 +9,7 @@ so the two may be trained in any order. Many cores are used best by
 """
 
 import argparse
+import contextlib
 import logging
 import math
 import os
@@ -104,12 +105,17 @@ def _train(settings: argparse.Namespace, arguments: list[str]) -> int:
     if output.resolve() == PRIOR:
         log.warning("toybox train: replaces the shipped prior in %s", PRIOR)
     stages = training.Training(output, cache, device, preset, settings.steps)
-    if settings.stage == "all":
-        stages.all(arguments)
-    else:
-        if settings.stage in ("clip", "unet"):
-            stages.prepare()
-        getattr(stages, settings.stage)()
+    trained = {"all": ("unet",) if preset.together else ("clip", "unet"), "report": ()}
+    with contextlib.ExitStack() as alone:
+        if training.share()[0] == 0:
+            for stage in trained.get(settings.stage, (settings.stage,)):
+                alone.enter_context(models.training(output, stage))
+        if settings.stage == "all":
+            stages.all(arguments)
+        else:
+            if settings.stage in ("clip", "unet"):
+                stages.prepare()
+            getattr(stages, settings.stage)()
     return 0
 
 

@@ -42,7 +42,7 @@ def making(
         InUse: another command makes files there for longer than `WAIT`; the message says which.
     """
     refuse_others(folder, names, source=source, instead=instead)
-    with alone(folder, names, instead), _noting(folder, names, source, instead):
+    with alone(folder, [*names, RECORD], instead), _noting(folder, names, source, instead):
         yield
 
 
@@ -57,7 +57,7 @@ def making_all(
         UserError, InUse: as `making`.
     """
     refuse_others(folder, names, source=source, instead=instead)
-    with alone(folder, names, instead):
+    with alone(folder, [*names, RECORD], instead):
         remove_unfinished_of(folder / TOGETHER)
         with contextlib.ExitStack() as kept, all_or_none(folder) as new:
             yield new
@@ -83,13 +83,25 @@ def adopt(folder: Path, names: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, names: Collection[str], instead: str = OUTPUT) -> Iterator[None]:
+def alone(
+    folder: Path,
+    names: Collection[str],
+    instead: str = OUTPUT,
+    *,
+    lock: str = LOCK,
+    wait: float | None = None,
+) -> Iterator[None]:
     """Within the block this process alone writes these names in a folder, which goes if it was made for it and stays
     empty. What killed processes left of them half written is removed.
 
+    Args:
+        names: files and folders, also in folders that are there: `part/name`.
+        instead: what else can be done, for who is refused.
+        lock: the file that is held meanwhile. wait: seconds for who holds it; default: `WAIT`.
+
     Raises:
         UserError: the folder cannot be written.
-        InUse: another command writes there for longer than `WAIT`; the message says which.
+        InUse: another command writes there for longer than `wait`; the message says which.
     """
     existed = folder.exists()
     try:
@@ -97,8 +109,8 @@ def alone(folder: Path, names: Collection[str], instead: str = OUTPUT) -> Iterat
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     try:
-        with held(folder / LOCK, wait=WAIT, instead=instead):
-            for name in (*names, RECORD):
+        with held(folder / lock, wait=WAIT if wait is None else wait, instead=instead):
+            for name in names:
                 remove_unfinished_of(folder / name)
             yield
     finally:

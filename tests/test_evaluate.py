@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from dreammapping.evaluation.evaluate import Protocol, evaluate, toybox_captions
 from dreammapping.evaluation.evaluate_command import main
 from dreammapping.evaluation.exhibit import Exhibit
 from dreammapping.evaluation.pictures import Source, in_bytes, read_pictures, ring
-from dreammapping.evaluation.references import folder_of, made_of, references, sample
+from dreammapping.evaluation.references import LOCK, folder_of, made_of, references, sample
 from dreammapping.evaluation.table import markdown
 from guidance import ScoreModel
 from scene.gaussian_model import GaussianModel
@@ -25,6 +27,7 @@ from tests.tiny_models import save_pipeline
 from tests.tolerances import NETWORK
 from utils.errors import UserError
 from utils.images import write_picture
+from utils.own_files import alone
 
 
 def make_run(folder, prompt="a blue car", seed=0, model="toybox"):
@@ -185,6 +188,27 @@ def test_references_are_drawn_once_and_more_of_them_begin_like_fewer(prior, tmp_
     assert torch.equal(references(prior, "a red car", 5, tmp_path), many)
     assert references(prior, "a red car", 2, tmp_path, seed=3).equal(many[3:])
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
+
+
+def test_references_that_another_process_draws_are_waited_for(prior, tmp_path, monkeypatch):
+    """And what a killed one left half written is removed, as nobody else draws there."""
+    monkeypatch.setattr("dreammapping.evaluation.references.STEPS", 2)
+    monkeypatch.setattr("dreammapping.evaluation.references.sample", lambda *given: sample(*given, steps=2))
+    drawn = references(prior, "a red car", 2, tmp_path)
+    folder = folder_of(made_of(prior, "a red car"), tmp_path)
+    before = sorted(folder.iterdir())
+    picture = (folder / "000001.png").read_bytes()
+    (folder / "000001.png").unlink()
+    (folder / ".000001.0123abcd.partial.png").write_bytes(picture[:9])
+    spent = prior.evaluations.forward
+    with ThreadPoolExecutor(1) as pool:
+        with alone(folder, [], lock=LOCK):
+            found = pool.submit(references, prior, "a red car", 2, tmp_path)
+            time.sleep(0.5)
+            (folder / "000001.png").write_bytes(picture)
+            assert not found.done()
+        assert found.result().equal(drawn) and prior.evaluations.forward == spent
+    assert sorted(folder.iterdir()) == before
 
 
 def test_other_weights_prompts_and_solvers_have_other_references(prior, tmp_path, monkeypatch):

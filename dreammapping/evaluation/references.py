@@ -7,6 +7,7 @@ prompt without a view word (ProlificDreamer's, as far as it is published).
 import hashlib
 import json
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,16 @@ from torch import Tensor
 from guidance.prior.score_model import ScoreModel
 from utils.files import write_text
 from utils.images import read_picture, write_picture
+from utils.own_files import alone
 
 STEPS, GUIDANCE_SCALE = 50, 7.5
 BATCH = 8
 """Pictures drawn at once, after which they are on the disk."""
+
+RECIPE = "references.json"
+"""What the pictures beside it are made of."""
+LOCK = ".references.lock"
+"""Held while pictures are drawn there."""
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +84,7 @@ def references(
     """The first `count` pictures of a prompt, in 8 bits; those that the cache has are read, and the others are drawn.
 
     Picture i is that of seed `seed` + i, whatever the count. Each is a file of `folder_of`, written as it is drawn.
+    Where another process draws there, it is waited for; what a killed one left half written is removed.
 
     Raises:
         UserError: the prompt is longer than the prior reads, or the cache cannot be written.
@@ -84,16 +92,23 @@ def references(
     recipe = made_of(prior, prompt)
     folder = folder_of(recipe, cache)
     paths = [folder / f"{number:06d}.png" for number in range(seed, seed + count)]
-    missing = [number for number, path in enumerate(paths, start=seed) if not _is_written(path)]
-    if missing:
-        log.info("drawing %d references of %r into %s", len(missing), prompt, folder)
-        write_text(folder / "references.json", json.dumps(recipe, indent=2) + "\n")
+    if not all(map(_is_written, paths)):
+        names = [RECIPE, *(path.name for path in paths)]
+        with alone(folder, names, lock=LOCK, wait=math.inf):  # who comes second finds them drawn
+            if missing := [number for number, path in enumerate(paths, seed) if not _is_written(path)]:
+                _draw(prior, recipe, folder, missing)
+    pixels = np.stack([read_picture(path) for path in paths])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0
+
+
+def _draw(prior: ScoreModel, recipe: dict[str, Any], folder: Path, missing: list[int]) -> None:
+    prompt = recipe["prompt"]
+    log.info("drawing %d references of %r into %s", len(missing), prompt, folder)
+    write_text(folder / RECIPE, json.dumps(recipe, indent=2) + "\n")
     for first in range(0, len(missing), BATCH):
         seeds = missing[first : first + BATCH]
         for number, image in zip(seeds, sample(prior, prompt, seeds).split(1), strict=True):
-            write_picture(paths[number - seed], image)
-    pixels = np.stack([read_picture(path) for path in paths])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255.0
+            write_picture(folder / f"{number:06d}.png", image)
 
 
 def _is_written(path: Path) -> bool:

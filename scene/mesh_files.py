@@ -66,7 +66,9 @@ def _materials(path: Path) -> tuple[list[str], set[str]]:
     with path.open("rb") as file:
         lines = [line for line in file if line.lstrip(b"\xef\xbb\xbf \t").startswith((b"mtllib", b"usemtl"))]
     named = [
-        line.decode("utf-8", "replace").partition("mtllib")[2].strip() for line in lines if b"mtllib" in line
+        line.decode("utf-8", "replace").partition("mtllib")[2].strip()
+        for line in lines
+        if b"mtllib" in line.partition(b"usemtl")[0]
     ]
     return named, _words_after("usemtl", lines) - {"None", "(null)"}  # as exporters call none
 

@@ -729,6 +729,13 @@ def test_an_obj_may_name_several_files_of_materials(tmp_path, caplog, lines):
     assert caplog.text == ""
 
 
+def test_a_material_may_be_named_like_the_keyword_of_files(tmp_path, caplog):
+    (tmp_path / "a.mtl").write_text("newmtl mtllib_x\nKd 0 1 0\n")
+    (tmp_path / "a.obj").write_text(PAINTED_OBJ.replace("usemtl a", "usemtl mtllib_x"))
+    from_file(tmp_path / "a.obj", count=10)
+    assert caplog.text == ""
+
+
 def test_a_material_that_no_file_has_is_told(tmp_path, caplog):
     (tmp_path / "a.mtl").write_text("newmtl b\nKd 1 0 0\n")
     (tmp_path / "a.obj").write_text(PAINTED_OBJ)

@@ -44,7 +44,7 @@ def warn_of_rounding(path: Path | str, points: Float[Tensor, "N 3"]) -> None:
     side = float((exact.amax(dim=0) - exact.amin(dim=0)).max())
     far = float(exact.abs().max())
     step = far * torch.finfo(torch.float32).eps
-    if step > COARSE * side:
+    if 0 < COARSE * side < step:  # what has no size is refused as that
         log.warning(
             "%s: holds float32, which has steps of %.2g at %g units from the origin, and is %g units long, so its "
             "shape is rounded; save it nearer to the origin, or with doubles",

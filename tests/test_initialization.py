@@ -461,6 +461,15 @@ def test_a_shape_that_its_file_has_rounded_is_told(tmp_path, caplog, suffix, sta
     assert ("so its shape is rounded" in caplog.text) == (start > 0)
 
 
+def test_a_single_point_is_not_called_rounded(tmp_path, caplog):
+    PlyData([PlyElement.describe(np.ones(1, dtype=[(axis, "f4") for axis in "xyz"]), "vertex")]).write(
+        str(tmp_path / "a.ply")
+    )
+    with pytest.raises(UserError, match="at least 4 points"):
+        from_file(tmp_path / "a.ply")
+    assert caplog.text == ""
+
+
 def test_a_point_cloud_at_a_surveyors_coordinates_keeps_its_shape(tmp_path):
     offsets = np.random.default_rng(0).uniform(-1, 1, (300, 3))
     table = np.zeros(300, dtype=[(axis, "f8") for axis in "xyz"])

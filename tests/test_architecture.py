@@ -145,3 +145,8 @@ def test_what_both_packages_need_is_the_same_file_in_each(names: tuple[str, str]
     """Each is installed without the other."""
     first, second = ((ROOT / "submodules" / name).read_bytes() for name in names)
     assert first == second
+
+
+def test_guidance_lists_what_it_gives_before_anything_is_loaded():
+    code = "import guidance, sys; assert set(guidance.__all__) <= set(dir(guidance)); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

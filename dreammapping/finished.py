@@ -18,7 +18,8 @@ from scene.field_file import iteration_of, read_field
 from scene.frame import FRAME, to_file
 from scene.gaussian_model import GaussianModel
 from scene.initialization import initial_points
-from scene.ply import read_gaussians, read_header, read_points
+from scene.ply import read_gaussians, read_points
+from scene.ply_header import read_header
 from scene.radiance_field import RadianceField
 from utils.errors import UserError
 from utils.inputs import regular_file

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scene import gltf, mesh_files, ply, ply_faces
 from scene.mesh_size import declared_faces
+from scene.ply_header import read_header
 from scene.strays import strays, warn_of_rounding, warn_of_strays
 from utils.errors import UserError
 from utils.images import eight_bits
@@ -94,7 +95,7 @@ def _holds_float32(path: Path) -> bool:
     """Whether the numbers of a mesh are stored so: always in the formats of bytes, and in most .ply."""
     if path.suffix.lower() != ".ply":
         return path.suffix.lower() != ".obj"
-    vertex = next(each for each in ply.read_header(path).elements if each.name == "vertex")
+    vertex = next(each for each in read_header(path).elements if each.name == "vertex")
     return vertex.properties["x"] in ("float", "float32")
 
 

@@ -5,8 +5,8 @@ import struct
 from pathlib import Path
 
 from scene import gltf
+from scene.ply_header import MAX_HEADER_BYTES
 
-PLY_HEADER_BYTES = 128 * 1024
 BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error)
 """What reading a broken file raises."""
 
@@ -22,7 +22,7 @@ def declared_faces(path: Path) -> int:
 
 def _ply(path: Path) -> int:
     with path.open("rb") as file:
-        found = re.search(rb"element\s+face\s+(\d+)", file.read(PLY_HEADER_BYTES))
+        found = re.search(rb"element\s+face\s+(\d+)", file.read(MAX_HEADER_BYTES))
     return int(found.group(1)) if found else 0
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from scene.ply import Element, Header, color_names, header_of, read_elements, read_header, with_faces
+from scene.ply import color_names, read_elements, with_faces
+from scene.ply_header import Element, Header, header_of, read_header
 from utils.errors import UserError
 from utils.inputs import WithHeader
 

@@ -57,11 +57,13 @@ def making_all(
         UserError, InUse: as `making`.
     """
     refuse_others(folder, names, source=source, instead=instead)
-    with alone(folder, [*names, RECORD], instead):
-        remove_unfinished_of(folder / TOGETHER)
-        with contextlib.ExitStack() as kept, all_or_none(folder) as new:
-            yield new
-            kept.enter_context(_noting(folder, names, source, instead))  # until all have moved
+    with (
+        alone(folder, [*names, RECORD, TOGETHER], instead),
+        contextlib.ExitStack() as kept,
+        all_or_none(folder) as new,
+    ):
+        yield new
+        kept.enter_context(_noting(folder, names, source, instead))  # until all have moved
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scene import ply
 from scene.gaussian_model import GaussianModel
+from scene.ply_header import read_header
 from scene.splat_formats import compressed_ply, glb, splat, spz
 from utils.errors import UserError
 from utils.inputs import regular_file
@@ -34,7 +35,5 @@ def read_any(path: Path | str, sh_degree: int = 0) -> GaussianModel:
                 f"{path}: expected Gaussians as .ply, .splat, .spz or .glb, got {suffix or 'another file'}; "
                 "convert it to one of these"
             )
-        read = (
-            compressed_ply.read if compressed_ply.is_compressed(ply.read_header(path)) else ply.read_gaussians
-        )
+        read = compressed_ply.read if compressed_ply.is_compressed(read_header(path)) else ply.read_gaussians
     return read(path, sh_degree)

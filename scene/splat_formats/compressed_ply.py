@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scene.frame import FRAME_COMMENT, WORLD_TO_FILE
 from scene.gaussian_model import GaussianModel
-from scene.ply import Element, Header, read_header
+from scene.ply_header import Element, Header, read_header
 from scene.raw_gaussians import model_of, raw_table
 from utils.errors import UserError
 from utils.files import atomic
